@@ -1,0 +1,139 @@
+"""The adaptive loop: every sample takes its own steps.
+
+    error of a step, scaled:  e = rms(error / (atol + rtol * max(|x0|, |x1|))) over one sample; accepted if e <= 1
+    next step (PI control):   h * clamp(0.9 * e^(-0.7/k) * e_before^(0.4/k), 0.2, 5), k = order of the estimate + 1
+
+No decision for one sample depends on another: each has its own sigma, step and status. Samples that arrive leave the
+batch, so only those under way are asked about. The step is cut at the end of the range and never goes beyond it.
+
+References:
+    Hairer, Norsett, Wanner, Solving Ordinary Differential Equations I, II.4 (initial step; error norm).
+    Gustafsson 1991, Control-theoretic techniques for stepsize selection in explicit Runge-Kutta methods (PI control).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import IntEnum
+
+import torch
+from torch import Tensor
+
+from odesampler.combine import for_rows
+from odesampler.program import Loop, Observer, Program, Sigma, Solved, Solver, State
+
+
+class Status(IntEnum):
+    """How a sample's solve ended."""
+
+    ARRIVED = 0
+    STEP_LIMIT = 1  # still under way after max_steps; raise it, or rtol and atol
+    FLOOR = 2  # the step it needed was too small for its dtype: a model that is not smooth, or too tight a tolerance
+
+
+@dataclass(frozen=True)
+class Adaptive(Loop):
+    """Steps chosen per sample to keep the local error at a tolerance.
+
+    Args:
+        solver: One with an error estimate: "bosh3", "dopri5", "heun", ...
+        rtol, atol: Relative and absolute tolerance, the latter in units of x = x_t / alpha.
+        max_steps: Limit of steps, accepted or not, for any sample.
+
+    Raises:
+        ValueError: The solver estimates no error, or a tolerance is negative, or both are 0.
+    """
+
+    solver: Solver
+    rtol: float = 1e-4
+    atol: float = 1e-4
+    max_steps: int = 10_000
+
+    takes_steps = False
+
+    def __post_init__(self) -> None:
+        if self.solver.error_order is None:
+            raise ValueError(f"{self.solver} estimates no error, so it cannot choose steps: give num_steps")
+        if not (self.rtol >= 0 and self.atol >= 0 and self.rtol + self.atol > 0):
+            raise ValueError(f"rtol and atol must be 0 or more, not both 0; got rtol={self.rtol}, atol={self.atol}")
+        if self.max_steps < 1:
+            raise ValueError(f"max_steps must be 1 or more; got {self.max_steps}")
+
+    def across(self, state: State, sigmas: Sequence[float], observe: Observer | None = None) -> Program[Solved]:
+        return (yield from adaptive(self, state.x, sigmas[0], sigmas[-1], observe))
+
+
+def adaptive(
+    control: Adaptive, x: Tensor, start: float, stop: float, observe: Observer | None = None
+) -> Program[Solved]:
+    """Solve from `x` (batch, *shape) at `start` to `stop`, each sample by its own steps.
+
+    A sample that cannot arrive is returned where it got to, with its status; it holds up no other.
+    """
+    solver, k = control.solver, (control.solver.error_order or 0) + 1
+    rows = torch.arange(len(x), device=x.device)
+    s = _column(x, start)
+    h = yield from _first_step(control, x, start, stop)
+    state = yield from solver.init(x, s)
+    before = torch.ones_like(s)  # the scaled error of the last accepted step
+    out, status = x.clone(), torch.full((len(x),), int(Status.STEP_LIMIT), device=x.device)
+    for i in range(1, control.max_steps + 1):
+        s1 = torch.where((stop - s - h) * h > 0, s + h, stop)
+        trial = yield from for_rows(rows, solver.step(state, s, s1))
+        e = _scaled(control, trial.error, state.x, trial.x)
+        accept = e <= 1
+        factor = 0.9 * e ** (-0.7 / k) * before ** (0.4 / k)
+        factor = torch.where(accept, factor, (0.9 * e ** (-1 / k)).clamp(max=0.9))  # after a rejection never grow
+        before = torch.where(accept, e, before)
+        state, s = trial.where(accept, state), torch.where(accept, s1, s)
+        h = h * factor.nan_to_num(0.2).clamp(0.2, 5)  # NaN: the model left its domain; try a shorter step
+        arrived = (s == stop).flatten()
+        stuck = (h.abs() < 8 * torch.finfo(x.dtype).eps * s.abs()).flatten() & ~arrived
+        left = arrived | stuck
+        out[rows] = state.x
+        status[rows] = torch.where(arrived, int(Status.ARRIVED), torch.where(stuck, int(Status.FLOOR), status[rows]))
+        if observe is not None:
+            observe(i, s, state.x, rows)
+        going = torch.nonzero(~left).flatten()  # the one wait for the device in a round
+        if len(going) == 0:
+            break
+        if len(going) < len(rows):
+            rows, s, h, before, state = rows[going], s[going], h[going], before[going], state.select(going)
+    return Solved(State(out), status)
+
+
+def _first_step(control: Adaptive, x: Tensor, start: float, stop: float) -> Program[Tensor]:
+    """Hairer's initial step, per sample, signed: two evaluations, the second inside the range."""
+    span = abs(stop - start)
+    k0 = yield x, _column(x, start)
+    scale = _scale(control, x.abs())
+    size, slope = _rms(x / scale), _rms(k0 / scale)
+    probe = torch.where((size < 1e-5) | (slope < 1e-5), 1e-6, 0.01 * size / slope).clamp(max=span)
+    probe = probe * math.copysign(1, stop - start)
+    k1 = yield x + probe * k0, (_column(x, start) + probe).clamp(min(start, stop), max(start, stop))
+    bend = _rms((k1 - k0) / scale) / probe.abs()
+    worst = torch.maximum(slope, bend)
+    fitting = (0.01 / worst) ** (1 / (control.solver.order + 1))
+    h = torch.where(worst <= 1e-15, (probe.abs() * 1e-3).clamp(min=1e-6), fitting)
+    return torch.minimum(100 * probe.abs(), h).clamp(max=span) * math.copysign(1, stop - start)
+
+
+def _scaled(control: Adaptive, error: Tensor | None, x0: Tensor, x1: Tensor) -> Tensor:
+    assert error is not None  # Adaptive takes only solvers that estimate it
+    return _rms(error / _scale(control, torch.maximum(x0.abs(), x1.abs()))).clamp(min=1e-10)
+
+
+def _scale(control: Adaptive, size: Tensor) -> Tensor:
+    tiny = torch.finfo(size.dtype).tiny  # a pixel of exactly 0 under atol = 0 would make 0 / 0
+    return (control.atol + control.rtol * size).clamp(min=tiny)
+
+
+def _rms(v: Tensor) -> Tensor:
+    """Root mean square over each sample, (batch, 1, ...)."""
+    return v.flatten(1).square().mean(1).sqrt().reshape((len(v),) + (1,) * (v.ndim - 1))
+
+
+def _column(x: Tensor, sigma: Sigma) -> Tensor:
+    return torch.full((len(x),) + (1,) * (x.ndim - 1), float(sigma), dtype=x.dtype, device=x.device)

@@ -1,0 +1,184 @@
+"""Programs made of programs: for a part of the batch, side by side, kept within the range, out of a calling function.
+
+These know the contract (`program`) and nothing else: neither solvers nor models.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from queue import SimpleQueue
+from threading import Thread
+from typing import Any, TypeVar, cast
+
+import torch
+from torch import Tensor
+
+from odesampler.program import Draw, Program, Request, Sigma
+
+T = TypeVar("T")
+
+
+def question(asked: tuple[Any, ...]) -> Request | Draw:
+    """What a program yielded, as a Request or a Draw: solvers may yield just `x, sigma`."""
+    return asked if isinstance(asked, (Request, Draw)) else Request(*asked)
+
+
+def for_rows(rows: Tensor, program: Program[T]) -> Program[T]:
+    """Run a program that only knows the samples `rows` of the batch."""
+    answer: Tensor | None = None
+    try:
+        while True:
+            asked = question(program.send(cast(Tensor, answer)))
+            whose = rows if asked.rows is None else rows[asked.rows]
+            try:
+                answer = yield asked._replace(rows=whose)
+            except Exception as error:
+                program.throw(error)
+                raise
+    except StopIteration as stop:
+        return cast(T, stop.value)
+
+
+def within(low: float, high: float, name: str, program: Program[T]) -> Program[T]:
+    """Refuse questions outside [low, high], naming the solver that asks them, before any model is called.
+
+    Sigmas on an accelerator are not read, since that would wait for it: they come from our own adaptive loop, which
+    keeps inside by construction.
+    """
+    answer: Tensor | None = None
+    try:
+        while True:
+            asked = question(program.send(cast(Tensor, answer)))
+            if isinstance(asked, Request):
+                outside = _outside(asked.sigma, low, high)
+                if outside is not None:
+                    program.close()
+                    raise ValueError(
+                        f"{name} asked for eps at sigma = {outside:g}, outside the model's range [{low:g}, {high:g}]: "
+                        "no network is asked there"
+                    )
+            try:
+                answer = yield asked
+            except Exception as error:
+                program.throw(error)
+                raise
+    except StopIteration as stop:
+        return cast(T, stop.value)
+
+
+def _outside(sigma: Sigma, low: float, high: float) -> float | None:
+    slack = 1e-6  # rounding of a float32 sigma
+    if isinstance(sigma, Tensor):
+        if sigma.device.type != "cpu":
+            return None
+        bad = sigma[(sigma < low * (1 - slack)) | (sigma > high * (1 + slack)) | sigma.isnan()]
+        return bad[0].item() if len(bad) else None
+    return None if low * (1 - slack) <= sigma <= high * (1 + slack) else sigma
+
+
+def together(*programs: Program[T]) -> Program[list[T]]:
+    """Run programs side by side, each on its own block of rows of one larger batch, merging what they ask.
+
+    A round asks about every program that is still under way. The first question of a program must be about its whole
+    batch: it tells how many rows the program owns.
+    """
+    results: dict[int, T] = {}
+    pending: dict[int, Request] = {}
+    blocks: list[Tensor] = []  # the rows of each program
+
+    def advance(i: int, answer: Tensor | None) -> Program[None]:
+        """Let program i run to its next request; noise is drawn for it alone, on the way."""
+        pending.pop(i, None)
+        try:
+            asked = question(programs[i].send(cast(Tensor, answer)))
+            if i == len(blocks):
+                first = sum(len(b) for b in blocks)
+                blocks.append(torch.arange(first, first + len(asked[0]), device=asked[0].device))
+            while isinstance(asked, Draw):
+                noise = yield Draw(asked.like, _rows_in(blocks[i], asked.rows))
+                asked = question(programs[i].send(noise))
+            pending[i] = asked
+        except StopIteration as stop:
+            results[i] = stop.value
+
+    for i in range(len(programs)):
+        yield from advance(i, None)
+    while pending:
+        order = list(pending)
+        asked = [pending[i] for i in order]
+        try:
+            answers = yield _merged(asked, [blocks[i] for i in order])
+        except Exception as error:
+            programs[order[0]].throw(error)  # so that the traceback shows which line of which solver asked
+            raise
+        for i, answer in zip(order, torch.split(answers, [len(a.x) for a in asked]), strict=True):
+            yield from advance(i, answer)
+    return [results[i] for i in range(len(programs))]
+
+
+def _rows_in(block: Tensor, rows: Tensor | None) -> Tensor:
+    return block if rows is None else block[rows]
+
+
+def _merged(asked: Sequence[Request], blocks: Sequence[Tensor]) -> Request:
+    rows = torch.cat([_rows_in(b, a.rows) for a, b in zip(asked, blocks, strict=True)])
+    sigmas = {a.sigma for a in asked if not isinstance(a.sigma, Tensor)}
+    if len(sigmas) == 1 and not any(isinstance(a.sigma, Tensor) for a in asked):
+        return Request(torch.cat([a.x for a in asked]), sigmas.pop(), rows)
+    return Request(torch.cat([a.x for a in asked]), torch.cat([column(a.sigma, a.x) for a in asked]), rows)
+
+
+def column(sigma: Sigma, x: Tensor) -> Tensor:
+    """`sigma` as (batch, 1, ...), float64, on the device of `x`. A number is filled in, not copied: nothing waits."""
+    shape = (len(x),) + (1,) * (x.ndim - 1)
+    if isinstance(sigma, Tensor):
+        return sigma.double().reshape(-1, *shape[1:]).expand(shape)
+    return torch.full(shape, sigma, dtype=torch.float64, device=x.device)
+
+
+class _Abandoned(BaseException):
+    """Tells the thread of a function that nobody waits for its result any more."""
+
+
+def inverted(work: Callable[[Callable[[Tensor, Sigma], Tensor]], T]) -> Program[T]:
+    """Turn a function that calls `ask(x, sigma)`, such as a foreign ODE solver, into a program that asks the same.
+
+    The function runs in a thread of its own and waits there while the driver has the word; only one of the two ever
+    runs. Gradient mode is per thread in torch, so it is carried over.
+    """
+    asked: SimpleQueue[tuple[str, Any]] = SimpleQueue()
+    answered: SimpleQueue[tuple[str, Any]] = SimpleQueue()
+    grad = torch.is_grad_enabled()
+
+    def ask(x: Tensor, sigma: Sigma) -> Tensor:
+        asked.put(("question", Request(x, sigma)))
+        kind, value = answered.get()
+        if kind == "error":
+            raise value
+        return cast(Tensor, value)
+
+    def body() -> None:
+        try:
+            with torch.set_grad_enabled(grad):
+                asked.put(("result", work(ask)))
+        except BaseException as error:  # handed to the program's caller, whatever it is
+            asked.put(("error", error))
+
+    thread = Thread(target=body, daemon=True, name="odesampler.inverted")
+    thread.start()
+    try:
+        while True:
+            kind, value = asked.get()
+            if kind == "error":
+                raise value
+            if kind == "result":
+                return cast(T, value)
+            try:
+                answer = yield value
+            except Exception as error:
+                answered.put(("error", error))
+            else:
+                answered.put(("answer", answer))
+    finally:
+        answered.put(("error", _Abandoned()))
+        thread.join()

@@ -1,0 +1,156 @@
+"""The driver: the only code that calls a model.
+
+It answers programs: conditions follow their rows, large batches are cut into chunks, noise comes from one stream a
+sample, evaluations are counted, answers are checked. It never sees a solver.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, TypeAlias, TypeVar, cast
+
+import torch
+from torch import Tensor
+
+from odesampler.combine import column, question, together
+from odesampler.model import Cond
+from odesampler.noise import Streams
+from odesampler.program import Draw, Program, Request
+
+T = TypeVar("T")
+Eps: TypeAlias = Callable[..., Tensor]  # eps(x, sigma, **cond): a Model, or any function of that form
+
+
+@dataclass
+class Tally:
+    """What a run cost."""
+
+    nfe: Tensor | None = None  # (batch,) evaluations of eps for each sample; a guided one counts once
+    calls: int = 0  # batched calls of the model
+
+
+@dataclass
+class _Watch:
+    """Looks for NaN and infinity in the model's answers.
+
+    On the CPU at once. Elsewhere reading a value would wait for the device, so sums are kept and read together, every
+    `patience` calls and at the end.
+    """
+
+    patience: int = 64
+    kept: list[tuple[str, Tensor]] = field(default_factory=list)
+
+    def see(self, answer: Tensor, where: str) -> None:
+        self.kept.append((where, answer.sum(dtype=torch.promote_types(answer.dtype, torch.float32))))
+        if answer.device.type == "cpu" or len(self.kept) >= self.patience:
+            self.settle()
+
+    def settle(self) -> None:
+        kept, self.kept = self.kept, []
+        if not kept:
+            return
+        fine = torch.stack([total for _, total in kept]).isfinite().tolist()
+        if not all(fine):
+            raise FloatingPointError(
+                f"the model's answer has NaN or infinity at {kept[fine.index(False)][0]}; "
+                "if this is half precision, try autocast=torch.bfloat16 or a float32 network"
+            )
+
+
+def run(
+    *programs: Program[T],
+    model: Eps,
+    cond: Cond | Sequence[Cond] = (),
+    noise: Streams | None = None,
+    max_batch: int | None = None,
+    tally: Tally | None = None,
+) -> list[T]:
+    """Answer programs until all have returned, asking the model about all of them in one call a round.
+
+    Args:
+        programs: Each on a batch of its own. Several run side by side, on one batch that joins theirs in order.
+        model: Called as `model(x, sigma, **cond)`, sigma a float where all rows share it, else (rows,).
+        cond: Conditions of the whole batch, or one mapping a program, each value batch first.
+        noise: Streams for the samples of the whole batch; only stochastic solvers need them.
+        max_batch: The most rows to give the network at once; more are cut into chunks. None: no limit.
+        tally: Counts evaluations, if given.
+
+    Returns:
+        What each program returned, in order.
+
+    Raises:
+        ValueError: `max_batch` below 1; an answer of the wrong shape.
+        FloatingPointError: An answer with NaN or infinity; names the sigma.
+    """
+    if max_batch is not None and max_batch < 1:
+        raise ValueError(f"max_batch must be 1 or more, or None; got {max_batch}")
+    joined: Program[Any] = programs[0] if len(programs) == 1 else together(*programs)
+    conds = _joined_cond(cond)
+    watch, tally = _Watch(), Tally() if tally is None else tally
+    chunk = None if max_batch is None else max(1, max_batch // getattr(model, "width", 1))
+    answer: Tensor | None = None
+    while True:
+        try:
+            asked = question(joined.send(cast(Tensor, answer)))
+        except StopIteration as stop:
+            watch.settle()
+            return [stop.value] if len(programs) == 1 else cast("list[T]", stop.value)
+        try:
+            if isinstance(asked, Draw):
+                answer = _draw(asked, noise)
+            else:
+                answer = _evaluate(model, asked, conds, chunk, tally)
+                watch.see(answer, _where(asked))
+        except Exception as error:
+            joined.throw(error)  # so that the traceback also shows which line of which solver asked
+            raise
+
+
+def _evaluate(model: Eps, asked: Request, cond: Cond, chunk: int | None, tally: Tally) -> Tensor:
+    x, sigma, rows = asked
+    if isinstance(sigma, Tensor):
+        sigma = column(sigma, x).flatten()
+    mine = {k: v if rows is None else v[rows.to(v.device)] for k, v in cond.items()}
+    size = len(x) if chunk is None else chunk
+    answers = []
+    for i in range(0, len(x), size):
+        part = slice(i, i + size)
+        level = sigma[part] if isinstance(sigma, Tensor) else sigma
+        answers.append(model(x[part], level, **{k: v[part] for k, v in mine.items()}))
+        tally.calls += 1
+    answer = answers[0] if len(answers) == 1 else torch.cat(answers)
+    if answer.shape != x.shape:
+        raise ValueError(f"eps must have the shape of x: asked with {tuple(x.shape)}, got {tuple(answer.shape)}")
+    if tally.nfe is None:  # the first question of a program is about its whole batch
+        tally.nfe = torch.zeros(len(x), dtype=torch.int64, device=x.device)
+    if rows is None:
+        tally.nfe += 1
+    else:
+        tally.nfe[rows] += 1
+    return answer
+
+
+def _joined_cond(cond: Cond | Sequence[Cond]) -> Cond:
+    if not isinstance(cond, Sequence):
+        return cond
+    keys = {frozenset(c) for c in cond}
+    if len(keys) > 1:
+        raise ValueError(f"programs side by side need the same conditions; got {[sorted(k) for k in keys]}")
+    return {k: torch.cat([c[k] for c in cond]) for k in (cond[0] if cond else ())}
+
+
+def _draw(asked: Draw, noise: Streams | None) -> Tensor:
+    if noise is None:
+        raise ValueError("a stochastic solver drew noise, and no streams were given: pass noise=Streams(seeds)")
+    return noise.draw(asked.like, asked.rows)
+
+
+def _where(asked: Request) -> str:
+    sigma = asked.sigma
+    if not isinstance(sigma, Tensor):
+        return f"sigma = {sigma:g}" if math.isfinite(sigma) else "sigma = infinity"
+    if sigma.device.type != "cpu":
+        return "one of the sigmas of this round (per-sample steps)"
+    return f"a sigma in [{sigma.min().item():g}, {sigma.max().item():g}] ({len(asked.x)} samples, each at its own)"

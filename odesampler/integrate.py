@@ -1,0 +1,112 @@
+"""Loops over a fixed grid, and the two ends of the equation where no solver goes.
+
+    on_grid:     step(s0, s1), step(s1, s2), ...        back_along: the same steps undone, last first
+    solve:       [out of infinity]  a loop  [into zero | into infinity]
+
+Loops are programs: they never see a network. They know nothing of how a step is made.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+from torch import Tensor
+
+from odesampler.program import Invertible, Loop, Observer, Program, Solved, Solver, State
+
+
+@dataclass(frozen=True)
+class OnGrid(Loop):
+    """One step of `solver` between neighbours of the grid."""
+
+    solver: Solver
+
+    def across(self, state: State, sigmas: Sequence[float], observe: Observer | None = None) -> Program[Solved]:
+        return Solved((yield from on_grid(self.solver, state, sigmas, observe)))
+
+
+@dataclass(frozen=True)
+class BackAlong(Loop):
+    """The exact inverse of `OnGrid(solver)`; its grid rises where that one's falls."""
+
+    solver: Invertible
+
+    def across(self, state: State, sigmas: Sequence[float], observe: Observer | None = None) -> Program[Solved]:
+        return Solved((yield from back_along(self.solver, state, sigmas, observe)))
+
+
+def on_grid(
+    solver: Solver, start: Tensor | State, sigmas: Sequence[float], observe: Observer | None = None
+) -> Program[State]:
+    """Solve from `start` at `sigmas[0]` to `sigmas[-1]`, one step between neighbours, all positive and finite.
+
+    `start` is a point (batch, *shape), or the state where an earlier solve ended.
+    """
+    state = yield from _started(solver, start, sigmas[0])
+    for i, (s0, s1) in enumerate(pairwise(sigmas), 1):
+        state = yield from solver.step(state, s0, s1)
+        if observe is not None:
+            observe(i, s1, state.x, None)
+    return state
+
+
+def back_along(
+    solver: Invertible, start: Tensor | State, sigmas: Sequence[float], observe: Observer | None = None
+) -> Program[State]:
+    """Undo `on_grid(solver, ., reversed(sigmas))` exactly, from `start` at `sigmas[0]`, step by step."""
+    state = yield from _started(solver, start, sigmas[0])
+    for i, (s1, s0) in enumerate(pairwise(sigmas), 1):
+        state = yield from solver.unstep(state, s0, s1)
+        if observe is not None:
+            observe(i, s0, state.x, None)
+    return state
+
+
+def _started(solver: Solver, start: Tensor | State, sigma: float) -> Program[State]:
+    if isinstance(start, State) and start.memory:
+        return start
+    return (yield from solver.init(start.x if isinstance(start, State) else start, sigma))
+
+
+def solve(loop: Loop, start: State, sigmas: Sequence[float], observe: Observer | None = None) -> Program[Solved]:
+    """Run `loop` along `sigmas`, which may begin or end at 0 or infinity. The one place that knows what happens there.
+
+    Into zero, one Euler step, x - sigma * eps: it returns the denoised image, and no network is asked at sigma = 0.
+    Out of infinity, one Euler step in the model's own scale. At sigma = infinity `x` stands for x_t, which is pure
+    noise and so its own eps; what the model answers there is the denoised image (`Model.__call__`), hence
+    x = denoised + sigma * noise. Into infinity, the reverse of that step: x_t becomes the predicted noise.
+
+    Raises:
+        ValueError: The grid starts at 0, which holds no information about the noise: start at sigma_min.
+    """
+    first, last = sigmas[0], sigmas[-1]
+    if first == 0:
+        raise ValueError("a solve cannot start at sigma = 0: an image is encoded from sigma_min upward")
+    inner = [s for s in sigmas if 0 < s < math.inf]
+    state, status = start, None
+    if math.isinf(first):
+        denoised = yield state.x, math.inf
+        state = State(denoised + sigmas[1] * state.x if sigmas[1] else denoised)
+        _tell(observe, 1, sigmas[1], state.x)
+    if len(inner) > 1:
+        skipped = 1 if math.isinf(first) else 0
+        state, status = yield from loop.across(state, inner, _shifted(observe, skipped))
+    if inner and inner[-1] != last:
+        k0 = yield state.x, inner[-1]
+        state = State(state.x - inner[-1] * k0 if last == 0 else k0)
+        _tell(observe, len(sigmas) - 1, last, state.x)
+    return Solved(state, status)
+
+
+def _tell(observe: Observer | None, step: int, sigma: float, x: Tensor) -> None:
+    if observe is not None:
+        observe(step, sigma, x, None)
+
+
+def _shifted(observe: Observer | None, by: int) -> Observer | None:
+    if observe is None or by == 0:
+        return observe
+    return lambda step, sigma, x, rows: observe(step + by, sigma, x, rows)

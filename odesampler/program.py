@@ -1,0 +1,143 @@
+"""The contract between solvers, loops and the driver. Read this file first.
+
+    dx / dsigma = eps(x, sigma)
+
+A *program* is a generator that yields what it wants to know and is sent the answer: `eps = yield x, sigma`. Solvers
+(one step) and loops (many steps) are programs, so neither ever sees a network; the driver answers programs and never
+sees a solver. Optimisers call this ask and tell, network protocols sans I/O.
+
+Notation: `s0, s1` are the ends of a step, `h = s1 - s0` its signed size, `k0, k1, ...` the values of eps at its stages.
+A sigma is a Python float, shared by the batch, or a tensor that broadcasts against `x`, one value a sample.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Generator, Sequence
+from inspect import isgeneratorfunction
+from typing import Any, NamedTuple, TypeAlias, TypeVar
+
+import torch
+from torch import Tensor
+
+T = TypeVar("T")
+Sigma: TypeAlias = "float | Tensor"
+Program: TypeAlias = Generator[tuple[Any, ...], Tensor, T]  # yields Request, its first fields, or Draw; returns T
+
+
+class Request(NamedTuple):
+    """The question "what is eps at `x`, `sigma`?".
+
+    A program's first question is about its whole batch. Later ones may be about some `rows` of it only: `x` then holds
+    just those samples, and the driver selects their conditions.
+    """
+
+    x: Tensor  # (n, *shape)
+    sigma: Sigma
+    rows: Tensor | None = None  # (n,) int64; None: the whole batch
+
+
+class Draw(NamedTuple):
+    """The question "give me standard normal noise of the shape of `like`", answered from one stream a sample."""
+
+    like: Tensor  # (n, *shape)
+    rows: Tensor | None = None  # as in Request
+
+
+class State(NamedTuple):
+    """Where a solver stands between two steps: everything that lasts, and nothing that merely informs.
+
+    Every tensor has the batch first, so that rows can be selected, dropped and merged.
+    """
+
+    x: Tensor  # (batch, *shape)
+    memory: tuple[Tensor, ...] = ()  # what the solver carries to its next step
+    error: Tensor | None = None  # (batch, *shape): estimate of the last step's local error, in units of x
+
+    def select(self, rows: Tensor) -> State:
+        """The samples `rows` (int64 indices) of this state, in that order. The error estimate is dropped."""
+        return State(self.x[rows], tuple(m[rows] for m in self.memory))
+
+    def where(self, accept: Tensor, other: State) -> State:
+        """This state where `accept` (broadcasts against x), `other` elsewhere. The error estimate is dropped."""
+        memory = (torch.where(accept, a, b) for a, b in zip(self.memory, other.memory, strict=True))
+        return State(torch.where(accept, self.x, other.x), tuple(memory))
+
+    @staticmethod
+    def merge(states: Sequence[State]) -> State:
+        """One state that holds the samples of all `states`, in order. Error estimates are dropped."""
+        memories = zip(*(s.memory for s in states), strict=True)
+        return State(torch.cat([s.x for s in states]), tuple(torch.cat(m) for m in memories))
+
+
+class Solver(ABC):
+    """One step of an integrator, in either direction, written as a program.
+
+    Immutable: what varies during a solve is in `State`. Subclasses are final (wrap, do not override) and state their
+    facts in a fixed order: order, evaluations, error estimate, memory, whether exactly invertible.
+    """
+
+    summary: str = ""  # one line for listings
+    stochastic: bool = False  # draws noise; such a solver cannot encode
+    adaptive: bool = False  # chooses its own steps when the user gives no number of steps
+    start_evaluations: int = 0  # evaluations that `init` asks for
+
+    @property
+    @abstractmethod
+    def order(self) -> int:
+        """Order of the global error on a smooth eps."""
+
+    @property
+    @abstractmethod
+    def evaluations(self) -> int:
+        """Model evaluations a step."""
+
+    @property
+    def error_order(self) -> int | None:
+        """The error estimate is that of a method of this order; None: there is no estimate."""
+        return None
+
+    def __init_subclass__(cls) -> None:
+        if "step" in vars(cls) and not isgeneratorfunction(cls.step):
+            raise TypeError(f"{cls.__name__}.step must be a program: ask for eps with `k0 = yield state.x, s0`")
+
+    def init(self, x: Tensor, sigma: Sigma) -> Program[State]:
+        """The state from which the first step starts, at `x`, `sigma`. Asks for nothing unless a solver says so."""
+        return State(x)
+        yield  # makes this a program
+
+    @abstractmethod
+    def step(self, state: State, s0: Sigma, s1: Sigma) -> Program[State]:
+        """From `state` at `s0` to the state at `s1`."""
+
+
+class Invertible(Solver):
+    """A solver whose step can be undone exactly, up to rounding, given its whole state."""
+
+    @abstractmethod
+    def unstep(self, state: State, s0: Sigma, s1: Sigma) -> Program[State]:
+        """The inverse of `step(., s0, s1)`: from the state at `s1` back to that at `s0`."""
+
+
+Observer: TypeAlias = Callable[[int, Sigma, Tensor, "Tensor | None"], None]
+"""Told `(step, sigma, x, rows)` after every accepted step; `rows` as in `Request`."""
+
+
+class Solved(NamedTuple):
+    """What a loop returns."""
+
+    state: State
+    status: Tensor | None = None  # (batch,) int64, see `adaptive.Status`; None: every sample arrived
+
+
+class Loop(ABC):
+    """Many steps: how to get from one sigma to another."""
+
+    takes_steps: bool = True  # False: it chooses its own steps, and only the ends of a grid matter
+
+    @abstractmethod
+    def across(self, state: State, sigmas: Sequence[float], observe: Observer | None = None) -> Program[Solved]:
+        """From `state` at `sigmas[0]` to `sigmas[-1]`, all of them positive and finite.
+
+        A state without memory is a bare point: the loop lets its solver make the first memory.
+        """

@@ -1,0 +1,216 @@
+"""Names of solvers: from what a user types to what a program is made of, and back.
+
+    "heun"    "ancestral(eta=0.5)"    "adaptive:dopri5(rtol=1e-6)"    "torchdiffeq:rk4"    "scipy:DOP853"
+
+A plain name is one of our solvers on a grid; before a colon stands who drives: our adaptive loop, or another library.
+"""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Callable, Iterable
+from dataclasses import MISSING, fields, is_dataclass
+from typing import Any, NamedTuple, TypeVar
+
+from odesampler.adaptive import Adaptive
+from odesampler.integrate import OnGrid
+from odesampler.program import Invertible, Loop, Solver
+from odesampler.solvers import (
+    RK4,
+    Ancestral,
+    Bosh3,
+    Dopri5,
+    Euler,
+    Heun,
+    Midpoint,
+    Ralston,
+    Reversible,
+    Scipy,
+    Torchdiffeq,
+)
+from odesampler.solvers.external import SCIPY_METHODS, torchdiffeq_methods
+
+T = TypeVar("T")
+SOLVERS: dict[str, Callable[..., Solver]] = {
+    "euler": Euler,
+    "midpoint": Midpoint,
+    "heun": Heun,
+    "ralston": Ralston,
+    "rk4": RK4,
+    "bosh3": Bosh3,
+    "dopri5": Dopri5,
+    "ancestral": Ancestral,
+    "reversible": Reversible,
+}
+ALIASES: dict[str, str] = {
+    "ddim": "euler",
+    "rk45": "dopri5",
+    "rk23": "bosh3",
+    "ddpm": "ancestral",
+    "ddpm_sigma_hat": "ancestral(sigma_hat=True)",
+    "euler_ancestral": "ancestral",
+    "reversible_heun": "reversible",
+}
+DRIVERS = ("adaptive", "torchdiffeq", "scipy")
+
+
+class Facts(NamedTuple):
+    """What is known of one solver."""
+
+    name: str
+    aliases: tuple[str, ...]
+    order: int | None  # None: the other library knows
+    evaluations: int | None  # a step
+    error_estimate: bool
+    invertible: bool  # exactly
+    stochastic: bool
+    summary: str
+
+
+class SolverList(list[Facts]):
+    """All solvers; prints as a table."""
+
+    def __str__(self) -> str:
+        head = ("name", "also", "order", "evals/step", "adaptive", "invertible", "stochastic", "")
+        rows = [head] + [(f.name, ", ".join(f.aliases), *(_dash(v) for v in f[2:7]), f.summary) for f in self]
+        widths = [max(len(row[i]) for row in rows) for i in range(len(head))]
+        return "\n".join("  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)).rstrip() for row in rows)
+
+    __repr__ = __str__
+
+
+def solvers() -> SolverList:
+    """Every solver by name, with its order, evaluations a step, and whether it adapts, inverts exactly, draws noise."""
+    ours = [_facts(name, SOLVERS[name]()) for name in SOLVERS]
+    theirs = [("torchdiffeq", torchdiffeq_methods()), ("scipy", SCIPY_METHODS)]
+    foreign = [
+        Facts(f"{library}:{m}", (), None, None, find_solver(f"{library}:{m}").takes_steps is False, False, False, "")  # type: ignore[union-attr]
+        for library, methods in theirs
+        for m in methods
+    ]
+    return SolverList(ours + foreign)
+
+
+def find_solver(solver: Solver | Loop | str) -> Solver | Loop:
+    """The solver of that name; a solver or loop is returned as it is.
+
+    Raises:
+        ValueError: An unknown name (lists the known ones), or arguments that it does not take.
+        TypeError: Neither a name nor a solver.
+    """
+    if isinstance(solver, (Solver, Loop)):
+        return solver
+    if not isinstance(solver, str):
+        raise TypeError(f"solver must be a name or an object such as ods.Heun(); got {solver!r}")
+    driver, colon, rest = solver.partition(":")
+    if not colon:
+        return _named(solver)
+    name, arguments = _parsed(rest, solver)
+    makers: dict[str, Callable[..., Loop]] = {"torchdiffeq": Torchdiffeq, "scipy": Scipy}
+    if driver == "adaptive":
+        return _called(lambda **options: Adaptive(_named(name), **options), arguments, solver)
+    if driver not in makers:
+        raise ValueError(f"unknown solver {solver!r}: before the colon stands one of {', '.join(DRIVERS)}")
+    return _called(lambda **options: makers[driver](name, **options), arguments, solver)
+
+
+def spec_of(solver: Solver | Loop) -> str:
+    """The name, with arguments that differ from their defaults, from which `find_solver` makes an equal object."""
+    if isinstance(solver, OnGrid):
+        return spec_of(solver.solver)
+    if isinstance(solver, Adaptive):
+        return f"adaptive:{spec_of(solver.solver)}{_arguments(solver, skip=('solver',))}"
+    if isinstance(solver, (Torchdiffeq, Scipy)):
+        return f"{type(solver).__name__.lower()}:{solver.method}{_arguments(solver, skip=('method',))}"
+    for name, maker in SOLVERS.items():
+        if type(solver) is maker:
+            return name + _arguments(solver)
+    return repr(solver)  # a user's own: readable, and refused by `find_solver`
+
+
+def loop_for(solver: Solver | Loop | str, num_steps: int | None, rtol: float | None, atol: float | None) -> Loop:
+    """How to get across a grid: one step between neighbours, or steps of its own.
+
+    `num_steps` asks for a fixed grid, `rtol` or `atol` for adaptive steps; with neither, a solver that is made for
+    adaptive use (its fact `adaptive`) adapts.
+
+    Raises:
+        ValueError: Both asked for; tolerances for a solver without an error estimate.
+    """
+    found = find_solver(solver)
+    tolerances: dict[str, Any] = {k: v for k, v in (("rtol", rtol), ("atol", atol)) if v is not None}
+    if num_steps is not None and tolerances:
+        raise ValueError(f"num_steps={num_steps} asks for a fixed grid and {tolerances} for adaptive steps: give one")
+    if isinstance(found, Loop):
+        if num_steps is not None and not found.takes_steps:
+            raise ValueError(f"{spec_of(found)} chooses its own steps, so num_steps={num_steps} would have no effect")
+        if tolerances:
+            raise ValueError(f"{spec_of(found)} already has its tolerances; got {tolerances} besides")
+        return found
+    if tolerances or (found.adaptive and num_steps is None):
+        return Adaptive(found, **tolerances)
+    return OnGrid(found)
+
+
+def _facts(name: str, solver: Solver) -> Facts:
+    return Facts(
+        name,
+        aliases=tuple(alias for alias, target in ALIASES.items() if target == name),
+        order=solver.order,
+        evaluations=solver.evaluations,
+        error_estimate=solver.error_order is not None,
+        invertible=isinstance(solver, Invertible),
+        stochastic=solver.stochastic,
+        summary=solver.summary,
+    )
+
+
+def _named(spec: str) -> Solver:
+    name, arguments = _parsed(spec, spec)
+    if name in ALIASES:
+        name, preset = _parsed(ALIASES[name], spec)
+        arguments = {**preset, **arguments}
+    if name not in SOLVERS:
+        known = [*SOLVERS, *ALIASES, *(f"{d}:..." for d in DRIVERS)]
+        raise ValueError(f"unknown solver {name!r}; known: {', '.join(known)}")
+    for key, value in arguments.items():
+        if key == "base" and isinstance(value, str):
+            arguments[key] = _named(value)
+    return _called(SOLVERS[name], arguments, spec)
+
+
+def _parsed(spec: str, whole: str) -> tuple[str, dict[str, Any]]:
+    """'name(a=1)' as its name and arguments. Only literals: nothing is evaluated."""
+    if "(" not in spec:
+        return spec.strip(), {}
+    try:
+        call = ast.parse(spec.strip(), mode="eval").body
+        if not (isinstance(call, ast.Call) and isinstance(call.func, ast.Name) and not call.args):
+            raise ValueError("not a name with keyword arguments")
+        return call.func.id, {str(k.arg): ast.literal_eval(k.value) for k in call.keywords}
+    except (SyntaxError, ValueError) as error:
+        raise ValueError(f"cannot read solver {whole!r}; write a name, or name(argument=value)") from error
+
+
+def _called(maker: Callable[..., T], arguments: dict[str, Any], spec: str) -> T:
+    try:
+        return maker(**arguments)
+    except TypeError as error:
+        raise ValueError(f"solver {spec!r}: {error}") from error
+
+
+def _arguments(solver: Any, skip: Iterable[str] = ()) -> str:
+    assert is_dataclass(solver)
+    given = []
+    for f in fields(solver):
+        value = getattr(solver, f.name)
+        default = f.default_factory() if f.default_factory is not MISSING else f.default
+        if f.name not in skip and value != default:
+            given.append(f"{f.name}={(spec_of(value) if isinstance(value, Solver) else value)!r}")
+    return f"({', '.join(given)})" if given else ""
+
+
+def _dash(value: Any) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else ""
+    return "-" if value is None else str(value)

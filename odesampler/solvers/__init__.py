@@ -1,0 +1,13 @@
+"""Solvers: one step each, as programs. `external` holds loops of other libraries."""
+
+from odesampler.solvers.external import Scipy as Scipy
+from odesampler.solvers.external import Torchdiffeq as Torchdiffeq
+from odesampler.solvers.reversible import Reversible as Reversible
+from odesampler.solvers.runge_kutta import RK4 as RK4
+from odesampler.solvers.runge_kutta import Bosh3 as Bosh3
+from odesampler.solvers.runge_kutta import Dopri5 as Dopri5
+from odesampler.solvers.runge_kutta import Euler as Euler
+from odesampler.solvers.runge_kutta import Heun as Heun
+from odesampler.solvers.runge_kutta import Midpoint as Midpoint
+from odesampler.solvers.runge_kutta import Ralston as Ralston
+from odesampler.solvers.stochastic import Ancestral as Ancestral
