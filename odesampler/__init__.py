@@ -1,0 +1,92 @@
+"""Every trained diffusion or flow model as one ordinary differential equation, dx / dsigma = eps(x, sigma), solved.
+
+    model  = load("digits")                  an embedded, really trained model
+    images = sample(model, 16).x             sigma falls: sampling
+    latent = encode(model, images)           sigma rises: inversion
+    back   = decode(model, latent).x         and down again
+
+Names are imported when first used, so that `odesampler --help` answers without waiting for torch.
+"""
+
+from importlib import import_module as _import_module
+from typing import TYPE_CHECKING, Any
+
+from odesampler.version import __version__ as __version__
+
+if TYPE_CHECKING:
+    from odesampler import exact as exact
+    from odesampler import images as images
+    from odesampler.adaptive import Adaptive as Adaptive
+    from odesampler.adaptive import Status as Status
+    from odesampler.analysis.round_trip import RoundTrip as RoundTrip
+    from odesampler.analysis.round_trip import round_trip as round_trip
+    from odesampler.grid import Grid as Grid
+    from odesampler.grid import make_grid as make_grid
+    from odesampler.interpolation import interpolate as interpolate
+    from odesampler.interpolation import slerp as slerp
+    from odesampler.inversion import decode as decode
+    from odesampler.inversion import encode as encode
+    from odesampler.latent import Latent as Latent
+    from odesampler.latent import Recipe as Recipe
+    from odesampler.model import Model as Model
+    from odesampler.observe import Trajectory as Trajectory
+    from odesampler.program import Invertible as Invertible
+    from odesampler.program import Solver as Solver
+    from odesampler.program import State as State
+    from odesampler.registry import register as register
+    from odesampler.registry import solvers as solvers
+    from odesampler.sampling import Solution as Solution
+    from odesampler.sampling import sample as sample
+    from odesampler.schedule import VE as VE
+    from odesampler.schedule import VP as VP
+    from odesampler.schedule import ContinuousVP as ContinuousVP
+    from odesampler.schedule import RectifiedFlow as RectifiedFlow
+    from odesampler.schedule import Schedule as Schedule
+    from odesampler.solvers import RK4 as RK4
+    from odesampler.solvers import Ancestral as Ancestral
+    from odesampler.solvers import Bosh3 as Bosh3
+    from odesampler.solvers import Dopri5 as Dopri5
+    from odesampler.solvers import Euler as Euler
+    from odesampler.solvers import Heun as Heun
+    from odesampler.solvers import Midpoint as Midpoint
+    from odesampler.solvers import Ralston as Ralston
+    from odesampler.solvers import Reversible as Reversible
+    from odesampler.solvers import Scipy as Scipy
+    from odesampler.solvers import Torchdiffeq as Torchdiffeq
+    from odesampler.zoo.models import held_out as held_out
+    from odesampler.zoo.models import load as load
+    from odesampler.zoo.models import models as models
+
+_MODULES = ("exact", "images")
+_HOMES = {
+    "adaptive": ("Adaptive", "Status"),
+    "analysis.round_trip": ("RoundTrip", "round_trip"),
+    "grid": ("Grid", "make_grid"),
+    "interpolation": ("interpolate", "slerp"),
+    "inversion": ("decode", "encode"),
+    "latent": ("Latent", "Recipe"),
+    "model": ("Model",),
+    "observe": ("Trajectory",),
+    "program": ("Invertible", "Solver", "State"),
+    "registry": ("register", "solvers"),
+    "sampling": ("Solution", "sample"),
+    "schedule": ("ContinuousVP", "RectifiedFlow", "Schedule", "VE", "VP"),
+    "solvers": ("Ancestral", "Bosh3", "Dopri5", "Euler", "Heun", "Midpoint", "RK4", "Ralston", "Reversible"),
+    "solvers.external": ("Scipy", "Torchdiffeq"),
+    "zoo.models": ("held_out", "load", "models"),
+}
+_HOME = {name: home for home, names in _HOMES.items() for name in names}
+
+__all__ = [*_MODULES, *_HOME]  # the same names as above; a test compares them
+
+
+def __getattr__(name: str) -> Any:
+    if name in _MODULES:
+        return _import_module(f"odesampler.{name}")
+    if name in _HOME:
+        return getattr(_import_module(f"odesampler.{_HOME[name]}"), name)
+    raise AttributeError(f"module 'odesampler' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -91,6 +91,21 @@ def solvers() -> SolverList:
     return SolverList(ours + foreign)
 
 
+def register(name: str, maker: Callable[..., Solver]) -> None:
+    """Make a solver of your own known by `name`, so that verbs, recipes and the command line find it.
+
+    Args:
+        name: An identifier that is not taken.
+        maker: The class, or a function, that makes it; must work without arguments.
+
+    Raises:
+        ValueError: The name is taken, or not an identifier.
+    """
+    if not name.isidentifier() or name in SOLVERS or name in ALIASES:
+        raise ValueError(f"a solver's name must be a free identifier; got {name!r}")
+    SOLVERS[name] = maker
+
+
 def find_solver(solver: Solver | Loop | str) -> Solver | Loop:
     """The solver of that name; a solver or loop is returned as it is.
 

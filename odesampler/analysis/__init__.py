@@ -1,0 +1,4 @@
+"""Analyses: measurements of models and solvers, with tables and pictures."""
+
+from odesampler.analysis.round_trip import RoundTrip as RoundTrip
+from odesampler.analysis.round_trip import round_trip as round_trip

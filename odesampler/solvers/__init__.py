@@ -1,4 +1,11 @@
-"""Solvers: one step each, as programs. `external` holds loops of other libraries."""
+"""Solvers: one step each, as programs. `external` holds loops of other libraries.
+
+`odesampler.solvers()` lists them all by name: this package and that function share a name, so the package is callable.
+"""
+
+import sys
+from types import ModuleType
+from typing import TYPE_CHECKING
 
 from odesampler.solvers.external import Scipy as Scipy
 from odesampler.solvers.external import Torchdiffeq as Torchdiffeq
@@ -11,3 +18,16 @@ from odesampler.solvers.runge_kutta import Heun as Heun
 from odesampler.solvers.runge_kutta import Midpoint as Midpoint
 from odesampler.solvers.runge_kutta import Ralston as Ralston
 from odesampler.solvers.stochastic import Ancestral as Ancestral
+
+if TYPE_CHECKING:
+    from odesampler.registry import SolverList
+
+
+class _Callable(ModuleType):
+    def __call__(self) -> "SolverList":
+        from odesampler.registry import solvers
+
+        return solvers()
+
+
+sys.modules[__name__].__class__ = _Callable

@@ -1,0 +1,126 @@
+"""Pictures: files and bytes to tensors and back. Pillow is imported when used.
+
+A tensor is (batch, channels, height, width), float32, in [-1, 1], the data range of nearly all diffusion models.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from odesampler.files import written_whole
+
+SUFFIXES = (".png", ".jpg", ".jpeg")
+
+
+def to_float(pixels: Tensor) -> Tensor:
+    """Bytes 0 .. 255, uint8 of any shape, as float32 in [-1, 1].
+
+    Raises:
+        TypeError: Not uint8.
+    """
+    if pixels.dtype != torch.uint8:
+        raise TypeError(f"to_float takes uint8 pixels, 0 .. 255; got {pixels.dtype}")
+    return pixels.float() / 127.5 - 1
+
+
+def to_bytes(images: Tensor) -> Tensor:
+    """Images in [-1, 1], of any shape, as uint8; what lies outside is clamped, for looking at."""
+    return ((images.detach().double().cpu() + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
+
+
+def find(paths: Sequence[str | Path]) -> list[Path]:
+    """The PNG and JPEG files among `paths`, folders searched (not their subfolders), sorted within each.
+
+    Raises:
+        FileNotFoundError: A path that does not exist, or a folder without pictures.
+    """
+    found: list[Path] = []
+    for path in map(Path, paths):
+        if not path.exists():
+            raise FileNotFoundError(f"no such file or folder: {path}")
+        inside = sorted(p for p in path.iterdir() if p.suffix.lower() in SUFFIXES) if path.is_dir() else [path]
+        if not inside:
+            raise FileNotFoundError(f"no {', '.join(SUFFIXES)} files in folder {path}")
+        found += inside
+    return found
+
+
+def load(paths: Sequence[str | Path], shape: tuple[int, ...] | None = None) -> Tensor:
+    """Read pictures as one batch.
+
+    Args:
+        paths: Files or folders.
+        shape: (channels, height, width) that they must have; colour is converted (1 is grey, 3 is RGB), size is not.
+
+    Returns:
+        (batch, channels, height, width), float32 in [-1, 1].
+
+    Raises:
+        FileNotFoundError: A path that does not exist.
+        ValueError: A file that is not a picture, or of another size than `shape`, or than the first.
+    """
+    pictures: list[Tensor] = []
+    files = find(paths)
+    for path in files:
+        picture = _read(path, "L" if shape is not None and shape[0] == 1 else "RGB")
+        want = tuple(shape) if shape is not None else tuple(pictures[0].shape) if pictures else tuple(picture.shape)
+        if tuple(picture.shape) != want:
+            size, asked = (f"{s[2]} x {s[1]}" for s in (picture.shape, want))
+            raise ValueError(f"{path} is {size} pixels; {asked} are wanted: resize it first")
+        pictures.append(picture)
+    return torch.stack(pictures)
+
+
+def _read(path: Path, mode: str) -> Tensor:
+    from PIL import Image, UnidentifiedImageError
+
+    try:
+        with Image.open(path) as picture:
+            converted = picture.convert(mode)
+    except (UnidentifiedImageError, OSError, SyntaxError) as error:
+        raise ValueError(f"cannot read {path} as a picture: {error}") from error
+    data = torch.frombuffer(bytearray(converted.tobytes()), dtype=torch.uint8)
+    return to_float(data.reshape(converted.height, converted.width, -1).permute(2, 0, 1))
+
+
+def grid(images: Tensor, columns: int | None = None, scale: int | None = None, gap: int = 1) -> Tensor:
+    """Pictures side by side as one, uint8 (channels, height, width).
+
+    Args:
+        images: (batch, channels, height, width) in [-1, 1].
+        columns: Pictures a row; about a square by default.
+        scale: How many times to enlarge each pixel; by default small pictures become about 64 pixels high.
+        gap: White pixels between neighbours, before enlarging.
+    """
+    batch, channels, height, width = images.shape
+    columns = columns or math.ceil(math.sqrt(batch))
+    rows = math.ceil(batch / columns)
+    canvas = torch.full((channels, rows * (height + gap) + gap, columns * (width + gap) + gap), 255, dtype=torch.uint8)
+    for i, picture in enumerate(to_bytes(images)):
+        top, left = gap + i // columns * (height + gap), gap + i % columns * (width + gap)
+        canvas[:, top : top + height, left : left + width] = picture
+    scale = scale or max(1, round(64 / height))
+    return canvas.repeat_interleave(scale, 1).repeat_interleave(scale, 2)
+
+
+def save_grid(images: Tensor, path: str | Path, **options: Any) -> None:
+    """Write pictures side by side as one PNG, whole or not at all; `options` as for `grid`.
+
+    Raises:
+        ValueError: `path` does not end in .png.
+        OSError: It cannot be written.
+    """
+    from PIL import Image
+
+    if Path(path).suffix.lower() != ".png":
+        raise ValueError(f"pictures are written as PNG; got {path}")
+    pixels = grid(images, **options).permute(1, 2, 0).numpy()
+    picture = Image.fromarray(pixels.squeeze(-1) if pixels.shape[-1] == 1 else pixels)
+    with written_whole(path) as file:
+        picture.save(file, format="PNG")

@@ -1,0 +1,149 @@
+"""Latents: where images went, and how, so that they can come back without anything being said again."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from odesampler.files import written_whole
+from odesampler.grid import Grid
+from odesampler.integrate import OnGrid
+from odesampler.model import Model
+from odesampler.plan import Plan
+from odesampler.program import Solver
+from odesampler.registry import find_solver, spec_of
+from odesampler.version import __version__
+
+FORMAT = "odesampler.latent/1"
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How a latent was made: all of it but the weights, as JSON can hold it."""
+
+    solver: str  # a name that `find_solver` reads
+    sigmas: tuple[float, ...]  # falling
+    grid: str
+    guidance_scale: float
+    clip_denoised: float | None
+    state_dtype: str
+    convention: str  # which noise level the network is told when encoding: "source", explicit steps upward
+    model: str
+    fingerprint: str
+    schedule: str  # its family
+    version: str = __version__
+
+    @classmethod
+    def of(cls, plan: Plan, model: Model) -> Recipe:
+        """The recipe of `plan` on `model`."""
+        return cls(
+            solver=spec_of(plan.loop),
+            sigmas=plan.grid.down().sigmas,
+            grid=plan.grid.name,
+            guidance_scale=plan.guidance_scale,
+            clip_denoised=plan.clip_denoised,
+            state_dtype=str(plan.state_dtype).removeprefix("torch."),
+            convention="source",
+            model=model.name,
+            fingerprint=model.fingerprint(),
+            schedule=type(model.schedule).__name__,
+        )
+
+    def plan(self) -> Plan:
+        """The plan that this is the recipe of."""
+        solver = find_solver(self.solver)
+        loop = OnGrid(solver) if isinstance(solver, Solver) else solver
+        grid = Grid(self.sigmas, self.grid)
+        return Plan(loop, grid, self.guidance_scale, self.clip_denoised, getattr(torch, self.state_dtype))
+
+
+@dataclass(frozen=True, repr=False)
+class Latent:
+    """Encoded images."""
+
+    x: Tensor  # (batch, *shape), x_T in the model's own scale: about N(0, 1) for VP models
+    recipe: Recipe
+    memory: tuple[Tensor, ...] = ()  # each (batch, ...): what an exactly invertible solver must keep besides
+    cond: Mapping[str, Tensor] = field(default_factory=dict)  # each (batch, ...)
+    nfe: Tensor | None = field(default=None, compare=False)  # (batch,) evaluations that encoding took; not saved
+
+    def __repr__(self) -> str:
+        kept = f", memory={[tuple(m.shape) for m in self.memory]}" if self.memory else ""
+        steps = len(self.recipe.sigmas) - 1
+        return (
+            f"Latent(x={tuple(self.x.shape)}{kept}, {self.recipe.solver}, {steps} transitions, "
+            f"grid {self.recipe.grid}, model {self.recipe.model})"
+        )
+
+    def __len__(self) -> int:
+        return len(self.x)
+
+    def without_memory(self) -> Latent:
+        """This latent without what makes an exactly invertible solver exact: one tensor, of the images' size.
+
+        What is lost: decoding is then only as good as the solver, as with any other one.
+        """
+        return replace(self, memory=())
+
+    def select(self, rows: Tensor | list[int] | slice) -> Latent:
+        """The samples `rows` of this latent."""
+        return replace(
+            self,
+            x=self.x[rows],
+            memory=tuple(m[rows] for m in self.memory),
+            cond={k: v[rows] for k, v in self.cond.items()},
+            nfe=None if self.nfe is None else self.nfe[rows],
+        )
+
+    def save(self, path: str | Path) -> None:
+        """Write to `path` as safetensors, whole or not at all.
+
+        Raises:
+            OSError: The file cannot be written.
+        """
+        from safetensors.torch import save
+
+        tensors = {"x": self.x}
+        tensors |= {f"memory.{i}": m for i, m in enumerate(self.memory)}
+        tensors |= {f"cond.{k}": v for k, v in self.cond.items()}
+        data = {k: v.detach().cpu().contiguous() for k, v in tensors.items()}
+        text = save(data, metadata={"format": FORMAT, "recipe": json.dumps(asdict(self.recipe))})
+        with written_whole(path) as file:
+            file.write(text)
+
+    @classmethod
+    def load(cls, path: str | Path, device: str | torch.device = "cpu") -> Latent:
+        """Read what `save` wrote.
+
+        Raises:
+            FileNotFoundError: There is no such file.
+            ValueError: It is not a latent of this library, or damaged.
+        """
+        from safetensors import SafetensorError, safe_open
+
+        if not Path(path).is_file():
+            raise FileNotFoundError(f"no such latent file: {path}")
+        try:
+            with safe_open(str(path), "pt", device=str(device)) as file:
+                meta = file.metadata() or {}
+                tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118  # not a dict
+        except (SafetensorError, OSError) as error:
+            raise ValueError(f"{path} is not a safetensors file, or damaged: {error}") from error
+        if meta.get("format") != FORMAT or "x" not in tensors:
+            raise ValueError(f"{path} is not a latent of this library: format {meta.get('format')!r}, not {FORMAT!r}")
+        return cls(
+            tensors["x"],
+            _recipe(json.loads(meta["recipe"])),
+            memory=tuple(tensors[k] for k in sorted(t for t in tensors if t.startswith("memory."))),
+            cond={k.removeprefix("cond."): v for k, v in tensors.items() if k.startswith("cond.")},
+        )
+
+
+def _recipe(facts: dict[str, Any]) -> Recipe:
+    return Recipe(**{**facts, "sigmas": tuple(facts["sigmas"])})

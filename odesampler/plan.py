@@ -1,0 +1,213 @@
+"""Plans: how a verb gets from one end of a grid to the other, decided and checked before any model is called.
+
+    plan = loop + grid + guidance + clipping + dtype,        execute(plan, model, start) -> Outcome
+
+What the verbs share is here, once. They differ in direction, in what they start from and in what they hand back.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+import torch
+from torch import Tensor
+
+from odesampler.combine import within
+from odesampler.drive import Tally, run
+from odesampler.grid import Grid, make_grid
+from odesampler.integrate import solve
+from odesampler.model import Model
+from odesampler.noise import Streams
+from odesampler.observe import Progress, Recorder, Trajectory, tell_all
+from odesampler.program import Loop, Observer, Solved, Solver, State
+from odesampler.registry import loop_for, spec_of
+
+DEFAULT_STEPS = 20
+AnyGrid: TypeAlias = "Grid | Sequence[float] | str"
+AnySolver: TypeAlias = "Solver | Loop | str"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Everything about a solve but the model and the samples."""
+
+    loop: Loop
+    grid: Grid  # falling
+    guidance_scale: float = 1.0
+    clip_denoised: float | None = None
+    state_dtype: torch.dtype = torch.float32
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a solve gave and cost."""
+
+    solved: Solved
+    nfe: Tensor  # (batch,) int64 on the CPU
+    calls: int
+    seconds: float
+    trajectory: Trajectory | None
+
+
+def make_plan(
+    model: Model,
+    solver: AnySolver,
+    *,
+    num_steps: int | None,
+    grid: AnyGrid | None,
+    rtol: float | None,
+    atol: float | None,
+    into_zero: bool,
+    guidance_scale: float = 1.0,
+    clip_denoised: float | None = None,
+    state_dtype: torch.dtype | None = None,
+) -> Plan:
+    """Decide loop and grid; arguments as the verbs take them.
+
+    Raises:
+        ValueError: What does not go together, or not with this model.
+    """
+    if grid is not None and not isinstance(grid, str):  # a given grid asks for its own number of steps
+        steps = len(grid) - 1
+        if num_steps not in (None, steps):
+            raise ValueError(f"num_steps={num_steps}, but the given grid has {steps} transitions: leave num_steps out")
+        num_steps = steps
+    loop = loop_for(solver, num_steps, rtol, atol)
+    low, high = model.range
+    if loop.takes_steps:
+        name = ("linspace" if math.isinf(high) else "karras") if grid is None else grid
+        steps = DEFAULT_STEPS if num_steps is None else num_steps
+        made = make_grid(name, model.schedule, steps, into_zero=into_zero, sigma_min=low, sigma_max=high)
+    elif grid is None:
+        made = Grid(_ends(low, high, loop, into_zero), "ends")
+    else:
+        raise ValueError(f"{spec_of(loop)} chooses its own steps, so grid={grid!r} would have no effect: leave it out")
+    _check_grid(made, model, into_zero)
+    model.guided(guidance_scale)
+    clip = model.clip_denoised if clip_denoised is None else clip_denoised
+    return Plan(loop, made, guidance_scale, model.clipped(clip).clip_denoised, _checked_dtype(state_dtype))
+
+
+def execute(
+    plan: Plan,
+    model: Model,
+    start: State,
+    *,
+    rising: bool = False,
+    cond: Mapping[str, Tensor] | None = None,
+    noise: Streams | None = None,
+    max_batch: int | None = None,
+    progress: str | None = None,
+    trajectory: bool = False,
+    grad: bool = False,
+) -> Outcome:
+    """Carry out `plan` from `start`, in the equation's scale, up or down its grid. Arguments as for the verbs."""
+    grid = plan.grid.up() if rising else plan.grid.down()
+    if trajectory and not plan.loop.takes_steps:
+        raise ValueError("a trajectory is recorded on a fixed grid: give num_steps, not tolerances")
+    eps = model.clipped(plan.clip_denoised).guided(plan.guidance_scale)
+    tally = Tally()
+    recorder = Recorder(start.x, grid[0]) if trajectory else None
+    steps = plan.loop.takes_steps
+    bar = Progress(
+        grid.num_steps if steps else len(start.x),
+        show=progress is not None,
+        what=progress or "",
+        counts_samples=not steps,
+    )
+    began = time.perf_counter()
+    with torch.set_grad_enabled(grad), bar:
+        observers: list[Observer] = [o for o in (recorder, bar if progress is not None else None) if o is not None]
+        program = solve(plan.loop, start, grid.sigmas, tell_all(observers))
+        guarded = within(*model.range, spec_of(plan.loop), program)
+        [solved] = run(guarded, model=eps, cond=cond or {}, noise=noise, max_batch=max_batch, tally=tally)
+    seconds = time.perf_counter() - began
+    assert tally.nfe is not None  # every solve asks at least once
+    seen = recorder.trajectory(model.schedule) if recorder else None
+    return Outcome(solved, tally.nfe.cpu(), tally.calls, seconds, seen)
+
+
+def checked_batch(model: Model, x: Any, what: str) -> Tensor:
+    """`x` as a batch that this model can take.
+
+    Raises:
+        TypeError: Not a floating-point tensor.
+        ValueError: Wrong shape, empty, or not finite.
+    """
+    if not isinstance(x, Tensor) or not x.is_floating_point():
+        kind = x.dtype if isinstance(x, Tensor) else type(x).__name__
+        raise TypeError(
+            f"{what} must be a floating-point tensor in the model's data range; got {kind} "
+            "(ods.images.load reads files, ods.images.to_float converts bytes)"
+        )
+    shape = model.data_shape
+    if x.ndim < 2 or (shape is not None and tuple(x.shape[1:]) != tuple(shape)):
+        wanted = f"(batch, {', '.join(map(str, shape))})" if shape else "(batch, *shape)"
+        raise ValueError(f"{what} must have shape {wanted}; got {tuple(x.shape)}")
+    if len(x) == 0:
+        raise ValueError(f"{what} holds no samples: shape {tuple(x.shape)}")
+    if not bool(torch.isfinite(x).all()):
+        bad = torch.nonzero(~torch.isfinite(x).flatten(1).all(1)).flatten().tolist()
+        raise ValueError(f"{what} must be finite; samples {bad[:8]} have NaN or infinity")
+    return x
+
+
+def checked_cond(model: Model, cond: Mapping[str, Any] | None, batch: int) -> dict[str, Tensor]:
+    """Conditions of `batch` samples on the model's device: a single value is repeated, missing ones mean "none".
+
+    Raises:
+        ValueError: A condition that the model does not take, not one value a sample, or a label that does not exist.
+    """
+    made = model.nothing(batch)
+    for key, value in (cond or {}).items():
+        if model.null_cond and key not in model.null_cond:
+            raise ValueError(f"{model.name} takes the conditions {', '.join(model.null_cond)}; got {key!r}")
+        one = torch.as_tensor(value, device=model.device)
+        one = one.expand(batch, *one.shape) if one.ndim == (made[key].ndim - 1 if key in made else 0) else one
+        if len(one) != batch:
+            raise ValueError(
+                f"cond[{key!r}] must hold one value a sample: {batch} samples, got shape {tuple(one.shape)}"
+            )
+        made[key] = one
+    if "label" in made and model.labels and len(made["label"]):
+        allowed = {*range(len(model.labels)), *made["label"].new_tensor(model.null_cond["label"]).flatten().tolist()}
+        bad = sorted({*made["label"].tolist()} - allowed)
+        if bad:
+            raise ValueError(f"label {bad[0]} does not exist: {model.name} has 0 .. {len(model.labels) - 1}")
+    return made
+
+
+def _ends(low: float, high: float, loop: Loop, into_zero: bool) -> tuple[float, ...]:
+    """The grid of a loop that chooses its own steps: only the ends, and the edges around them.
+
+    Out of infinity goes one Euler step; to sigma = s its error is about 1 / (2 s^2), hence s from the tolerance.
+    """
+    first = (high,) if math.isfinite(high) else (high, getattr(loop, "rtol", 1e-4) ** -0.5)
+    return (*first, low, 0.0) if into_zero else (*first, low)
+
+
+def _check_grid(grid: Grid, model: Model, into_zero: bool) -> None:
+    low, high = model.range
+    inner = [s for s in grid.sigmas if s > 0]
+    if max(inner) > high * (1 + 1e-9) or min(inner) < low * (1 - 1e-9):
+        raise ValueError(
+            f"the grid runs from {max(inner):g} to {min(inner):g}, outside the range [{low:g}, {high:g}] in which "
+            f"{model.name} may be asked"
+        )
+    if not into_zero and grid.down()[-1] == 0:
+        raise ValueError(
+            "this grid ends at sigma = 0, and the step into 0 cannot be undone: encode on a grid that ends at "
+            f"sigma_min ({low:g} or above), where the image is taken to be"
+        )
+
+
+def _checked_dtype(dtype: torch.dtype | None) -> torch.dtype:
+    if dtype not in (None, torch.float32, torch.float64):
+        raise ValueError(
+            f"state_dtype must be torch.float32 or torch.float64 (the network's is Model.dtype); got {dtype}"
+        )
+    return torch.float32 if dtype is None else dtype

@@ -1,0 +1,169 @@
+"""Sampling: from noise at the top of a grid down to images.
+
+x(sigma_max) = latent / alpha,     dx / dsigma = eps,     image = alpha * x at the end of the grid
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from odesampler.adaptive import Status
+from odesampler.model import Model
+from odesampler.noise import Streams, seeds_for
+from odesampler.observe import Trajectory
+from odesampler.plan import AnyGrid, AnySolver, Outcome, Plan, checked_batch, checked_cond, execute, make_plan
+from odesampler.program import Invertible, State
+
+
+@dataclass(frozen=True, repr=False)
+class Solution:
+    """What a verb gives back."""
+
+    x: Tensor  # (batch, *shape), in the model's own scale, state dtype, on the model's device
+    nfe: Tensor  # (batch,) int64: evaluations of eps for each sample; a guided one counts once
+    calls: int  # batched calls of the model
+    seconds: float
+    status: tuple[Status, ...]  # per sample; all ARRIVED on a fixed grid
+    trajectory: Trajectory | None = None
+
+    def __repr__(self) -> str:
+        late = sum(s is not Status.ARRIVED for s in self.status)
+        fewest, most = int(self.nfe.min()), int(self.nfe.max())
+        nfe = f"{most}" if fewest == most else f"{fewest}..{most}"
+        trouble = f", {late} did not arrive" if late else ""
+        return f"Solution(x={tuple(self.x.shape)}, nfe={nfe}, calls={self.calls}, {self.seconds:.3g} s{trouble})"
+
+
+def sample(
+    model: Model,
+    num_samples: int | None = None,
+    *,
+    solver: AnySolver = "heun",
+    num_steps: int | None = None,
+    grid: AnyGrid | None = None,
+    seed: int | Sequence[int] = 0,
+    x: Tensor | None = None,
+    cond: Mapping[str, Any] | None = None,
+    guidance_scale: float = 1.0,
+    rtol: float | None = None,
+    atol: float | None = None,
+    clip_denoised: float | None = None,
+    state_dtype: torch.dtype | None = None,
+    max_batch: int | None = None,
+    progress: bool = False,
+    trajectory: bool = False,
+    grad: bool = False,
+) -> Solution:
+    """Draw images from a model.
+
+    Args:
+        model: The model; see `ods.load`, `ods.Model`.
+        num_samples: How many; left out, as many as `x` has.
+        solver: A name of `ods.solvers()` or an object such as `ods.Heun()`.
+        num_steps: Transitions of a fixed grid, 20 by default. The last one is an Euler step into sigma = 0.
+        grid: A name ("karras", "trailing", ...), a Grid, or falling sigmas. "karras" by default, "linspace" for models
+            that start at sigma = infinity.
+        seed: An int s (sample i then has seed s + i), or one a sample. Sample and seed belong together in any batch.
+        x: Latents to start from, (batch, *shape), in the model's own scale, about N(0, 1): instead of drawing them.
+        cond: Conditions, {"label": 3} or one value a sample; missing ones mean "none".
+        guidance_scale: As in diffusers, eps_u + scale * (eps_c - eps_u); 1 is off.
+        rtol: Relative tolerance: asks for per-sample adaptive steps instead of a fixed grid.
+        atol: Absolute tolerance, in units of x = x_t / alpha, likewise.
+        clip_denoised: Clamp the predicted image to [-clip, clip]; off by default.
+        state_dtype: torch.float32 (default) or float64; the network's own dtype is the model's affair.
+        max_batch: The most rows to give the network at once.
+        progress: Show a progress bar.
+        trajectory: Keep x at every step (fixed grids only).
+        grad: Keep the graph, so that the samples can be differentiated.
+
+    Returns:
+        A `Solution`; its `x` are the images.
+
+    Raises:
+        ValueError: What cannot be meant, before the model is called: unknown names, wrong shapes, grids out of range.
+    """
+    plan = make_plan(
+        model,
+        solver,
+        num_steps=num_steps,
+        grid=grid,
+        rtol=rtol,
+        atol=atol,
+        into_zero=True,
+        guidance_scale=guidance_scale,
+        clip_denoised=clip_denoised,
+        state_dtype=state_dtype,
+    )
+    noise = Streams(seeds_for(seed, _count(num_samples, x)))
+    top = plan.grid[0]
+    if x is None:
+        like = torch.empty((_count(num_samples, x), *_shape(model)), dtype=plan.state_dtype, device=model.device)
+        x_t = noise.draw(like) * model.schedule.latent_scale(top)
+    else:
+        x_t = checked_batch(model, x, "x").to(model.device, plan.state_dtype)
+    outcome = execute(
+        plan,
+        model,
+        State(model.schedule.from_model_scale(x_t, top)),
+        cond=checked_cond(model, cond, len(x_t)),
+        noise=noise,
+        max_batch=max_batch,
+        progress="sampling" if progress else None,
+        trajectory=trajectory,
+        grad=grad,
+    )
+    return to_solution(model, plan, outcome)
+
+
+def to_solution(model: Model, plan: Plan, outcome: Outcome) -> Solution:
+    """An outcome in the model's scale, at the lower end of the plan's grid. Warns of samples that did not arrive."""
+    x = model.schedule.to_model_scale(outcome.solved.state.x, plan.grid.down()[-1])
+    status = statuses(outcome, len(x))
+    return Solution(x, outcome.nfe, outcome.calls, outcome.seconds, status, outcome.trajectory)
+
+
+def statuses(outcome: Outcome, batch: int) -> tuple[Status, ...]:
+    """Status per sample. Warns of those that did not arrive: nothing that was finished is lost by an error."""
+    codes = outcome.solved.status
+    if codes is None:
+        return (Status.ARRIVED,) * batch
+    status = tuple(Status(code) for code in codes.tolist())
+    late = [i for i, s in enumerate(status) if s is not Status.ARRIVED]
+    if late:
+        reasons = ", ".join(f"sample {i}: {status[i].name}" for i in late[:5])
+        warnings.warn(
+            f"{len(late)} of {batch} samples did not arrive ({reasons}); they are returned where they got to. "
+            "Raise rtol, atol or max_steps",
+            RuntimeWarning,
+            stacklevel=4,
+        )
+    return status
+
+
+def is_reversible(plan: Plan) -> Invertible | None:
+    """The plan's solver, if it steps along a grid and can be undone exactly."""
+    solver = getattr(plan.loop, "solver", None)
+    return solver if plan.loop.takes_steps and isinstance(solver, Invertible) else None
+
+
+def _count(num_samples: int | None, x: Tensor | None) -> int:
+    if num_samples is None and x is None:
+        raise ValueError("say how many samples to draw (num_samples), or give latents to start from (x)")
+    count = len(x) if num_samples is None and x is not None else num_samples
+    if isinstance(count, bool) or not isinstance(count, int) or count < 1:
+        raise ValueError(f"num_samples must be a whole number of 1 or more; got {num_samples!r}")
+    if x is not None and len(x) != count:
+        raise ValueError(f"num_samples={count}, but x holds {len(x)} latents")
+    return count
+
+
+def _shape(model: Model) -> tuple[int, ...]:
+    if model.data_shape is None:
+        raise ValueError(f"the shape of {model.name}'s data is not known: give Model(data_shape=...) or latents x")
+    return model.data_shape

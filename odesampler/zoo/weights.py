@@ -1,0 +1,48 @@
+"""Read and write a `UNet` as one safetensors file that says all that is needed to use it.
+
+Weights are stored in float16 and computed with in float32. The metadata are strings; `config` is the JSON of
+`UNetConfig`, the other keys are the writer's and described there.
+"""
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from odesampler.zoo.unet import UNet, UNetConfig
+
+
+def save_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
+    """Write tensors and metadata to a safetensors file, all or nothing."""
+    unfinished = path.with_name(path.name + ".part")
+    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, unfinished, dict(metadata))
+    os.replace(unfinished, path)
+
+
+def save_unet(path: Path, network: UNet, metadata: Mapping[str, str]) -> None:
+    """Write a network's weights in float16, with its configuration and other metadata."""
+    tensors = {name: tensor.to("cpu", torch.float16) for name, tensor in network.state_dict().items()}
+    save_tensors(path, tensors, {"config": json.dumps(asdict(network.config)), **metadata})
+
+
+def load_unet(path: Path) -> tuple[UNet, dict[str, str]]:
+    """Read a network that `save_unet` wrote.
+
+    Args:
+        path: The safetensors file.
+
+    Returns:
+        The network, float32, on the CPU, in evaluation mode and without gradients; and the file's metadata.
+    """
+    with safe_open(path, framework="pt") as file:
+        metadata: dict[str, str] = file.metadata()
+        tensors = {name: file.get_tensor(name).float() for name in file.keys()}
+    network = UNet(UNetConfig(**json.loads(metadata["config"])))
+    network.load_state_dict(tensors)
+    return network.eval().requires_grad_(False), metadata
