@@ -108,7 +108,7 @@ def _first_step(control: Adaptive, x: Tensor, start: float, stop: float) -> Prog
     """Hairer's initial step, per sample, signed: two evaluations, the second inside the range."""
     span = abs(stop - start)
     k0 = yield x, _column(x, start)
-    scale = _scale(control, x.abs())
+    scale = _scale(control, _rms(x))  # a sample's, not a pixel's: one of exactly 0 under atol = 0 would blow it up
     size, slope = _rms(x / scale), _rms(k0 / scale)
     probe = torch.where((size < 1e-5) | (slope < 1e-5), 1e-6, 0.01 * size / slope).clamp(max=span)
     probe = probe * math.copysign(1, stop - start)
@@ -117,7 +117,8 @@ def _first_step(control: Adaptive, x: Tensor, start: float, stop: float) -> Prog
     worst = torch.maximum(slope, bend)
     fitting = (0.01 / worst) ** (1 / (control.solver.order + 1))
     h = torch.where(worst <= 1e-15, (probe.abs() * 1e-3).clamp(min=1e-6), fitting)
-    return torch.minimum(100 * probe.abs(), h).clamp(max=span) * math.copysign(1, stop - start)
+    least = 1e-6 * span  # a sample of nothing but 0 makes `worst` infinite, and a step of 0 gets nowhere
+    return torch.minimum(100 * probe.abs(), h).clamp(least, span) * math.copysign(1, stop - start)
 
 
 def _scaled(control: Adaptive, error: Tensor | None, x0: Tensor, x1: Tensor) -> Tensor:

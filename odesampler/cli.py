@@ -28,7 +28,7 @@ DEVICE = click.option("--device", default="cpu", show_default=True, help="Where 
 BATCH = click.option("--max-batch", type=int, help="The most images to give the network at once.")
 LABEL = click.option("--label", help="Class, or one a sample separated by commas; none by default.")
 GUIDANCE = click.option("--guidance", "guidance_scale", type=float, default=1.0, help="Guidance scale; 1 is off.")
-GRID = click.option("--grid", help="Where to step: karras, log_snr, trailing, leading, linspace, quadratic.")
+GRID = click.option("--grid", help="log_snr, karras, trailing, leading, linspace or quadratic.  [default: log_snr]")
 HOW = (
     click.option("--solver", default="heun", show_default=True, help="See `odesampler solvers`."),
     click.option("--steps", "num_steps", type=int, help="Transitions of a fixed grid.  [default: 20]"),

@@ -122,7 +122,9 @@ def _evaluate(model: Eps, asked: Request, cond: Cond, chunk: int | None, tally: 
         tally.calls += 1
     answer = answers[0] if len(answers) == 1 else torch.cat(answers)
     if answer.shape != x.shape:
-        raise ValueError(f"eps must have the shape of x: asked with {tuple(x.shape)}, got {tuple(answer.shape)}")
+        raise ValueError(
+            f"eps must have the shape of x: asked at {_where(asked)} with {tuple(x.shape)}, got {tuple(answer.shape)}"
+        )
     if tally.nfe is None:  # the first question of a program is about its whole batch
         tally.nfe = torch.zeros(len(x), dtype=torch.int64, device=x.device)
     if rows is None:

@@ -68,7 +68,7 @@ class GaussianMixture(Distribution):
         weights = torch.ones(k) if weights is None else weights
         self.shape = tuple(means.shape[1:])
         self.register_buffer("means", means.double())
-        self.register_buffer("variances", torch.as_tensor(variances).double().expand(k).clone())
+        self.register_buffer("variances", torch.as_tensor(variances, dtype=torch.float64).expand(k).clone())
         self.register_buffer("log_weights", (weights.double() / weights.double().sum()).log())
 
     @classmethod

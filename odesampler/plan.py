@@ -27,6 +27,7 @@ from odesampler.program import Loop, Observer, Solved, Solver, State
 from odesampler.registry import loop_for, spec_of
 
 DEFAULT_STEPS = 20
+DEFAULT_GRID = "log_snr"  # measured on the embedded model: docs/defaults.md
 AnyGrid: TypeAlias = "Grid | Sequence[float] | str"
 AnySolver: TypeAlias = "Solver | Loop | str"
 
@@ -79,7 +80,7 @@ def make_plan(
     loop = loop_for(solver, num_steps, rtol, atol)
     low, high = model.range
     if loop.takes_steps:
-        name = ("linspace" if math.isinf(high) else "karras") if grid is None else grid
+        name = ("linspace" if math.isinf(high) else DEFAULT_GRID) if grid is None else grid
         steps = DEFAULT_STEPS if num_steps is None else num_steps
         made = make_grid(name, model.schedule, steps, into_zero=into_zero, sigma_min=low, sigma_max=high)
     elif grid is None:

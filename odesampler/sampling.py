@@ -67,7 +67,7 @@ def sample(
         num_samples: How many; left out, as many as `x` has.
         solver: A name of `ods.solvers()` or an object such as `ods.Heun()`.
         num_steps: Transitions of a fixed grid, 20 by default. The last one is an Euler step into sigma = 0.
-        grid: A name ("karras", "trailing", ...), a Grid, or falling sigmas. "karras" by default, "linspace" for models
+        grid: A name ("karras", "trailing", ...), a Grid, or falling sigmas. "log_snr" by default, "linspace" for models
             that start at sigma = infinity.
         seed: An int s (sample i then has seed s + i), or one a sample. Sample and seed belong together in any batch.
         x: Latents to start from, (batch, *shape), in the model's own scale, about N(0, 1): instead of drawing them.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+import numpy
 from torch import Tensor
 
 if TYPE_CHECKING:
@@ -40,13 +41,13 @@ def _strip_row(axes: Any, originals: Tensor, trip: Trip, count: int) -> None:
     """One solver: four strips of images. The error strip has its own scale, written beside it."""
     error = trip.error[:count]
     limit = max(error.abs().max().item(), SMALLEST)
-    strips = ((originals, 1.0, None), (trip.latent.x[:count].cpu(), 3.0, None), (trip.images[:count], 1.0, None))
-    for axis, (images, span, _) in zip(axes, (*strips, (error, limit, "error")), strict=True):
+    strips = ((originals, 1.0), (trip.latent.x[:count].cpu(), 3.0), (trip.images[:count], 1.0), (error, limit))
+    for axis, (images, span) in zip(axes, strips, strict=True):
         picture = _strip(images / span)
         if picture.shape[-1] == 1:
             axis.imshow(picture[..., 0], cmap="RdBu_r" if images is error else "gray", vmin=-1, vmax=1)
         else:
-            axis.imshow((picture.clip(-1, 1) + 1) / 2)
+            axis.imshow((numpy.nan_to_num(picture, nan=1.0).clip(-1, 1) + 1) / 2)
         axis.set_xticks([])
         axis.set_yticks([])
         for side in axis.spines.values():
@@ -57,15 +58,17 @@ def _strip_row(axes: Any, originals: Tensor, trip: Trip, count: int) -> None:
 
 
 def _strip(images: Tensor) -> Any:
-    """(height, count * (width + 1), channels): images side by side with a pixel of the lightest tone between."""
+    """(height, count * (width + 1), channels): images side by side with a pixel of nothing, drawn white, between."""
     from torch.nn.functional import pad
 
-    padded = pad(images.detach().double(), (0, 1), value=1.0)[..., :]
+    padded = pad(images.detach().double(), (0, 1), value=float("nan"))
     return padded.permute(2, 0, 3, 1).flatten(1, 2)[:, :-1].numpy()
 
 
 def _error_axes(axis: Any, report: RoundTrip) -> None:
     """Median rmse against evaluations, one line a solver."""
+    from matplotlib.ticker import NullLocator
+
     names = list(dict.fromkeys(t.solver for t in report.trips))
     for i, name in enumerate(names):
         mine = sorted((t for t in report.trips if t.solver == name), key=lambda t: t.nfe)
@@ -74,6 +77,9 @@ def _error_axes(axis: Any, report: RoundTrip) -> None:
         axis.plot([t.nfe for t in mine], errors, label=name, markersize=5, linewidth=1.5, **style)
     axis.set_xscale("log")
     axis.set_yscale("log")
+    axis.set_xticks(sorted({round(t.nfe) for t in report.trips}), minor=False)
+    axis.xaxis.set_major_formatter("{x:.0f}")
+    axis.xaxis.set_minor_locator(NullLocator())
     axis.set_xlabel("model evaluations, encoding and decoding together")
     axis.set_ylabel("round-trip rmse (median), data in [-1, 1]")
     axis.grid(visible=True, which="major", linewidth=0.4)

@@ -3,8 +3,8 @@
     error = decode(encode(x)) - x,     per image: rmse, largest, psnr = 20 log10(2 / rmse) for data in [-1, 1]
 
 The point that comes back is the one at sigma_min, as the images are taken to be (`inversion`), so an exact solver has
-error 0. A small error does not mean a good latent: the standard deviation of the latents, 1 for an exact encoding of
-data like the training set, is given beside it.
+error 0. A small error does not mean a good latent, so the standard deviation of the latents is given beside it: near 1
+for a good encoding of data that vary in every direction, less where pixels never change, as the corners of the digits.
 """
 
 from __future__ import annotations

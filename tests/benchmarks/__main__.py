@@ -1,0 +1,12 @@
+"""Run all benchmarks, or those that are named."""
+
+import sys
+from importlib import import_module
+
+NAMES = ("import_time", "defaults")
+
+for name in sys.argv[1:] or NAMES:
+    if name not in NAMES:
+        sys.exit(f"unknown benchmark {name!r}; known: {', '.join(NAMES)}")
+    print(f"== {name}", flush=True)
+    import_module(f"tests.benchmarks.{name}").main()

@@ -1,0 +1,204 @@
+"""The adaptive loop: each sample takes its own steps, meets its own tolerance, and minds no other."""
+
+import math
+
+import pytest
+import torch
+
+from odesampler.adaptive import Adaptive, Status, adaptive
+from odesampler.drive import Tally, run
+from odesampler.exact import GaussianMixture
+from odesampler.integrate import solve
+from odesampler.program import State
+from odesampler.solvers import Bosh3, Dopri5, Euler, Heun
+from tests.problems import DETERMINISTIC, HIGH, LOW, Spy, gaussian, mixture, noise
+
+ADAPTIVE = [s for s in DETERMINISTIC if s.error_order is not None]
+every_adaptive_solver = pytest.mark.parametrize("solver", ADAPTIVE, ids=repr)
+both_directions = pytest.mark.parametrize(("first", "last"), [(HIGH, LOW), (LOW, HIGH)], ids=["falling", "rising"])
+TOLERANCES = {1: 1e-3, 2: 1e-6, 4: 1e-8}  # that each order of an estimate reaches at a reasonable cost
+
+
+def crossed(control, x, first, last, model, **options):
+    """(x, status, tally) at the end of an adaptive solve."""
+    tally = Tally()
+    [solved] = run(adaptive(control, x, first, last), model=model, tally=tally, **options)
+    return solved.state.x, solved.status, tally
+
+
+def control(solver, tolerance=None, **options):
+    tolerance = TOLERANCES[solver.error_order] if tolerance is None else tolerance
+    return Adaptive(solver, rtol=tolerance, atol=tolerance, **options)
+
+
+def stiff_and_soft(batch):
+    """Narrow components near some samples and wide ones near others: their steps differ by far."""
+    means = torch.tensor([[-3.0, 0.0], [3.0, 0.0], [0.0, 4.0]])
+    problem = GaussianMixture(means, torch.tensor([1e-4, 1.0, 0.05]))
+    return problem, noise(batch, scale=20.0)
+
+
+@every_adaptive_solver
+@both_directions
+@pytest.mark.parametrize("loosened", [1, 10, 100])
+def test_every_sample_meets_its_tolerance(solver, first, last, loosened):
+    problem, x = gaussian(), noise(16, scale=first)
+    tolerance = loosened * TOLERANCES[solver.error_order]
+    got, status, _ = crossed(control(solver, tolerance), x, first, last, problem)
+    want = problem.trajectory(x, first, last)
+    errors = ((got - want) / (1 + want.abs())).square().mean(1).sqrt()
+    assert status.tolist() == [Status.ARRIVED] * 16
+    assert errors.max() < 10 * tolerance, "local errors add up, but not to ten tolerances here"
+    assert errors.max() > 1e-3 * tolerance, "much too good: it takes more steps than it needs"
+
+
+@every_adaptive_solver
+def test_one_sample_is_the_same_alone_and_among_63_others(solver):
+    problem, x = stiff_and_soft(64)
+    together, _, tally = crossed(control(solver, 1e-4), x, 20.0, 0.01, problem)
+    assert tally.nfe.max() > 1.5 * tally.nfe.min(), "the batch is not mixed enough to show anything"
+    for i in (0, 17, int(tally.nfe.argmin()), int(tally.nfe.argmax())):
+        alone, _, cost = crossed(control(solver, 1e-4), x[i : i + 1], 20.0, 0.01, problem)
+        torch.testing.assert_close(together[i], alone[0], rtol=1e-9, atol=1e-9)
+        assert cost.nfe.item() == tally.nfe[i], "it took other steps"
+
+
+@every_adaptive_solver
+def test_asks_only_for_samples_under_way(solver):
+    problem, x = stiff_and_soft(64)
+    spy = Spy(problem)
+    _, _, tally = crossed(control(solver, 1e-4), x, 20.0, 0.01, spy)
+    assert sum(spy.rows) == tally.nfe.sum() < spy.calls * 64
+    assert spy.rows == sorted(spy.rows, reverse=True)
+    assert spy.rows[-1] < 64
+
+
+@every_adaptive_solver
+def test_conditions_follow_their_samples(solver):
+    problem, x = stiff_and_soft(12)
+    label = torch.linspace(0, 0.3, 12, dtype=torch.float64)
+
+    def guided(x, sigma, label):
+        return problem.eps(x, sigma) * (1 + label[:, None])
+
+    together, _, _ = crossed(control(solver, 1e-4), x, 20.0, 0.01, guided, cond={"label": label})
+    for i in range(12):
+        alone, _, _ = crossed(control(solver, 1e-4), x[i : i + 1], 20.0, 0.01, guided, cond={"label": label[i : i + 1]})
+        torch.testing.assert_close(together[i], alone[0], rtol=1e-9, atol=1e-9)
+
+
+@every_adaptive_solver
+@both_directions
+def test_never_asks_outside_the_range(solver, first, last):
+    spy = Spy(mixture())
+    [solved] = run(solve(control(solver, 1e-4), State(noise(scale=first)), [first, last]), model=spy)
+    assert spy.asked_outside(LOW, HIGH) == []
+    assert {min(spy.sigmas), max(spy.sigmas)} <= {LOW, HIGH}, "it reaches both ends exactly"
+    assert solved.status.tolist() == [Status.ARRIVED] * 6
+
+
+@every_adaptive_solver
+def test_into_zero_it_stops_at_the_last_sigma_and_takes_one_euler_step(solver):
+    spy, x, problem = Spy(gaussian()), noise(), gaussian()
+    [solved] = run(solve(control(solver), State(x), [HIGH, LOW, 0.0]), model=spy)
+    there = problem.trajectory(x, HIGH, LOW)
+    want = there - LOW * problem.eps(there, LOW)
+    assert min(spy.sigmas) == LOW
+    torch.testing.assert_close(solved.state.x, want, rtol=0, atol=30 * TOLERANCES[solver.error_order])
+
+
+@every_adaptive_solver
+def test_float32_goes_in_and_out(solver):
+    spy = Spy(gaussian())
+    x = noise(dtype=torch.float32)
+    got, status, _ = crossed(control(solver, 1e-4), x, HIGH, LOW, spy)
+    assert (spy.dtypes, got.dtype) == ({torch.float32}, torch.float32)
+    assert status.tolist() == [Status.ARRIVED] * 6
+    torch.testing.assert_close(got, gaussian().trajectory(x, HIGH, LOW), rtol=0, atol=1e-3)
+
+
+def test_a_sample_at_its_step_limit_says_so_and_the_others_arrive():
+    problem, x = stiff_and_soft(32)
+    _, _, free = crossed(control(Bosh3(), 1e-6), x, 20.0, 0.01, problem)
+    limit = int(free.nfe.double().median() / 3)  # three evaluations a step
+    limited, status, tally = crossed(control(Bosh3(), 1e-6, max_steps=limit), x, 20.0, 0.01, problem)
+    arrived = status == Status.ARRIVED
+    assert set(status.tolist()) == {Status.ARRIVED, Status.STEP_LIMIT}
+    assert torch.equal(arrived, free.nfe <= tally.nfe.max())
+    whole, _, _ = crossed(control(Bosh3(), 1e-6), x, 20.0, 0.01, problem)
+    assert torch.equal(limited[arrived], whole[arrived])
+    assert (limited[~arrived] - whole[~arrived]).abs().max(1).values.min() > 1e-6, "returned where they got to"
+
+
+def test_a_sample_that_needs_steps_below_its_floor_says_so_and_the_others_arrive():
+    broken = torch.tensor([0, 0, 1, 0, 0, 0])
+
+    def singular(x, sigma, broken):  # at sigma = 1 for the broken sample, which can so never get across
+        level = sigma[:, None] if isinstance(sigma, torch.Tensor) else sigma
+        return torch.where(broken[:, None] > 0, (1 - level) ** -3.0, gaussian().eps(x, sigma))
+
+    got, status, tally = crossed(control(Dopri5(), 1e-6), noise(), HIGH, LOW, singular, cond={"broken": broken})
+    assert status.tolist() == [0, 0, Status.FLOOR, 0, 0, 0]
+    want = gaussian().trajectory(noise(), HIGH, LOW)
+    fine = broken == 0
+    torch.testing.assert_close(got[fine], want[fine], rtol=0, atol=1e-5)
+    assert tally.nfe[2] < 10_000
+
+
+def test_a_model_that_answers_nan_is_named_with_its_sigma():
+    def broken_below_1(x, sigma):
+        level = sigma[:, None] if isinstance(sigma, torch.Tensor) else torch.tensor(sigma)
+        return torch.where(level < 1, math.nan, gaussian().eps(x, sigma))
+
+    with pytest.raises(FloatingPointError, match=r"NaN or infinity at a sigma in \[(0|1)\.\d+, ") as raised:
+        crossed(control(Bosh3()), noise(), HIGH, LOW, broken_below_1)
+    assert float(str(raised.value).split("[")[1].split(",")[0]) < 1
+
+
+@pytest.mark.parametrize("tolerances", [(-1e-3, 1e-3), (1e-3, -1e-3), (0.0, 0.0), (math.nan, 1e-3)])
+def test_tolerances_that_cannot_be_met_are_refused(tolerances):
+    with pytest.raises(ValueError, match="rtol and atol must be 0 or more, not both 0"):
+        Adaptive(Dopri5(), *tolerances)
+
+
+@pytest.mark.parametrize(("rtol", "atol"), [(1e-5, 0.0), (0.0, 1e-5)])
+def test_either_tolerance_may_be_zero_even_for_pixels_of_exactly_zero(rtol, atol):
+    x = noise()
+    x[0], x[1, 0] = 0, 0
+    got, status, _ = crossed(Adaptive(Dopri5(), rtol, atol), x, HIGH, LOW, gaussian())
+    assert status.tolist() == [Status.ARRIVED] * 6
+    torch.testing.assert_close(got, gaussian().trajectory(x, HIGH, LOW), rtol=0, atol=1e-3)
+
+
+def test_a_solver_without_an_error_estimate_is_refused():
+    with pytest.raises(ValueError, match=r"Euler\(\) estimates no error"):
+        Adaptive(Euler())
+
+
+def test_a_step_limit_below_1_is_refused():
+    with pytest.raises(ValueError, match="max_steps must be 1 or more"):
+        Adaptive(Dopri5(), max_steps=0)
+
+
+def test_a_tighter_tolerance_costs_more_and_errs_less():
+    problem, x = gaussian(), noise(8)
+    want, costs, errors = problem.trajectory(x, HIGH, LOW), [], []
+    for tolerance in (1e-3, 1e-5, 1e-7, 1e-9):
+        got, _, tally = crossed(control(Dopri5(), tolerance), x, HIGH, LOW, problem)
+        costs.append(tally.nfe.sum().item())
+        errors.append((got - want).abs().max().item())
+    assert costs == sorted(costs)
+    assert errors == sorted(errors, reverse=True)
+    assert errors[-1] < 1e-5 * errors[0]
+
+
+def test_observers_are_told_which_samples_are_under_way_and_where():
+    seen = []
+    problem, x = stiff_and_soft(8)
+    watch = lambda step, sigma, at, rows: seen.append((step, sigma.flatten(), at, rows))  # noqa: E731
+    [solved] = run(adaptive(control(Heun()), x, 20.0, 0.01, watch), model=problem)
+    assert [step for step, *_ in seen] == list(range(1, len(seen) + 1))
+    for i in range(8):
+        last = [(sigma[rows == i], at[rows == i]) for _, sigma, at, rows in seen if i in rows][-1]
+        assert last[0].item() == 0.01
+        assert torch.equal(last[1][0], solved.state.x[i])

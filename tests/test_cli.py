@@ -1,0 +1,189 @@
+"""The command line: the main jobs end to end, and every mistake as one line with exit code 2 and nothing written."""
+
+import os
+import signal
+import subprocess
+import sys
+
+import pytest
+import torch
+from PIL import Image
+
+import odesampler as ods
+from odesampler.cli import main
+
+
+@pytest.fixture(autouse=True)
+def in_an_empty_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+
+def run(capsys, *arguments: str) -> tuple[int, str, str]:
+    import warnings
+
+    with warnings.catch_warnings(), pytest.raises(SystemExit) as stopped:
+        main([str(a) for a in arguments])
+    out, err = capsys.readouterr()
+    return stopped.value.code, out, err
+
+
+def refused(capsys, *arguments: str) -> str:
+    """Run what must be refused: exit code 2, one line, no new file. Returns the line."""
+    before = sorted(os.listdir())
+    code, _, err = run(capsys, *arguments)
+    assert code == 2, err
+    assert err.startswith("odesampler: ")
+    assert len(err.splitlines()) == 1, err
+    assert sorted(os.listdir()) == before
+    return err
+
+
+def test_sample_writes_a_picture_that_equals_the_librarys(capsys):
+    code, out, _ = run(capsys, "sample", "--num", 4, "--steps", 5, "--seed", 3, "--label", "1,2,3,4", "--out", "s.png")
+    assert code == 0
+    assert "9 evaluations each" in out
+    x = ods.sample(ods.load("digits"), 4, num_steps=5, seed=3, cond={"label": [1, 2, 3, 4]}).x
+    drawn = torch.frombuffer(bytearray(Image.open("s.png").tobytes()), dtype=torch.uint8)
+    assert torch.equal(drawn, ods.images.grid(x).flatten())
+
+
+def test_encode_and_decode_bring_pictures_back(capsys):
+    held_out = ods.held_out("digits").images[:2]
+    for i, image in enumerate(held_out):
+        Image.fromarray(ods.images.to_bytes(image)[0].numpy()).save(f"{i}.png")
+    assert (
+        run(capsys, "encode", "0.png", "1.png", "--solver", "reversible", "--steps", 5, "--out", "z.safetensors")[0]
+        == 0
+    )
+    assert run(capsys, "decode", "z.safetensors", "--out", "back.png")[0] == 0
+    pixels = ods.images.to_float(ods.images.to_bytes(held_out))
+    expected = ods.images.grid(pixels).flatten()
+    drawn = torch.frombuffer(bytearray(Image.open("back.png").tobytes()), dtype=torch.uint8)
+    assert torch.equal(drawn, expected)
+
+
+def test_roundtrip_prints_the_table_and_draws_the_picture(capsys):
+    code, out, _ = run(capsys, "roundtrip", "--solver", "ddim", "--solver", "reversible", "--steps", 4, "--num", 2)
+    assert code == 0
+    rows = {line.split()[0]: line.split() for line in out.splitlines() if line.startswith(("ddim", "reversible"))}
+    assert float(rows["ddim"][3]) > 1e-3 > 1e-9 > float(rows["reversible"][3])
+    with Image.open("roundtrip.png") as picture:
+        assert picture.size[0] > 800
+
+
+def test_models_and_solvers_are_listed(capsys):
+    assert "digits" in run(capsys, "models")[1]
+    listed = run(capsys, "solvers")[1]
+    assert all(facts.name in listed for facts in ods.solvers())
+
+
+MISTAKES = [
+    (["sample", "--steps", "0"], "num_steps is the number of transitions"),
+    (["sample", "--steps", "-3"], "num_steps is the number of transitions"),
+    (["sample", "--num", "0"], "num_samples must be"),
+    (["sample", "--solver", "huen"], "unknown solver 'huen'; known:"),
+    (["sample", "--grid", "karas"], "unknown grid 'karas'; known:"),
+    (["sample", "--model", "digit"], "unknown model 'digit'"),
+    (["sample", "--device", "tpu:x"], "device 'tpu:x' cannot be used"),
+    (["sample", "--label", "eleven"], "--label is a class"),
+    (["sample", "--label", "11"], "label 11 does not exist"),
+    (["sample", "--label", "1,2"], "one value a sample"),
+    (["sample", "--seed", "-1"], "a seed must be"),
+    (["sample", "--steps", "5", "--rtol", "0.1"], "give one"),
+    (["sample", "--out", "s.jpg"], "must end in .png"),
+    (["sample", "--out", "no/where/s.png"], "cannot write no/where/s.png"),
+    (["sample", "--bogus"], "No such option"),
+    (["smaple"], "No such command"),
+    (["encode", "nothing.png"], "no such file or folder: nothing.png"),
+    (["encode", "text.png"], "cannot read text.png as a picture"),
+    (["encode", "large.png"], "large.png is 9 x 8 pixels; 8 x 8 are wanted"),
+    (["encode", "empty"], "no .png, .jpg, .jpeg files in folder empty"),
+    (["encode", "--solver", "ddpm"], "draws noise"),
+    (["decode", "nothing.safetensors"], "no such latent file"),
+    (["decode", "text.png"], "not a safetensors file"),
+    (["decode", "weights.safetensors"], "not a latent"),
+    (["decode", "other.safetensors"], "made with"),
+    (["roundtrip", "--steps", "0"], "num_steps is the number of transitions"),
+    (["roundtrip", "--solver", "nope"], "unknown solver 'nope'"),
+    (["roundtrip", "--num", "0"], "--num must be 1 or more"),
+]
+
+
+@pytest.mark.parametrize(("arguments", "message"), MISTAKES, ids=[" ".join(a) for a, _ in MISTAKES])
+def test_a_mistake_is_one_line_and_exit_code_2(capsys, arguments, message):
+    from safetensors.torch import save_file
+
+    with open("text.png", "w") as file:
+        file.write("not a picture")
+    Image.new("L", (9, 8)).save("large.png")
+    os.mkdir("empty")
+    save_file({"weight": torch.zeros(2)}, "weights.safetensors")
+    ring = ods.exact.GaussianMixture.ring()
+    ods.encode(ring.model(), ring.sample(2), num_steps=2).save("other.safetensors")
+    assert message in refused(capsys, *arguments)
+
+
+def test_a_folder_that_cannot_be_written_is_found_before_anything_is_computed(capsys, monkeypatch):
+    monkeypatch.setattr(ods.zoo.models, "load", None)  # would fail, were it reached
+    assert "cannot write" in refused(
+        capsys, "sample", "--out", "/proc/samples.png"
+    )  # a file system that takes no files
+
+
+def script(*arguments: str, **options) -> subprocess.Popen:
+    return subprocess.Popen(
+        [sys.executable, "-c", *arguments], stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True, **options
+    )
+
+
+def test_a_full_disk_is_one_line_and_leaves_no_half_file():
+    full = (
+        "import resource, signal, odesampler.cli as cli;"
+        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN);"  # writing past the limit then fails as on a full disk
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (100, 100));"
+        "cli.main(['sample', '--num', '4', '--steps', '2', '--out', 's.png'])"
+    )
+    with script(full) as process:
+        _, err = process.communicate(timeout=120)
+    assert process.returncode == 2, err
+    assert len(err.splitlines()) == 1, err
+    assert os.listdir() == []
+
+
+def test_a_killed_encode_leaves_no_half_file():
+    slow = (
+        "import torch, odesampler.cli as cli, odesampler.files as files;"
+        "fsync = files.os.fsync;"
+        "files.os.fsync = lambda fd: (print('writing', flush=True), __import__('time').sleep(60));"
+        "cli.main(['encode', '--steps', '2', '--out', 'z.safetensors'])"
+    )
+    with script(slow) as process:
+        assert process.stdout.readline() == "writing\n"  # every byte is on its way, the name is not given yet
+        process.send_signal(signal.SIGKILL)
+    assert not os.path.exists("z.safetensors")
+
+
+def test_an_interrupted_command_says_so_and_writes_nothing():
+    slow = (
+        "import sys, odesampler.cli as cli, odesampler as ods;"
+        "ods.Model.__call__ = lambda *a, **k: (print('computing', flush=True), __import__('time').sleep(60));"
+        "cli.main(['sample', '--steps', '2', '--out', 's.png'])"
+    )
+    with script(slow) as process:
+        assert process.stdout.readline() == "computing\n"
+        process.send_signal(signal.SIGINT)
+        _, err = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert err.splitlines()[-1] == "odesampler: interrupted; nothing was written"
+    assert os.listdir() == []
+
+
+def test_help_does_not_import_torch():
+    asking = (
+        "import sys, odesampler.cli as cli\n"
+        "try: cli.main(['encode', '--help'])\n"
+        "except SystemExit: print('torch' in sys.modules)"
+    )
+    with script(asking) as process:
+        out, _ = process.communicate(timeout=60)
+    assert out.splitlines()[-1] == "False"

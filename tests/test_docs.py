@@ -1,0 +1,58 @@
+"""Every code block of README and docs runs, and says what the project does."""
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+from odesampler.cli import main
+
+ROOT = Path(__file__).parent.parent
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("**/*.md"))]
+FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+
+
+def blocks(language: str) -> list:
+    found = [
+        (page, i, m[2]) for page in PAGES for i, m in enumerate(FENCE.finditer(page.read_text())) if m[1] == language
+    ]
+    return [pytest.param(page, text, id=f"{page.name}-{i}") for page, i, text in found]
+
+
+def test_every_block_has_a_language_that_a_test_runs():
+    languages = {m[1] for page in PAGES for m in FENCE.finditer(page.read_text())}
+    assert languages <= {"python", "bash", "text"}
+
+
+@pytest.mark.parametrize(("page", "text"), blocks("python"))
+def test_python_blocks_run(page, text, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    exec(compile(text, str(page), "exec"), {"__name__": "__main__"})
+
+
+@pytest.mark.parametrize(("page", "text"), blocks("bash"))
+def test_commands_run(page, text, tmp_path, monkeypatch):
+    """Each `odesampler` command is run; installing and testing are .ci/run's, which must use the same words."""
+    script = (ROOT / ".ci" / "run").read_text()
+    for command in (part.strip() for line in text.splitlines() for part in line.split("&&")):
+        words = shlex.split(command)
+        if words[0] == "odesampler":
+            monkeypatch.chdir(tmp_path)
+            with pytest.raises(SystemExit) as stopped:
+                main(words[1:])
+            assert stopped.value.code == 0
+        elif words[:2] == ["pip", "install"]:
+            assert words[2:4] == ["-c", "constraints.txt"]
+            assert (ROOT / "constraints.txt").is_file()
+        elif words == ["pytest"]:
+            assert re.search(r"pip install .*-c constraints.txt -e '.\[test\]' && pytest$", script, re.MULTILINE)
+        else:
+            assert words[:2] == ["python", "-m"], f"nothing runs {command!r}"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
+def test_links_and_pictures_exist(page):
+    for target in re.findall(r"\]\(([^)]+)\)", page.read_text()):
+        if not target.startswith("http"):
+            assert (page.parent / target).exists(), target

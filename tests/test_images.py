@@ -1,0 +1,73 @@
+"""Pictures in and out."""
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+
+import odesampler as ods
+
+
+@given(value=st.integers(0, 255))
+def test_bytes_become_floats_and_the_same_bytes_again(value):
+    pixels = torch.full((1, 2, 2), value, dtype=torch.uint8)
+    floats = ods.images.to_float(pixels)
+    assert floats.abs().max() <= 1
+    assert torch.equal(ods.images.to_bytes(floats), pixels)
+
+
+def test_what_lies_outside_the_range_is_clamped_for_looking_at():
+    assert ods.images.to_bytes(torch.tensor([-3.0, 3.0])).tolist() == [0, 255]
+
+
+def test_floats_are_not_taken_for_bytes():
+    with pytest.raises(TypeError, match="uint8"):
+        ods.images.to_float(torch.zeros(1))
+
+
+def test_colour_and_grey_files_are_read_as_the_model_wants_them(tmp_path):
+    Image.new("RGB", (3, 2), (255, 0, 0)).save(tmp_path / "red.png")
+    assert ods.images.load([tmp_path / "red.png"], (3, 2, 3))[0, :, 0, 0].tolist() == [1, -1, -1]
+    assert ods.images.load([tmp_path], (1, 2, 3)).shape == (1, 1, 2, 3)
+    assert ods.images.load([tmp_path]).shape == (1, 3, 2, 3)
+
+
+def test_pictures_of_two_sizes_make_no_batch(tmp_path):
+    Image.new("L", (2, 2)).save(tmp_path / "a.png")
+    Image.new("L", (3, 2)).save(tmp_path / "b.png")
+    with pytest.raises(ValueError, match=r"b.png is 3 x 2 pixels; 2 x 2 are wanted"):
+        ods.images.load([tmp_path])
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_a_grid_shows_every_picture_where_it_belongs(tmp_path, channels):
+    batch = torch.linspace(-1, 1, 5).reshape(5, 1, 1, 1).expand(5, channels, 2, 2)
+    whole = ods.images.grid(batch, columns=3, scale=1, gap=1)
+    assert whole.shape == (channels, 7, 10)
+    assert torch.equal(whole[:, 4:6, 4:6], ods.images.to_bytes(batch[4]))
+    ods.images.save_grid(batch, tmp_path / "g.png", columns=3, scale=2)
+    with Image.open(tmp_path / "g.png") as picture:
+        assert picture.size == (20, 14)
+
+
+def test_a_picture_is_written_as_png_and_nothing_else(tmp_path):
+    with pytest.raises(ValueError, match="PNG"):
+        ods.images.save_grid(torch.zeros(1, 1, 2, 2), tmp_path / "g.jpg")
+
+
+def test_a_failure_while_writing_leaves_what_was_there(tmp_path):
+    from odesampler.files import written_whole
+
+    path = tmp_path / "f"
+    path.write_bytes(b"before")
+
+    def fail():
+        with written_whole(path) as file:
+            file.write(b"half")
+            raise RuntimeError("in between")
+
+    with pytest.raises(RuntimeError, match="in between"):
+        fail()
+    assert path.read_bytes() == b"before"
+    assert [p.name for p in tmp_path.iterdir()] == ["f"]

@@ -1,0 +1,82 @@
+"""The round-trip report: its numbers are those of the images, and it draws itself."""
+
+import pytest
+import torch
+
+import odesampler as ods
+
+RING = ods.exact.GaussianMixture.ring()
+MODEL = RING.model()
+
+
+def test_the_report_measures_what_encode_and_decode_give():
+    x = RING.sample(4)
+    report = ods.round_trip(MODEL, x, solvers=["ddim", ods.Heun()], num_steps=[5, 10])
+    assert [(t.solver, t.num_steps) for t in report.trips] == [("ddim", 5), ("ddim", 10), ("heun", 5), ("heun", 10)]
+    back = ods.decode(MODEL, ods.encode(MODEL, x, solver="ddim", num_steps=10)).x
+    trip = report.trips[1]
+    assert torch.equal(trip.images, back)
+    assert torch.allclose(trip.rmse, (back - x).square().mean(1).sqrt())
+    assert trip.worst == pytest.approx((back - x).abs().max().item())
+    assert trip.nfe == 20
+    assert torch.allclose(trip.psnr, -10 * torch.log10(trip.rmse**2 / 4))
+    assert f"{trip.rmse.median():.2e}" in report.table()
+    assert report.to_csv().splitlines()[0].startswith("solver,steps,nfe")
+    assert report._repr_html_().count("<tr>") == 5
+
+
+def test_more_steps_and_better_solvers_come_back_closer_and_an_exact_one_exactly():
+    report = ods.round_trip(MODEL, RING.sample(4), solvers=["ddim", "heun", "rk4", "reversible"], num_steps=[20, 80])
+    error = {(t.solver, t.num_steps): t.rmse.max().item() for t in report.trips}
+    for solver in ("ddim", "heun", "rk4"):
+        assert error[solver, 80] < error[solver, 20] / 2
+    assert error["rk4", 80] < error["heun", 80] < error["ddim", 80]
+    assert error["reversible", 80] < 1e-9
+
+
+def test_solvers_that_choose_their_own_steps_get_one_row():
+    report = ods.round_trip(MODEL, RING.sample(2), solvers=["adaptive:dopri5", "scipy:RK23"], num_steps=[5, 10])
+    assert [t.num_steps for t in report.trips] == [None, None]
+    assert "own" in report.table()
+
+
+def test_a_solver_that_fails_is_named_and_the_others_rows_stand():
+    def network(x_t, t):
+        return torch.full_like(x_t, torch.nan) if len(calls) == 3 else calls.append(1) or MODEL.network(x_t, t)
+
+    calls: list[int] = []
+    model = ods.Model(network, ods.VP.linear(), data_shape=(2,))
+    report = ods.round_trip(model, RING.sample(2), solvers=["ddim", "heun"], num_steps=1)
+    assert [t.solver for t in report.trips] == ["ddim"]
+    assert "heun at 1 steps failed: the model's answer has NaN" in report.table()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"solvers": []}, "needs solvers"),
+        ({"num_steps": []}, "needs solvers and numbers of steps"),
+        ({"solvers": ["heun", "ddpm"]}, "draws noise"),
+        ({"solvers": ["heun", "nope"]}, "unknown solver"),
+        ({"num_steps": [5, 0]}, "num_steps is the number"),
+        ({"images": torch.zeros(1, 5)}, "must have shape"),
+    ],
+)
+def test_all_cases_are_checked_before_the_first_is_run(arguments, message):
+    def never(x_t, t):
+        raise AssertionError("the model was called")
+
+    model = ods.Model(never, ods.VP.linear(), data_shape=(2,))
+    arguments = {"images": torch.zeros(2, 2), "solvers": ["heun"], "num_steps": [3], **arguments}
+    with pytest.raises(ValueError, match=message):
+        ods.round_trip(model, **arguments)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_the_picture_has_a_row_of_four_strips_for_each_solver(channels):
+    data = torch.rand(3, channels, 4, 4, dtype=torch.float64) - 0.5
+    model = ods.exact.Empirical(data, 0.3).model()
+    figure = ods.round_trip(model, data, solvers=["ddim", "heun"], num_steps=[3, 6]).plot(num_images=2)
+    strips, errors = figure.subfigs
+    assert len(strips.axes) == 8
+    assert len(errors.axes[0].lines) == 2

@@ -1,0 +1,332 @@
+"""sample, encode, decode, interpolate: what they promise, on exact models."""
+
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import odesampler as ods
+
+RING = ods.exact.GaussianMixture.ring()
+MODEL = RING.model()
+
+
+def images(n: int = 6) -> torch.Tensor:
+    return RING.sample(n, seed=3)
+
+
+def test_every_public_name_is_there_and_documented():
+    for name in ods.__all__:
+        assert getattr(ods, name).__doc__, name
+
+
+def test_the_names_for_type_checkers_are_the_names_at_run_time():
+    import ast
+    import inspect
+
+    tree = ast.parse(inspect.getsource(ods))
+    block = next(n for n in tree.body if isinstance(n, ast.If))
+    declared = {alias.asname for node in block.body for alias in node.names}
+    assert declared == set(ods.__all__)
+
+
+def test_an_unknown_name_is_an_attribute_error():
+    with pytest.raises(AttributeError, match="nonsense"):
+        _ = ods.nonsense
+
+
+def test_solvers_lists_every_name_whether_or_not_its_package_was_imported_first():
+    import odesampler.solvers  # binds the package to the name of the function
+
+    assert odesampler.solvers is not None
+    names = {facts.name for facts in ods.solvers()}
+    assert {"euler", "heun", "dopri5", "reversible", "ancestral", "torchdiffeq:dopri5", "scipy:DOP853"} <= names
+    assert "ddim" in str(ods.solvers())
+
+
+# ---- sample ------------------------------------------------------------------------------------------------------
+
+
+def test_samples_of_a_gaussian_have_its_mean_and_variance():
+    mean = torch.tensor([0.5, -0.3], dtype=torch.float64)
+    model = ods.exact.Gaussian(mean, 0.04).model()
+    x = ods.sample(model, 2000, solver="heun", num_steps=40, state_dtype=torch.float64).x
+    assert (x.mean(0) - mean).abs().max() < 0.02
+    assert (x.var(0) - 0.04).abs().max() < 0.005
+
+
+def test_sample_i_of_seed_s_is_the_same_in_any_batch():
+    together = ods.sample(MODEL, 8, solver="ddpm", num_steps=12, seed=5).x
+    for i in (0, 3, 7):
+        alone = ods.sample(MODEL, 1, solver="ddpm", num_steps=12, seed=5 + i).x
+        assert torch.allclose(together[i], alone[0], atol=1e-5)
+    shuffled = ods.sample(MODEL, 3, solver="ddpm", num_steps=12, seed=[9, 5, 12]).x
+    assert torch.allclose(shuffled, together[[4, 0, 7]], atol=1e-5)
+
+
+@given(chunk=st.integers(1, 7), order=st.permutations(range(5)))
+def test_neither_chunks_nor_the_order_of_the_batch_change_a_sample(chunk, order):
+    whole = ods.sample(MODEL, 5, num_steps=6, state_dtype=torch.float64).x
+    again = ods.sample(MODEL, 5, num_steps=6, seed=list(order), max_batch=chunk, state_dtype=torch.float64).x
+    assert torch.allclose(again, whole[list(order)], atol=1e-12)
+
+
+def test_evaluations_are_counted_per_sample_and_per_call():
+    found = ods.sample(MODEL, 5, solver="heun", num_steps=10, max_batch=2)
+    assert found.nfe.tolist() == [19] * 5  # two a step, and one into zero
+    assert found.calls == 19 * 3
+
+
+def test_steps_of_its_own_unless_a_number_is_given():
+    assert ods.sample(MODEL, 3, solver="rk45").nfe.max() > 60
+    assert ods.sample(MODEL, 3, solver="rk45", num_steps=4).nfe.tolist() == [1 + 6 * 3 + 1] * 3
+    assert ods.sample(MODEL, 3, solver="heun", rtol=1e-2, atol=1e-2).nfe.max() != 39
+
+
+def test_a_trajectory_starts_at_the_latent_and_ends_at_the_sample():
+    latent = torch.randn(4, 2, generator=torch.Generator().manual_seed(0))
+    found = ods.sample(MODEL, x=latent, num_steps=7, trajectory=True)
+    assert len(found.trajectory) == 8
+    assert found.trajectory.sigmas[-1] == 0
+    assert torch.allclose(found.trajectory.x_t[0], latent, atol=1e-6)
+    assert torch.equal(found.trajectory.x_t[-1], found.x)
+
+
+def test_samples_can_be_differentiated_when_asked_and_carry_no_graph_otherwise():
+    latent = torch.randn(2, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    options = {"num_steps": 5, "state_dtype": torch.float64}
+    assert not ods.sample(MODEL, x=latent, **options).x.requires_grad
+    found = ods.sample(MODEL, x=latent, grad=True, **options).x
+    [slope] = torch.autograd.grad(found.sum(), latent)
+    step = 1e-6
+    moved = ods.sample(MODEL, x=(latent + step * slope).detach(), **options).x.sum()
+    assert math.isclose((moved - found.sum()).item() / step, slope.square().sum().item(), rel_tol=1e-3)
+
+
+def test_a_flow_model_starts_at_infinity_with_every_kind_of_loop():
+    flow = RING.model(ods.RectifiedFlow(), "flow")
+    truth = ods.sample(flow, 4, solver="rk4", num_steps=400, state_dtype=torch.float64).x
+    for how in ({"solver": "heun", "num_steps": 100}, {"solver": "rk45", "rtol": 1e-6}, {"solver": "scipy:RK45"}):
+        x = ods.sample(flow, 4, state_dtype=torch.float64, **how).x
+        assert (x - truth).abs().max() < 5e-3, how
+
+
+def test_samples_that_cannot_arrive_are_returned_with_a_warning_that_names_them():
+    with pytest.warns(RuntimeWarning, match=r"did not arrive \(sample 0: STEP_LIMIT"):
+        found = ods.sample(MODEL, 3, solver=ods.Adaptive(ods.Bosh3(), max_steps=3))
+    assert found.status == (ods.Status.STEP_LIMIT,) * 3
+    assert "3 did not arrive" in repr(found)
+
+
+BAD = [
+    ({}, "how many samples"),
+    ({"num_samples": 0}, "num_samples must be"),
+    ({"num_samples": 2, "solver": "huen"}, "unknown solver 'huen'"),
+    ({"num_samples": 2, "grid": "karas"}, "unknown grid 'karas'"),
+    ({"num_samples": 2, "num_steps": 0}, "num_steps is the number of transitions"),
+    ({"num_samples": 2, "num_steps": 5, "rtol": 1e-3}, "give one"),
+    ({"num_samples": 2, "solver": "euler", "rtol": 1e-3}, "estimates no error"),
+    ({"num_samples": 2, "solver": "scipy:RK45", "num_steps": 5}, "would have no effect"),
+    ({"num_samples": 2, "solver": "rk45", "grid": "karras"}, "would have no effect"),
+    ({"num_samples": 2, "grid": [200.0, 1.0, 0.0]}, "outside the range"),
+    ({"num_samples": 2, "grid": [1.0, 1.0, 0.0]}, "strictly monotone"),
+    ({"num_samples": 2, "grid": [1.0, 0.5, 0.0], "num_steps": 3}, "has 2 transitions"),
+    ({"num_samples": 2, "seed": [1]}, "one a sample"),
+    ({"num_samples": 2, "seed": -1}, "a seed must be"),
+    ({"num_samples": 2, "guidance_scale": 2.0}, "null condition"),
+    ({"num_samples": 2, "state_dtype": torch.float16}, "state_dtype must be"),
+    ({"num_samples": 2, "max_batch": 0}, "max_batch must be"),
+    ({"num_samples": 2, "clip_denoised": -1.0}, "clip_denoised must be"),
+    ({"x": torch.zeros(2, 3)}, "must have shape"),
+    ({"x": torch.full((2, 2), math.nan)}, "samples \\[0, 1\\] have NaN"),
+    ({"num_samples": 2, "solver": "rk45", "trajectory": True}, "fixed grid"),
+]
+
+
+@pytest.mark.parametrize(("arguments", "message"), BAD, ids=[m for _, m in BAD])
+def test_bad_input_is_refused_before_the_model_is_called(arguments, message):
+    def never(x_t, t):
+        raise AssertionError("the model was called")
+
+    model = ods.Model(never, ods.VP.linear(), data_shape=(2,))
+    with pytest.raises(ValueError, match=message):
+        ods.sample(model, **arguments)
+
+
+def test_a_model_refuses_what_it_cannot_mean():
+    network = MODEL.network
+    for arguments, message in [
+        ({"prediction": "epsilon"}, "prediction must be one of"),
+        ({"sigma_min": 2.0, "sigma_max": 1.0}, "sigma_min < sigma_max"),
+        ({"sigma_max": 1e4}, "the schedule's largest"),
+        ({"schedule": ods.RectifiedFlow()}, "says nothing about the image"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            ods.Model(network, **{"schedule": ods.VP.linear(), **arguments})
+
+
+# ---- encode, decode ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("solver", ["ddim", "heun", "rk4", "adaptive:dopri5(rtol=1e-6, atol=1e-6)", "torchdiffeq:rk4"])
+def test_what_was_encoded_comes_back(solver):
+    steps = {} if solver.startswith("adaptive") else {"num_steps": 100}
+    latent = ods.encode(MODEL, images(), solver=solver, **steps)
+    back = ods.decode(MODEL, latent).x
+    assert (back - images()).square().mean().sqrt() < (0.02 if solver == "ddim" else 2e-4)
+
+
+def test_an_exactly_invertible_solver_brings_images_back_to_rounding_and_latents_too():
+    latent = ods.encode(MODEL, images(), solver="reversible", num_steps=20)
+    assert (ods.decode(MODEL, latent).x - images()).abs().max() < 1e-9
+    with pytest.warns(UserWarning, match="no memory"):
+        without = ods.decode(MODEL, latent.without_memory()).x
+    assert 1e-6 < (without - images()).abs().max() < 0.5
+
+
+@settings(max_examples=20)
+@given(
+    steps=st.integers(20, 40),
+    solver=st.sampled_from([("ddim", 1), ("heun", 2), ("rk4", 4)]),
+    schedule=st.sampled_from([ods.VP.linear(), ods.VP.cosine(), ods.VE(), ods.ContinuousVP()]),
+    prediction=st.sampled_from(["eps", "denoised", "v", "flow"]),
+)
+def test_the_round_trip_error_falls_with_steps_at_the_solvers_order(steps, solver, schedule, prediction):
+    name, order = solver
+    gaussian = ods.exact.Gaussian(torch.tensor([0.5, -1.0], dtype=torch.float64), 0.3)
+    model = gaussian.model(schedule, prediction, sigma_min=0.05, sigma_max=20.0)
+    x = gaussian.sample(4)
+
+    def error(n):
+        return (ods.decode(model, ods.encode(model, x, solver=name, num_steps=n)).x - x).square().mean().sqrt().item()
+
+    coarse, fine = error(steps), error(2 * steps)
+    assert fine < 1e-9 or math.log2(coarse / fine) > order - 0.35
+
+
+def test_encoding_and_decoding_walk_the_same_sigmas():
+    asked = []
+
+    class Spy(torch.nn.Module):
+        def forward(self, x_t, t):
+            asked.append(ods.VP.linear().sigma(t.double())[0].item())
+            return MODEL.network(x_t, t)
+
+    model = ods.Model(Spy(), ods.VP.linear(), data_shape=(2,))
+    latent = ods.encode(model, images(), solver="heun", num_steps=9, grid="log_snr")
+    up, asked[:] = list(asked), []
+    ods.decode(model, latent)
+    assert sorted(up) == pytest.approx(sorted(asked))
+
+
+def test_the_latent_of_a_gaussian_is_where_its_trajectory_ends():
+    gaussian = ods.exact.Gaussian(torch.tensor([0.5, -1.0], dtype=torch.float64), 0.3)
+    model = gaussian.model()
+    x = gaussian.sample(5)
+    low, high = model.range
+    truth = gaussian.trajectory(model.schedule.from_model_scale(x, low), low, high)
+    latent = ods.encode(model, x, solver="rk4", num_steps=60)
+    assert torch.allclose(latent.x, model.schedule.to_model_scale(truth, high), atol=1e-6)
+
+
+def test_a_latent_survives_the_disk_and_decodes_to_the_same_bits(tmp_path):
+    latent = ods.encode(MODEL, images(), solver="reversible(base='midpoint')", num_steps=8, grid="log_snr")
+    latent.save(tmp_path / "z.safetensors")
+    loaded = ods.Latent.load(tmp_path / "z.safetensors")
+    assert loaded.recipe == latent.recipe
+    assert torch.equal(ods.decode(MODEL, loaded).x, ods.decode(MODEL, latent).x)
+
+
+def test_another_model_is_refused_unless_one_insists():
+    latent = ods.encode(MODEL, images(), num_steps=3)
+    other = ods.exact.GaussianMixture.ring(radius=1.5).model()
+    with pytest.raises(ValueError, match="made with"):
+        ods.decode(other, latent)
+    assert ods.decode(other, latent, insist=True).x.shape == images().shape
+
+
+def test_a_solver_of_ones_own_works_in_every_verb_once_it_is_registered():
+    from odesampler.registry import SOLVERS
+
+    class Mine(ods.Solver):
+        order = 1
+        evaluations = 1
+
+        def step(self, state, s0, s1):
+            k0 = yield state.x, s0
+            return ods.State(state.x + (s1 - s0) * k0)
+
+    assert torch.equal(ods.sample(MODEL, 2, solver=Mine()).x, ods.sample(MODEL, 2, solver="ddim").x)
+    ods.register("mine_of_the_test", Mine)
+    try:
+        latent = ods.encode(MODEL, images(), solver="mine_of_the_test", num_steps=5)
+        assert torch.equal(ods.decode(MODEL, latent).x, _through("ddim"))
+        with pytest.raises(ValueError, match="free identifier"):
+            ods.register("mine_of_the_test", Mine)
+    finally:
+        del SOLVERS["mine_of_the_test"]
+
+
+def _through(solver: str) -> torch.Tensor:
+    return ods.decode(MODEL, ods.encode(MODEL, images(), solver=solver, num_steps=5)).x
+
+
+BAD_ENCODE = [
+    ({"images": torch.zeros(2, 2, dtype=torch.uint8)}, TypeError, "floating-point"),
+    ({"images": [1.0, 2.0]}, TypeError, "floating-point"),
+    ({"images": torch.zeros(2, 3)}, ValueError, "must have shape"),
+    ({"images": torch.zeros(0, 2)}, ValueError, "no samples"),
+    ({"images": torch.full((1, 2), math.inf)}, ValueError, "finite"),
+    ({"solver": "ddpm"}, ValueError, "draws noise"),
+    ({"grid": [100.0, 1.0, 0.0]}, ValueError, "cannot be undone"),
+    ({"cond": {"label": [1, 2, 3]}}, ValueError, "one value a sample"),
+]
+
+
+@pytest.mark.parametrize(("arguments", "kind", "message"), BAD_ENCODE, ids=[m for *_, m in BAD_ENCODE])
+def test_bad_images_are_refused_before_the_model_is_called(arguments, kind, message):
+    def never(x_t, t):
+        raise AssertionError("the model was called")
+
+    model = ods.Model(never, ods.VP.linear(), data_shape=(2,))
+    with pytest.raises(kind, match=message):
+        ods.encode(model, **{"images": torch.zeros(2, 2), **arguments})
+
+
+def test_clipping_while_encoding_warns_of_the_floor_it_puts_under_the_round_trip():
+    with pytest.warns(UserWarning, match="floor"):
+        ods.encode(MODEL, images(), num_steps=2, clip_denoised=1.0)
+
+
+def test_decode_takes_a_latent_and_nothing_else():
+    with pytest.raises(TypeError, match="takes a Latent"):
+        ods.decode(MODEL, images())
+
+
+# ---- interpolation -----------------------------------------------------------------------------------------------
+
+
+@given(weight=st.floats(0, 1), seed=st.integers(0, 10**6))
+def test_slerp_keeps_the_length_of_vectors_of_one_length(weight, seed):
+    a, b = torch.randn(2, 3, 7, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+    a, b = a / a.norm(dim=1, keepdim=True), b / b.norm(dim=1, keepdim=True)
+    between = ods.slerp(a, b, weight)
+    assert torch.allclose(between.norm(dim=1), torch.ones(3, dtype=torch.float64))
+    assert torch.allclose(ods.slerp(b, a, 1 - weight), between)
+
+
+def test_slerp_of_parallel_and_zero_vectors_is_the_straight_line():
+    a = torch.tensor([[1.0, 0.0], [0.0, 0.0]])
+    assert torch.allclose(ods.slerp(a, 2 * a, 0.5), 1.5 * a)
+
+
+def test_interpolated_latents_begin_and_end_at_the_two_images():
+    latent = ods.encode(MODEL, images(2), solver="reversible", num_steps=10)
+    path = ods.interpolate(latent.select([0]), latent.select([1]), 5)
+    back = ods.decode(MODEL, path).x
+    assert len(path) == 5
+    assert torch.allclose(back[[0, -1]], images(2), atol=1e-6)
+    with pytest.raises(ValueError, match="one sample each"):
+        ods.interpolate(latent, latent, 3)
