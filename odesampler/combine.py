@@ -13,6 +13,7 @@ from typing import Any, TypeVar, cast
 import torch
 from torch import Tensor
 
+from odesampler.precision import finest_dtype
 from odesampler.program import Draw, Program, Request, Sigma
 
 T = TypeVar("T")
@@ -129,11 +130,11 @@ def _merged(asked: Sequence[Request], blocks: Sequence[Tensor]) -> Request:
 
 
 def column(sigma: Sigma, x: Tensor) -> Tensor:
-    """`sigma` as (batch, 1, ...), float64, on the device of `x`. A number is filled in, not copied: nothing waits."""
+    """`sigma` as (batch, 1, ...), in float64 where the device of `x` has it. A number is filled in: nothing waits."""
     shape = (len(x),) + (1,) * (x.ndim - 1)
     if isinstance(sigma, Tensor):
-        return sigma.double().reshape(-1, *shape[1:]).expand(shape)
-    return torch.full(shape, sigma, dtype=torch.float64, device=x.device)
+        return sigma.to(finest_dtype(sigma.device)).reshape(-1, *shape[1:]).expand(shape)
+    return torch.full(shape, sigma, dtype=finest_dtype(x.device), device=x.device)
 
 
 class _Abandoned(BaseException):

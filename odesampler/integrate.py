@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
+import torch
 from torch import Tensor
 
 from odesampler.program import Invertible, Loop, Observer, Program, Solved, Solver, State
@@ -95,10 +96,20 @@ def solve(loop: Loop, start: State, sigmas: Sequence[float], observe: Observer |
         skipped = 1 if math.isinf(first) else 0
         state, status = yield from loop.across(state, inner, _shifted(observe, skipped))
     if inner and inner[-1] != last:
-        k0 = yield state.x, inner[-1]
-        state = State(state.x - inner[-1] * k0 if last == 0 else k0)
+        rows = None if status is None else torch.nonzero(status == 0).flatten()
+        state = yield from _last_step(state.x, rows, inner[-1], into_zero=last == 0)
         _tell(observe, len(sigmas) - 1, last, state.x)
     return Solved(state, status)
+
+
+def _last_step(x: Tensor, rows: Tensor | None, sigma: float, *, into_zero: bool) -> Program[State]:
+    """From `sigma` into zero or infinity, for the samples that got there (`rows`; None: all). The others stay."""
+    here = x if rows is None else x[rows]
+    if len(here) == 0:
+        return State(x)
+    k0 = yield here, sigma, rows
+    there = here - sigma * k0 if into_zero else k0
+    return State(there if rows is None else x.index_copy(0, rows, there))
 
 
 def _tell(observe: Observer | None, step: int, sigma: float, x: Tensor) -> None:

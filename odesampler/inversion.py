@@ -23,9 +23,10 @@ from odesampler.integrate import BackAlong
 from odesampler.latent import Latent, Recipe
 from odesampler.model import Model
 from odesampler.plan import AnyGrid, AnySolver, Plan, checked_batch, checked_cond, execute, make_plan
+from odesampler.precision import finest_dtype
 from odesampler.program import State
 from odesampler.registry import spec_of
-from odesampler.sampling import Solution, is_reversible, statuses, to_solution
+from odesampler.sampling import Solution, arrived, is_reversible, to_solution
 
 
 def encode(
@@ -78,7 +79,7 @@ def encode(
         into_zero=False,
         guidance_scale=guidance_scale,
         clip_denoised=clip_denoised,
-        state_dtype=state_dtype or _finest_dtype(model),
+        state_dtype=state_dtype or finest_dtype(model.device),
     )
     refuse_stochastic(plan)
     if plan.clip_denoised is not None:
@@ -99,10 +100,10 @@ def encode(
         max_batch=max_batch,
         progress="encoding" if progress else None,
     )
-    statuses(outcome, len(x_t))
     state = outcome.solved.state
+    x, _ = arrived(model.schedule.to_model_scale(state.x, plan.grid[0]), outcome)
     memory = state.memory if reversible is not None else ()
-    return Latent(model.schedule.to_model_scale(state.x, plan.grid[0]), recipe, memory, conditions, outcome.nfe)
+    return Latent(x, recipe, memory, conditions, outcome.nfe)
 
 
 def decode(
@@ -140,7 +141,7 @@ def decode(
     x_t = checked_batch(model, latent.x, "latent.x").to(model.device, plan.state_dtype)
     if is_reversible(plan) and not latent.memory:
         warnings.warn(
-            f"this latent has no memory, without which {latent.recipe.solver} is not exact but as good as its base",
+            f"this latent has no memory, without which {latent.recipe.solver} is not exact: see Latent.without_memory",
             stacklevel=2,
         )
     memory = tuple(m.to(model.device, plan.state_dtype) for m in latent.memory)
@@ -170,7 +171,3 @@ def refuse_stochastic(plan: Plan) -> None:
     """Raises: ValueError: the plan's solver draws noise, which cannot be encoded."""
     if getattr(getattr(plan.loop, "solver", None), "stochastic", False):
         raise ValueError(f"{spec_of(plan.loop)} draws noise, which cannot be encoded: use an ODE solver such as 'heun'")
-
-
-def _finest_dtype(model: Model) -> torch.dtype:
-    return torch.float32 if model.device.type == "mps" else torch.float64  # Metal has no float64

@@ -87,7 +87,7 @@ class Latent:
     def without_memory(self) -> Latent:
         """This latent without what makes an exactly invertible solver exact: one tensor, of the images' size.
 
-        What is lost: decoding is then only as good as the solver, as with any other one.
+        What is lost: decoding is approximate then, and with few steps worse than the solver that it is made of.
         """
         return replace(self, memory=())
 

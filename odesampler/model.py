@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from odesampler import prediction as predictions
+from odesampler.precision import finest_dtype
 from odesampler.prediction import Prediction
 from odesampler.schedule import Schedule
 
@@ -109,15 +110,15 @@ class Model:
             ValueError: The network's answer has not the shape of its question.
         """
         alpha, std, t = self._scales(x, sigma)
-        pure_noise = isinstance(sigma, float) and math.isinf(sigma)
-        x_t = x if pure_noise else alpha * x
+        pure_noise = alpha == 0  # sigma = infinity: for the batch, or sample by sample
+        x_t = _either(pure_noise, x, alpha * x)
         out = self._ask(x_t, t, cond)
-        if pure_noise:
-            return self._clip(predictions.to_denoised(self.prediction, out, x_t, alpha, std))
-        if self.clip_denoised is None:
-            return predictions.to_eps(self.prediction, out, x_t, alpha, std)
         denoised = self._clip(predictions.to_denoised(self.prediction, out, x_t, alpha, std))
-        return predictions.to_eps("denoised", denoised, x_t, alpha, std)
+        if self.clip_denoised is None:
+            eps = predictions.to_eps(self.prediction, out, x_t, alpha, std)
+        else:
+            eps = predictions.to_eps("denoised", denoised, x_t, alpha, std)
+        return _either(pure_noise, denoised, eps)
 
     def guided(self, scale: float) -> Guided | Model:
         """This model under classifier-free guidance; itself for scale 1, which is off.
@@ -169,17 +170,18 @@ class Model:
             out = self.network(x_t.to(dtype), clock, **{**missing, **cond})
         if out.shape != x_t.shape:
             raise ValueError(
-                f"{self.name} was asked with x of shape {tuple(x_t.shape)} and answered with {tuple(out.shape)}; "
+                f"{self.name} was asked at sigma = {self.schedule.sigma(t[:1]).item():g} with x of shape "
+                f"{tuple(x_t.shape)} and answered with {tuple(out.shape)}; "
                 "a network must answer in the shape of its question (drop a learned variance first)"
             )
         return out.to(x_t.dtype)
 
     def _scales(self, x: Tensor, sigma: float | Tensor) -> tuple[float | Tensor, float | Tensor, Tensor]:
-        """alpha, std (numbers, or broadcasting against x in its dtype) and t (batch,), float64."""
+        """alpha, std (numbers, or broadcasting against x in its dtype) and t (batch,)."""
         if not isinstance(sigma, Tensor):
             alpha, std, t = _levels(self.schedule, sigma)
-            return alpha, std, torch.full((len(x),), t, dtype=torch.float64, device=x.device)
-        s = sigma.double().flatten()
+            return alpha, std, torch.full((len(x),), t, dtype=finest_dtype(x.device), device=x.device)
+        s = sigma.to(finest_dtype(sigma.device)).flatten()
         shape = (-1,) + (1,) * (x.ndim - 1)
         alphas, stds = (f(s).to(x.device, x.dtype).reshape(shape) for f in (self.schedule.alpha, self.schedule.std))
         return alphas, stds, self.schedule.t(s).to(x.device)
@@ -215,6 +217,12 @@ class Guided:
         sigmas = torch.cat([sigma, sigma]) if isinstance(sigma, Tensor) else sigma
         conditional, unconditional = self.model(torch.cat([x, x]), sigmas, **both).chunk(2)
         return unconditional + self.scale * (conditional - unconditional)
+
+
+def _either(first: bool | Tensor, a: Tensor, b: Tensor) -> Tensor:
+    if isinstance(first, Tensor):
+        return torch.where(first, a, b)
+    return a if first else b
 
 
 @lru_cache(maxsize=8192)

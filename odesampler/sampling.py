@@ -123,27 +123,29 @@ def sample(
 
 def to_solution(model: Model, plan: Plan, outcome: Outcome) -> Solution:
     """An outcome in the model's scale, at the lower end of the plan's grid. Warns of samples that did not arrive."""
-    x = model.schedule.to_model_scale(outcome.solved.state.x, plan.grid.down()[-1])
-    status = statuses(outcome, len(x))
+    end = plan.grid.down()[-1]
+    x, status = arrived(model.schedule.to_model_scale(outcome.solved.state.x, end), outcome)
     return Solution(x, outcome.nfe, outcome.calls, outcome.seconds, status, outcome.trajectory)
 
 
-def statuses(outcome: Outcome, batch: int) -> tuple[Status, ...]:
-    """Status per sample. Warns of those that did not arrive: nothing that was finished is lost by an error."""
-    codes = outcome.solved.status
+def arrived(x: Tensor, outcome: Outcome) -> tuple[Tensor, tuple[Status, ...]]:
+    """`x` (batch, *shape) with NaN for the samples that did not arrive, and the status of each.
+
+    Warns of those: an error would lose the others, which are finished.
+    """
+    codes, batch = outcome.solved.status, len(x)
     if codes is None:
-        return (Status.ARRIVED,) * batch
+        return x, (Status.ARRIVED,) * batch
     status = tuple(Status(code) for code in codes.tolist())
     late = [i for i, s in enumerate(status) if s is not Status.ARRIVED]
     if late:
         reasons = ", ".join(f"sample {i}: {status[i].name}" for i in late[:5])
         warnings.warn(
-            f"{len(late)} of {batch} samples did not arrive ({reasons}); they are returned where they got to. "
-            "Raise rtol, atol or max_steps",
+            f"{len(late)} of {batch} samples did not arrive ({reasons}) and are NaN; raise rtol, atol or max_steps",
             RuntimeWarning,
             stacklevel=4,
         )
-    return status
+    return x.where((codes == 0).reshape(-1, *[1] * (x.ndim - 1)), torch.nan), status
 
 
 def is_reversible(plan: Plan) -> Invertible | None:

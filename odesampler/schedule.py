@@ -22,6 +22,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from odesampler.precision import finest_dtype
+
 
 @dataclass(frozen=True)
 class Schedule(ABC):
@@ -140,6 +142,16 @@ class VP(Schedule):
         """How many entries of the table are finite: all, or all but the last."""
         return len(self.alpha_bar) - (self.alpha_bar[-1] == 0)
 
+    @cached_property
+    def _log_tables(self) -> dict[torch.device, Tensor]:
+        return {}
+
+    def _log_table(self, device: torch.device) -> Tensor:
+        """The finite entries of log sigma on `device`, moved there once: a copy at every evaluation would wait."""
+        if device not in self._log_tables:
+            self._log_tables[device] = self._table[: self._finite].log().to(device, finest_dtype(device))
+        return self._log_tables[device]
+
     @property
     def sigma_min(self) -> float:
         return self._table[0].item()
@@ -155,7 +167,7 @@ class VP(Schedule):
         return (1 + sigma**-2) ** -0.5
 
     def sigma(self, t: Tensor) -> Tensor:
-        table = self._table[: self._finite].log().to(t.device)
+        table = self._log_table(t.device)
         low = t.floor().long().clamp(0, len(table) - 2)
         inside = torch.lerp(table[low], table[low + 1], t - low).exp()
         if self._finite == len(self.alpha_bar):
@@ -164,7 +176,7 @@ class VP(Schedule):
         return torch.where(t > self._finite - 1, beyond, inside)
 
     def t(self, sigma: Tensor) -> Tensor:
-        table = self._table[: self._finite].log().to(sigma.device)
+        table = self._log_table(sigma.device)
         log_sigma = sigma.log()
         low = (torch.searchsorted(table, log_sigma) - 1).clamp(0, len(table) - 2)
         inside = low + (log_sigma - table[low]) / (table[low + 1] - table[low])

@@ -118,6 +118,52 @@ def test_samples_that_cannot_arrive_are_returned_with_a_warning_that_names_them(
         found = ods.sample(MODEL, 3, solver=ods.Adaptive(ods.Bosh3(), max_steps=3))
     assert found.status == (ods.Status.STEP_LIMIT,) * 3
     assert "3 did not arrive" in repr(found)
+    assert found.x.isnan().all()
+
+
+def test_samples_that_arrive_are_not_touched_by_those_that_cannot():
+    free = ods.sample(MODEL, 8, solver=ods.Dopri5(), rtol=1e-4, state_dtype=torch.float64)
+    steps = (free.nfe - 4) // 6  # two to find the first step, one to start, one into zero
+    limit = int(steps.median())
+    assert steps.min() <= limit < steps.max()
+    with pytest.warns(RuntimeWarning, match="of 8 samples did not arrive"):
+        found = ods.sample(
+            MODEL, 8, solver=ods.Adaptive(ods.Dopri5(), 1e-4, max_steps=limit), state_dtype=torch.float64
+        )
+    arrived = steps <= limit
+    assert [s is ods.Status.ARRIVED for s in found.status] == arrived.tolist()
+    assert torch.allclose(found.x[arrived], free.x[arrived])
+    assert found.x[~arrived].isnan().all()
+
+
+def test_the_network_is_called_in_its_own_dtype_and_the_state_keeps_another():
+    seen = set()
+
+    class Half(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.scale = torch.nn.Parameter(torch.ones((), dtype=torch.bfloat16), requires_grad=False)
+
+        def forward(self, x_t, t):
+            seen.add((x_t.dtype, t.dtype))
+            return x_t * self.scale
+
+    found = ods.sample(ods.Model(Half(), ods.VP.linear(), data_shape=(2,)), 2, num_steps=3, state_dtype=torch.float64)
+    assert found.x.dtype is torch.float64
+    assert seen == {(torch.bfloat16, torch.float32)}  # bfloat16 cannot tell t = 998 from 999
+
+
+def test_autocast_is_on_around_the_network_and_nowhere_else():
+    linear = torch.nn.Linear(2, 2).requires_grad_(False)
+    seen = []
+
+    def network(x_t, t):
+        seen.append(linear(x_t).dtype)
+        return linear(x_t)
+
+    model = ods.Model(network, ods.VP.linear(), data_shape=(2,), autocast=torch.bfloat16)
+    assert ods.sample(model, 2, num_steps=3).x.dtype is torch.float32
+    assert set(seen) == {torch.bfloat16}
 
 
 BAD = [
@@ -183,7 +229,7 @@ def test_an_exactly_invertible_solver_brings_images_back_to_rounding_and_latents
     assert (ods.decode(MODEL, latent).x - images()).abs().max() < 1e-9
     with pytest.warns(UserWarning, match="no memory"):
         without = ods.decode(MODEL, latent.without_memory()).x
-    assert 1e-6 < (without - images()).abs().max() < 0.5
+    assert 1e-6 < (without - images()).abs().max() < 2
 
 
 @settings(max_examples=20)
