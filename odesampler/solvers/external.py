@@ -1,9 +1,9 @@
 """Solvers of other libraries: torchdiffeq and scipy, as loops under the same verbs.
 
 They call the right-hand side themselves, so each runs as an inverted program (`combine.inverted`). Adaptive ones pool
-the error over whatever they are given; here each sample is given alone, side by side in one model batch, so that batch
-mates don't matter. torchdiffeq's adaptive methods integrate past the end and interpolate back, asking far outside the
-range; `step_t` makes them land on the end instead.
+the error over whatever they are given, implicit ones the test that their iteration has converged; here each sample is
+given alone, side by side in one model batch, so that batch mates don't matter. torchdiffeq's adaptive methods integrate
+past the end and interpolate back, asking far outside the range; `step_t` makes them land on the end instead.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from odesampler.program import Loop, Observer, Program, Sigma, Solved, State
 Ask: TypeAlias = Callable[[Tensor, Sigma], Tensor]
 
 SCIPY_METHODS = ("RK23", "RK45", "DOP853", "Radau", "BDF", "LSODA")
+_EXPLICIT = ("euler", "midpoint", "heun2", "heun3", "rk4", "explicit_adams")  # the others pool a norm over the batch
 _EQUAL_STEPS = ("explicit_adams", "implicit_adams", "fixed_adams")  # their weights assume steps of one length
 
 
@@ -43,7 +44,7 @@ def _is_fixed(method: str) -> bool:
 
 @dataclass(frozen=True)
 class Torchdiffeq(Loop):
-    """A method of torchdiffeq. Fixed-step ones walk the grid, adaptive ones only its ends, each sample alone.
+    """A method of torchdiffeq. Fixed-step ones walk the grid, adaptive ones only its ends.
 
     The Adams methods assume steps of one length; they are given equal steps in log sigma, as many as the grid has.
 
@@ -67,9 +68,10 @@ class Torchdiffeq(Loop):
         return _is_fixed(self.method)
 
     def across(self, state: State, sigmas: Sequence[float], observe: Observer | None = None) -> Program[Solved]:
-        if self.takes_steps:
+        if self.method in _EXPLICIT:
             return Solved(State((yield from inverted(partial(self._fixed, state.x, sigmas)))))
-        return (yield from _one_by_one(self._adaptive, state.x, sigmas))
+        work = self._fixed if self.takes_steps else self._adaptive
+        return (yield from _one_by_one(work, state.x, sigmas))
 
     def _fixed(self, x: Tensor, sigmas: Sequence[float], ask: Ask) -> Tensor:
         if self.method in _EQUAL_STEPS:

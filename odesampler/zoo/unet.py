@@ -2,8 +2,8 @@
 
     (x_t, t, label) -> eps or v, of the shape of x_t
 
-`x_t = alpha * x0 + std * noise` is a noisy image in the model's own scale, `t` the place in the noise table the network
-was trained with (0 .. T - 1, fractions allowed), `label` a class. The last label, `num_classes`, is the null class: "any".
+`x_t = alpha * x0 + std * noise` is a noisy image in the model's own scale, `t` the place in the noise table that the
+network was trained with (0 .. 999, fractions allowed), `label` a class; the last one, `num_classes`, is the null class.
 Residual blocks take time and class as a scale and shift of their normalised features; attention sits where asked;
 `patch` folds squares of pixels into channels, so that larger pictures cost no more than small ones.
 
@@ -13,6 +13,7 @@ Nothing here depends on the batch, the noise schedule, or what the output means.
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
@@ -32,8 +33,8 @@ class UNetConfig:
     Attributes:
         channels: Channels of the image.
         num_classes: Classes without the null class, which becomes label `num_classes`.
-        width: Channels of the widest resolution times `multipliers[0]`; a multiple of 8.
-        multipliers: Width of each level in units of `width`; each level has half the resolution of the one before.
+        width: Unit of all widths; a multiple of 8.
+        multipliers: Channels of each level in units of `width`; each level has half the resolution of the one before.
         blocks: Residual blocks per level, on the way down and again on the way up.
         attention: Levels (0 = full resolution) whose blocks are followed by self-attention.
         patch: Side of the square of pixels that is folded into channels first; 1 = off.
@@ -84,7 +85,7 @@ class Attention(nn.Module):
         self.out = zeroed(nn.Conv2d(width, width, 1))
 
     def forward(self, h: Tensor) -> Tensor:
-        """Map features (batch, width, height, width of image) to the same shape."""
+        """Map features (batch, channels, height, width) to features of the same shape."""
         # Written out: the fused kernels have no forward-mode derivative, which likelihoods and Jacobians need.
         q, k, v = self.qkv(self.norm(h)).flatten(2).chunk(3, dim=1)
         weights = torch.softmax(q.transpose(1, 2) @ k / math.sqrt(h.shape[1]), dim=-1)
@@ -106,7 +107,7 @@ class Block(nn.Module):
         self.attention = Attention(width) if attention else nn.Identity()
 
     def forward(self, h: Tensor, embedding: Tensor) -> Tensor:
-        """Map features (batch, width_in, ...) and an embedding (batch, size) to features (batch, width, ...)."""
+        """Map features (batch, width_in, height, width) and embedding (batch, size) to `width` channels."""
         scale, shift = self.condition(embedding)[:, :, None, None].chunk(2, dim=1)
         change = self.conv1(F.silu(self.norm1(h)))
         change = self.conv2(F.silu(self.norm2(change) * (1 + scale) + shift))
@@ -127,22 +128,18 @@ class UNet(nn.Module):
         widths = [config.width * m for m in config.multipliers]
         size = EMBEDDING_SCALE * config.width
         pixels = config.channels * config.patch**2
-
-        def blocks(level: int, first: int, rest: int) -> nn.ModuleList:
-            width, attention = widths[level], level in config.attention
-            return nn.ModuleList(
-                Block(rest if i else first, width, size, attention=attention) for i in range(config.blocks)
-            )
+        # Each width as often as its level has blocks, with whether attention follows.
+        order = [(width, i in config.attention) for i, width in enumerate(widths) for _ in range(config.blocks)]
+        shrinking = list(pairwise(widths))
 
         self.time = nn.Sequential(nn.Linear(size, size), nn.SiLU(), nn.Linear(size, size))
         self.label = nn.Embedding(config.num_classes + 1, size)
         self.stem = nn.Conv2d(pixels, widths[0], 3, padding=1)
-        levels = range(len(widths))
-        self.down = nn.ModuleList(blocks(i, widths[i], widths[i]) for i in levels)
-        self.up = nn.ModuleList(blocks(i, 2 * widths[i], 2 * widths[i]) for i in levels)
-        self.shrink = nn.ModuleList(nn.Conv2d(a, b, 3, stride=2, padding=1) for a, b in zip(widths, widths[1:]))
-        self.grow = nn.ModuleList(nn.Conv2d(b, a, 3, padding=1) for a, b in zip(widths, widths[1:]))
-        self.middle = Block(widths[-1], widths[-1], size, attention=len(widths) - 1 in config.attention)
+        self.down = nn.ModuleList(Block(width, width, size, attention) for width, attention in order)
+        self.shrink = nn.ModuleList(nn.Conv2d(fine, coarse, 3, stride=2, padding=1) for fine, coarse in shrinking)
+        self.middle = Block(widths[-1], widths[-1], size, attention=order[-1][1])
+        self.up = nn.ModuleList(Block(2 * width, width, size, attention) for width, attention in reversed(order))
+        self.grow = nn.ModuleList(nn.Conv2d(coarse, fine, 3, padding=1) for fine, coarse in reversed(shrinking))
         self.norm = nn.GroupNorm(GROUPS, widths[0])
         self.out = zeroed(nn.Conv2d(widths[0], pixels, 3, padding=1))
 
@@ -161,10 +158,11 @@ class UNet(nn.Module):
         Raises:
             ValueError: Height or width cannot be halved often enough.
         """
-        unit = self.config.patch * 2 ** (len(self.down) - 1)
+        blocks = self.config.blocks
+        unit = self.config.patch * 2 ** len(self.shrink)
         if x_t.shape[-1] % unit or x_t.shape[-2] % unit:
             raise ValueError(
-                f"expected images whose height and width are multiples of {unit}, got {tuple(x_t.shape[-2:])}"
+                f"height and width must be multiples of {unit}, got {tuple(x_t.shape[-2:])}: pad the images"
             )
         weight = self.label.weight
         embedding = time_embedding(t, weight.shape[1], weight.dtype).to(weight.dtype)
@@ -172,15 +170,15 @@ class UNet(nn.Module):
 
         h = self.stem(F.pixel_unshuffle(x_t, self.config.patch))
         skips = []
-        for level, blocks in enumerate(self.down):
-            h = self.shrink[level - 1](h) if level else h
-            for block in blocks:
-                h = block(h, embedding)
-                skips.append(h)
+        for index, block in enumerate(self.down):
+            if index and index % blocks == 0:
+                h = self.shrink[index // blocks - 1](h)
+            h = block(h, embedding)
+            skips.append(h)
         h = self.middle(h, embedding)
-        for level in reversed(range(len(self.up))):
-            for block in self.up[level]:
-                h = block(torch.cat([h, skips.pop()], dim=1), embedding)
-            h = self.grow[level - 1](F.interpolate(h, scale_factor=2.0, mode="nearest")) if level else h
+        for index, block in enumerate(self.up):
+            if index and index % blocks == 0:
+                h = self.grow[index // blocks - 1](F.interpolate(h, scale_factor=2.0, mode="nearest"))
+            h = block(torch.cat([h, skips.pop()], dim=1), embedding)
         h = self.out(F.silu(self.norm(h)))
         return F.pixel_shuffle(h, self.config.patch)

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 from safetensors import safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 
 from odesampler.zoo.unet import UNet, UNetConfig
@@ -21,7 +21,8 @@ from odesampler.zoo.unet import UNet, UNetConfig
 def save_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
     """Write tensors and metadata to a safetensors file, all or nothing."""
     unfinished = path.with_name(path.name + ".part")
-    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, unfinished, dict(metadata))
+    # Not `save_file`, which makes files that only their owner can read.
+    unfinished.write_bytes(save({name: tensor.contiguous() for name, tensor in tensors.items()}, dict(metadata)))
     os.replace(unfinished, path)
 
 
@@ -42,7 +43,7 @@ def load_unet(path: Path) -> tuple[UNet, dict[str, str]]:
     """
     with safe_open(path, framework="pt") as file:
         metadata: dict[str, str] = file.metadata()
-        tensors = {name: file.get_tensor(name).float() for name in file.keys()}
+        tensors = {name: file.get_tensor(name).float() for name in file.keys()}  # noqa: SIM118 (a file is no dict)
     network = UNet(UNetConfig(**json.loads(metadata["config"])))
     network.load_state_dict(tensors)
     return network.eval().requires_grad_(False), metadata
