@@ -72,10 +72,11 @@ def _path(name: str) -> Path:
     return Path(str(files("odesampler.zoo"))) / name
 
 
-def _digits(device: torch.device, dtype: torch.dtype) -> Model:
+def digits_from(path: Path, device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32) -> Model:
+    """The digits model whose weights are at `path`, as `train_digits` writes them."""
     from odesampler.zoo.weights import load_unet
 
-    network, meta = load_unet(_path("digits.safetensors"))
+    network, meta = load_unet(path)
     classes = json.loads(meta["config"])["num_classes"]
     return Model(
         network.to(device, dtype),
@@ -86,6 +87,10 @@ def _digits(device: torch.device, dtype: torch.dtype) -> Model:
         name="digits",
         labels=tuple(str(i) for i in range(classes)),
     )
+
+
+def _digits(device: torch.device, dtype: torch.dtype) -> Model:
+    return digits_from(_path("digits.safetensors"), device, dtype)
 
 
 def _digit_images(training: bool) -> Images:

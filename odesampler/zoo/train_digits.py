@@ -10,7 +10,6 @@ repeated. See DIGITS.md for the data's origin and licence and for what was measu
 import argparse
 import json
 from dataclasses import asdict, dataclass
-from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -21,11 +20,13 @@ from sklearn.model_selection import train_test_split
 from sklearn.svm import SVC
 from torch import Tensor
 
+from odesampler.sampling import sample
 from odesampler.schedule import VP
+from odesampler.zoo.models import digits_from
 from odesampler.zoo.quality import frechet_distance, nearest_distance
 from odesampler.zoo.training import Recipe, train
 from odesampler.zoo.unet import UNet, UNetConfig
-from odesampler.zoo.weights import load_unet, save_tensors, save_unet
+from odesampler.zoo.weights import save_tensors, save_unet
 
 HERE = Path(__file__).parent
 NUM_CLASSES = 10
@@ -59,11 +60,6 @@ def scaled(images: Tensor) -> Tensor:
     return images.float() / (LEVELS / 2) - 1
 
 
-def alpha_bar_table() -> Tensor:
-    """Return the squared signal scale of the linear variance-preserving schedule at t = 0 .. 999, float64."""
-    return torch.tensor(VP.linear().alpha_bar, dtype=torch.float64)
-
-
 def train_and_save(out: Path, recipe: Recipe, config: UNetConfig) -> None:
     """Train the model and write its weights, and beside them the images it was and was not trained on."""
     data = digits()
@@ -75,7 +71,7 @@ def train_and_save(out: Path, recipe: Recipe, config: UNetConfig) -> None:
         scaled(data.train_images),
         data.train_labels.long(),
         NUM_CLASSES,
-        alpha_bar_table(),
+        torch.tensor(VP.linear().alpha_bar, dtype=torch.float64),
         recipe,
         checkpoint,
     )
@@ -103,26 +99,9 @@ def train_and_save(out: Path, recipe: Recipe, config: UNetConfig) -> None:
     checkpoint.unlink()
 
 
-@torch.no_grad()
-def sample(network: UNet, labels: Tensor, num_steps: int, seed: int, guidance_scale: float) -> Tensor:
-    """Sample with DDIM on a trailing grid, without clipping; returns images in the model's data range."""
-    alpha_bar = torch.cat([torch.ones(1, dtype=torch.float64), alpha_bar_table()])  # entry t + 1; entry 0 is the image
-    grid: list[int] = torch.linspace(len(alpha_bar) - 1, 0, num_steps + 1).round().int().tolist()
-    x_t = torch.randn(len(labels), 1, 8, 8, generator=torch.Generator().manual_seed(seed))
-    for start, end in pairwise(grid):
-        t = torch.full((len(labels),), float(start - 1))
-        eps = network(x_t, t, labels)
-        if guidance_scale != 1:
-            unconditional = network(x_t, t, torch.full_like(labels, NUM_CLASSES))
-            eps = unconditional + guidance_scale * (eps - unconditional)
-        (alpha0, std0), (alpha1, std1) = ((float(a.sqrt()), float((1 - a).sqrt())) for a in alpha_bar[[start, end]])
-        x_t = alpha1 * (x_t - std0 * eps) / alpha0 + std1 * eps
-    return x_t
-
-
 def evaluate(path: Path, count: int, seed: int) -> None:
     """Sample from saved weights and print how far the samples are from real digits."""
-    network, _ = load_unet(path)
+    model = digits_from(path)
     data = digits()
     seen, held_out = (scaled(images).flatten(1).numpy() for images in (data.train_images, data.images))
     real = np.concatenate([seen, held_out])
@@ -144,7 +123,17 @@ def evaluate(path: Path, count: int, seed: int) -> None:
     heads = ("steps", "guidance", "FD real", "FD held-out", "SVC", "nearest seen", "least", "nearest is held-out")
     print("  ".join(heads))
     for num_steps, guidance_scale in [(5, 1.0), (10, 1.0), (50, 1.0), (10, 2.0), (50, 2.0)]:
-        samples = sample(network, labels, num_steps, seed, guidance_scale).flatten(1).numpy()
+        found = sample(
+            model,
+            count,
+            solver="ddim",
+            grid="trailing",
+            num_steps=num_steps,
+            seed=seed,
+            cond={"label": labels},
+            guidance_scale=guidance_scale,
+        )
+        samples = found.x.flatten(1).numpy()
         to_seen, to_held_out = nearest_distance(samples, seen), nearest_distance(samples, held_out)
         cells = (
             f"{num_steps}",
