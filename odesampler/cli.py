@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
     from odesampler.model import Model
 
+DRAWN = 24  # images that `roundtrip` draws from the model besides
+
 F = TypeVar("F", bound=Callable[..., Any])
 PATHS = click.argument("paths", nargs=-1, metavar="[PICTURES]...")
 MODEL = click.option("--model", default="digits", show_default=True, help="An embedded model; see `odesampler models`.")
@@ -136,7 +138,7 @@ def roundtrip(
     out: Path,
     **how: Any,
 ) -> None:
-    """Encode pictures, decode them, and show what did not come back, by solver and number of steps."""
+    """Encode pictures, decode them, and show what did not come back, by solver and steps; draw a few from the model."""
     import odesampler as ods
     from odesampler.analysis.round_trip import DEFAULT_SOLVERS
     from odesampler.files import written_whole
@@ -154,8 +156,10 @@ def roundtrip(
     click.echo(report.table())
     if not report.trips:
         raise click.ClickException("no solver came back, so there is no picture")
+    drawn = ods.sample(loaded, DRAWN, cond=_cond(label) or _every_class(loaded, DRAWN), progress=_shown())
+    click.echo(f"{DRAWN} images drawn, {_cost(drawn.nfe)}")
     with written_whole(out) as file:
-        report.plot().savefig(file, format="png", dpi=130)
+        report.plot(samples=drawn.x).savefig(file, format="png", dpi=130)
     click.echo(f"picture: {out}")
 
 
@@ -229,6 +233,10 @@ def _cond(label: str | None) -> dict[str, Any]:
     except ValueError:
         raise click.BadParameter(f"--label is a class, or classes separated by commas; got {label!r}") from None
     return {"label": labels[0] if len(labels) == 1 else labels}
+
+
+def _every_class(model: Model, num: int) -> dict[str, Any]:
+    return {"label": [i % len(model.labels) for i in range(num)]} if model.labels else {}
 
 
 def _cost(nfe: Any) -> str:

@@ -76,7 +76,10 @@ def test_all_cases_are_checked_before_the_first_is_run(arguments, message):
 def test_the_picture_has_a_row_of_four_strips_for_each_solver(channels):
     data = torch.rand(3, channels, 4, 4, dtype=torch.float64) - 0.5
     model = ods.exact.Empirical(data, 0.3).model()
-    figure = ods.round_trip(model, data, solvers=["ddim", "heun"], num_steps=[3, 6]).plot(num_images=2)
-    strips, errors = figure.subfigs
+    report = ods.round_trip(model, data, solvers=["ddim", "heun"], num_steps=[3, 6])
+    figure = report.plot(num_images=2, samples=data)
+    drawn, strips, errors = figure.subfigs
+    assert len(drawn.axes) == 1
+    assert len(report.plot(num_images=2).subfigs[0].axes) == 0
     assert len(strips.axes) == 8
     assert len(errors.axes[0].lines) == 2

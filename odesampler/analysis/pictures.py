@@ -18,22 +18,26 @@ MARKERS = "osD^vPX*"
 SMALLEST = 1e-17  # where an error of exactly 0 is drawn on a logarithmic axis
 
 
-def round_trip_figure(report: RoundTrip, num_images: int) -> Figure:
-    """For each solver at its most steps: originals, latents, reconstructions, errors; below, rmse by evaluations."""
+def round_trip_figure(report: RoundTrip, num_images: int, samples: Tensor | None) -> Figure:
+    """Samples, if given; for each solver at its most steps originals, latents, reconstructions, errors; rmse by nfe."""
     from matplotlib.figure import Figure
 
     best = list({t.solver: t for t in report.trips}.values())  # the last of each solver has the most steps
     count = min(num_images, len(report.originals))
-    figure = Figure(figsize=(1.1 + 4 * (0.62 * count + 0.25), 0.62 * len(best) * 1.25 + 4.1), layout="constrained")
-    halves: Any = figure.subfigures(2, 1, height_ratios=[0.62 * len(best) * 1.25 + 0.5, 3.6])
-    top, bottom = halves
-    axes = top.subplots(len(best), 4, squeeze=False)
+    heights = [0.0 if samples is None else 1.0, 0.62 * len(best) * 1.25 + 0.5, 3.6]  # inches
+    figure = Figure(figsize=(1.1 + 4 * (0.62 * count + 0.25), sum(heights)))
+    figure.set_layout_engine("constrained", w_pad=0.12)  # inches between the four columns
+    parts: Any = figure.subfigures(3, 1, height_ratios=[max(h, 0.01) for h in heights])
+    if samples is not None:
+        axis = parts[0].subplots(1, 1)
+        axis.set_title(f"drawn from {report.model}", fontsize=10)
+        _show(axis, samples[: 4 * count])
+    axes = parts[1].subplots(len(best), 4, squeeze=False)
     for row, trip in zip(axes, best, strict=True):
         _strip_row(row, report.originals[:count], trip, count)
     for axis, title in zip(axes[0], ("original", "latent", "reconstruction", "error"), strict=True):
         axis.set_title(title, fontsize=10)
-    top.suptitle(f"Round trip of held-out images through {report.model}", fontsize=11)
-    _error_axes(bottom.subplots(1, 1), report)
+    _error_axes(parts[2].subplots(1, 1), report)
     return figure
 
 
@@ -41,27 +45,32 @@ def _strip_row(axes: Any, originals: Tensor, trip: Trip, count: int) -> None:
     """One solver: four strips of images. The error strip has its own scale, written beside it."""
     error = trip.error[:count]
     limit = max(error.abs().max().item(), SMALLEST)
-    strips = ((originals, 1.0), (trip.latent.x[:count].cpu(), 3.0), (trip.images[:count], 1.0), (error, limit))
-    for axis, (images, span) in zip(axes, strips, strict=True):
-        picture = _strip(images / span)
-        if picture.shape[-1] == 1:
-            axis.imshow(picture[..., 0], cmap="RdBu_r" if images is error else "gray", vmin=-1, vmax=1)
-        else:
-            axis.imshow((numpy.nan_to_num(picture, nan=1.0).clip(-1, 1) + 1) / 2)
-        axis.set_xticks([])
-        axis.set_yticks([])
-        for side in axis.spines.values():
-            side.set_visible(False)
+    strips = (originals, trip.latent.x[:count].cpu() / 3, trip.images[:count], error / limit)
+    for axis, images in zip(axes, strips, strict=True):
+        _show(axis, images, "gray" if axis is not axes[3] else "RdBu_r")
     steps = "own steps" if trip.num_steps is None else f"{trip.num_steps} steps"
     axes[0].set_ylabel(f"{trip.solver}\n{steps}", fontsize=9, rotation=0, ha="right", va="center")
     axes[3].set_xlabel(f"full colour = ±{limit:.1e}", fontsize=8)
+
+
+def _show(axis: Any, images: Tensor, colours: str = "gray") -> None:
+    """Images in [-1, 1], (n, channels, height, width), side by side, without ticks or frame."""
+    picture = _strip(images)
+    if picture.shape[-1] == 1:
+        axis.imshow(picture[..., 0], cmap=colours, vmin=-1, vmax=1)
+    else:
+        axis.imshow((numpy.nan_to_num(picture, nan=1.0).clip(-1, 1) + 1) / 2)
+    axis.set_xticks([])
+    axis.set_yticks([])
+    for side in axis.spines.values():
+        side.set_visible(False)
 
 
 def _strip(images: Tensor) -> Any:
     """(height, count * (width + 1), channels): images side by side with a pixel of nothing, drawn white, between."""
     from torch.nn.functional import pad
 
-    padded = pad(images.detach().double(), (0, 1), value=float("nan"))
+    padded = pad(images.detach().cpu().double(), (0, 1), value=float("nan"))
     return padded.permute(2, 0, 3, 1).flatten(1, 2)[:, :-1].numpy()
 
 

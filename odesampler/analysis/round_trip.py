@@ -118,15 +118,16 @@ class RoundTrip:
         body = "".join("<tr>" + "".join(f"<td>{c}</td>" for c in row) + "</tr>" for row in self.rows())
         return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
 
-    def plot(self, num_images: int = 6) -> Figure:
+    def plot(self, num_images: int = 6, samples: Tensor | None = None) -> Figure:
         """Originals, latents, reconstructions and errors of each solver at its most steps, and error by evaluations.
 
         Args:
             num_images: Images shown for each solver.
+            samples: Images drawn from the model, (n, *shape), to show above.
         """
         from odesampler.analysis.pictures import round_trip_figure
 
-        return round_trip_figure(self, num_images)
+        return round_trip_figure(self, num_images, samples)
 
 
 def round_trip(
