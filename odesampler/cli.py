@@ -168,8 +168,8 @@ def models() -> None:
     """List the embedded models."""
     from odesampler.zoo.models import CARDS
 
-    for card in CARDS.values():
-        click.echo(f"{card.name:10} {' x '.join(map(str, card.shape)):12} {card.summary}")
+    for name, card in CARDS.items():
+        click.echo(f"{name:10} {' x '.join(map(str, card.shape)):12} {card.summary}")
 
 
 @cli.command()

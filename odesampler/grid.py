@@ -233,8 +233,9 @@ def _on_clock(schedule: Schedule, low: float, high: float, ts: list[float]) -> l
     sigmas = schedule.sigma(torch.tensor(sorted(ts, reverse=True), dtype=torch.float64)).tolist()
     inside = list(dict.fromkeys(min(max(s, low), high) for s in sigmas))
     if len(inside) < len(sigmas):
+        outside = sum(not low <= s <= high for s in sigmas)
         raise ValueError(
-            f"{len(sigmas) - len(inside)} of {len(sigmas)} timesteps fall outside [{low:g}, {high:g}]; "
+            f"{outside} of {len(sigmas)} timesteps fall outside [{low:g}, {high:g}]; "
             "use karras or log_snr with such ends"
         )
     return inside

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from importlib.resources import files
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor
 
 from odesampler.model import Model
+from odesampler.prediction import Prediction
 from odesampler.schedule import VP
 
 
@@ -25,11 +25,14 @@ class Images(NamedTuple):
 class Card(NamedTuple):
     """What is to be known of an embedded model before it is loaded."""
 
-    name: str
     shape: tuple[int, ...]
+    levels: int  # its images are stored as 0 .. levels
     summary: str
-    load: Callable[[torch.device, torch.dtype], Model]
-    images: Callable[[bool], Images]
+
+
+CARDS: dict[str, Card] = {
+    "digits": Card((1, 8, 8), 16, "handwritten digits by class; eps, VP linear"),
+}
 
 
 def load(name: str, *, device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32) -> Model:
@@ -43,17 +46,18 @@ def load(name: str, *, device: str | torch.device = "cpu", dtype: torch.dtype = 
     Raises:
         ValueError: An unknown name; lists the known ones.
     """
-    return card(name).load(torch.device(device), dtype)
+    check(name)
+    return model_from(_path(f"{name}.safetensors"), name, device=device, dtype=dtype)
 
 
 def held_out(name: str = "digits") -> Images:
     """Real images that the model has not been trained on, for encoding."""
-    return card(name).images(False)
+    return _images(name, "")
 
 
 def training_images(name: str = "digits") -> Images:
     """The images that the model has been trained on, for comparison."""
-    return card(name).images(True)
+    return _images(name, "train_")
 
 
 def models() -> list[str]:
@@ -61,46 +65,39 @@ def models() -> list[str]:
     return list(CARDS)
 
 
-def card(name: str) -> Card:
-    """What is known of the model `name`. Raises: ValueError: there is none; lists the known ones."""
+def check(name: str) -> None:
+    """Raises: ValueError: there is no model `name`; lists the known ones."""
     if name not in CARDS:
         raise ValueError(f"unknown model {name!r}; embedded are: {', '.join(CARDS)}")
-    return CARDS[name]
+
+
+def model_from(
+    path: Path, name: str, *, device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32
+) -> Model:
+    """The model whose weights are at `path`, as the training scripts write them: the file says all but its name."""
+    from odesampler.zoo.weights import load_unet
+
+    network, meta = load_unet(path)
+    table = json.loads(meta["schedule"])
+    return Model(
+        network.to(device, dtype),
+        VP.linear(table["steps"], table["beta_start"], table["beta_end"]),
+        prediction=cast(Prediction, meta["prediction"]),
+        data_shape=tuple(json.loads(meta["data_shape"])),
+        null_cond={"label": int(meta["null_label"])},
+        name=name,
+        labels=tuple(json.loads(meta["classes"])),
+    )
 
 
 def _path(name: str) -> Path:
     return Path(str(files("odesampler.zoo"))) / name
 
 
-def digits_from(path: Path, device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32) -> Model:
-    """The digits model whose weights are at `path`, as `train_digits` writes them."""
-    from odesampler.zoo.weights import load_unet
-
-    network, meta = load_unet(path)
-    classes = json.loads(meta["config"])["num_classes"]
-    return Model(
-        network.to(device, dtype),
-        VP.linear(),
-        prediction="eps",
-        data_shape=(1, 8, 8),
-        null_cond={"label": classes},
-        name="digits",
-        labels=tuple(str(i) for i in range(classes)),
-    )
-
-
-def _digits(device: torch.device, dtype: torch.dtype) -> Model:
-    return digits_from(_path("digits.safetensors"), device, dtype)
-
-
-def _digit_images(training: bool) -> Images:
+def _images(name: str, part: str) -> Images:
     from safetensors.torch import load_file
 
-    data = load_file(str(_path("digits_heldout.safetensors")))
-    part = "train_" if training else ""
-    return Images(data[f"{part}images"].float() / 8 - 1, data[f"{part}labels"].long())
-
-
-CARDS: dict[str, Card] = {
-    "digits": Card("digits", (1, 8, 8), "handwritten digits by class; eps, VP linear", _digits, _digit_images),
-}
+    check(name)
+    data = load_file(str(_path(f"{name}_heldout.safetensors")))
+    images = data[f"{part}images"].float() * (2 / CARDS[name].levels) - 1
+    return Images(images, data[f"{part}labels"].long())

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from odesampler.sampling import sample
 from odesampler.schedule import VP
-from odesampler.zoo.models import digits_from
+from odesampler.zoo.models import model_from
 from odesampler.zoo.quality import frechet_distance, nearest_distance
 from odesampler.zoo.training import Recipe, train
 from odesampler.zoo.unet import UNet, UNetConfig
@@ -101,7 +101,7 @@ def train_and_save(out: Path, recipe: Recipe, config: UNetConfig) -> None:
 
 def evaluate(path: Path, count: int, seed: int) -> None:
     """Sample from saved weights and print how far the samples are from real digits."""
-    model = digits_from(path)
+    model = model_from(path, "digits")
     data = digits()
     seen, held_out = (scaled(images).flatten(1).numpy() for images in (data.train_images, data.images))
     real = np.concatenate([seen, held_out])
