@@ -34,7 +34,7 @@ LEVELS = 16  # grey values run from 0 to 16
 HELD_OUT = 360
 SPLIT_SEED = 0
 CONFIG = UNetConfig(channels=1, num_classes=NUM_CLASSES, width=16, multipliers=(1, 2))
-RECIPE = Recipe(steps=12_000, weight_decay=0.0, average=0.9995)
+RECIPE = Recipe(steps=12_000, weight_decay=0.0, average=0.9995, label_dropout=0.2)
 
 
 @dataclass(frozen=True)
