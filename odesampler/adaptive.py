@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from odesampler.combine import for_rows
-from odesampler.program import Loop, Observer, Program, Sigma, Solved, Solver, State
+from odesampler.program import Loop, Observer, Program, Sigma, Solved, Solver, State, check_tolerances
 
 
 class Status(IntEnum):
@@ -38,12 +38,13 @@ class Adaptive(Loop):
     """Steps chosen per sample to keep the local error at a tolerance.
 
     Args:
-        solver: One with an error estimate: "bosh3", "dopri5", "heun", ...
+        solver: One with an error estimate, such as `ods.Dopri5()`. By name the whole is "adaptive:dopri5(rtol=1e-6)".
         rtol, atol: Relative and absolute tolerance, the latter in units of x = x_t / alpha.
         max_steps: Limit of steps, accepted or not, for any sample.
 
     Raises:
-        ValueError: The solver estimates no error, or a tolerance is negative, or both are 0.
+        TypeError: Not a solver.
+        ValueError: The solver estimates no error, or a tolerance is negative or infinite, or both are 0.
     """
 
     solver: Solver
@@ -54,10 +55,11 @@ class Adaptive(Loop):
     takes_steps = False
 
     def __post_init__(self) -> None:
+        if not isinstance(self.solver, Solver):
+            raise TypeError(f"Adaptive takes a solver such as ods.Dopri5(); got {self.solver!r}")
         if self.solver.error_order is None:
             raise ValueError(f"{self.solver} estimates no error, so it cannot choose steps: give num_steps")
-        if not (self.rtol >= 0 and self.atol >= 0 and self.rtol + self.atol > 0):
-            raise ValueError(f"rtol and atol must be 0 or more, not both 0; got rtol={self.rtol}, atol={self.atol}")
+        check_tolerances(self.rtol, self.atol)
         if self.max_steps < 1:
             raise ValueError(f"max_steps must be 1 or more; got {self.max_steps}")
 
@@ -88,7 +90,7 @@ def adaptive(
         factor = torch.where(accept, factor, (0.9 * e ** (-1 / k)).clamp(max=0.9))  # after a rejection never grow
         before = torch.where(accept, e, before)
         state, s = trial.where(accept, state), torch.where(accept, s1, s)
-        h = h * factor.nan_to_num(0.2).clamp(0.2, 5)  # NaN: the model left its domain; try a shorter step
+        h = h * factor.nan_to_num(0.2).clamp(0.2, 5)  # NaN, until the driver finds it: go no further
         arrived = (s == stop).flatten()
         stuck = (h.abs() < 8 * torch.finfo(x.dtype).eps * s.abs()).flatten() & ~arrived
         left = arrived | stuck
@@ -132,8 +134,9 @@ def _scale(control: Adaptive, size: Tensor) -> Tensor:
 
 
 def _rms(v: Tensor) -> Tensor:
-    """Root mean square over each sample, (batch, 1, ...)."""
-    return v.flatten(1).square().mean(1).sqrt().reshape((len(v),) + (1,) * (v.ndim - 1))
+    """Root mean square over each sample, (batch, 1, ...). Without a graph: gradients go along the steps taken, not
+    through how they were chosen, whose square root has none where an error is 0."""
+    return v.detach().flatten(1).square().mean(1).sqrt().reshape((len(v),) + (1,) * (v.ndim - 1))
 
 
 def _column(x: Tensor, sigma: Sigma) -> Tensor:

@@ -73,7 +73,8 @@ def out_option(default: str, what: str) -> Callable[[F], F]:
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="odesampler")
-def cli() -> None:
+@click.option("--debug", is_flag=True, help="Show where an error came from.")
+def cli(debug: bool) -> None:
     """Sample, encode and decode images with diffusion models, by solving dx/dsigma = eps(x, sigma)."""
 
 
@@ -87,6 +88,7 @@ def sample(num: int, model: str, device: str, label: str | None, out: Path, **ho
     import odesampler as ods
 
     found = ods.sample(_model(model, device), num, cond=_cond(label), progress=_shown(), **how)
+    _check_arrived(found.x)
     ods.images.save_grid(found.x, out)
     click.echo(f"{num} images, {_cost(found.nfe)}, {found.seconds:.2f} s: {out}")
 
@@ -101,6 +103,7 @@ def encode(paths: tuple[str, ...], model: str, device: str, label: str | None, n
 
     loaded = _model(model, device)
     latent = ods.encode(loaded, _images(loaded, paths, num), cond=_cond(label), progress=_shown(), **how)
+    _check_arrived(latent.x)
     latent.save(out)
     click.echo(f"{len(latent)} latents, {_cost(latent.nfe)}, standard deviation {latent.x.std():.3f}: {out}")
 
@@ -156,7 +159,9 @@ def roundtrip(
     click.echo(report.table())
     if not report.trips:
         raise click.ClickException("no solver came back, so there is no picture")
-    drawn = ods.sample(loaded, DRAWN, cond=_cond(label) or _every_class(loaded, DRAWN), progress=_shown())
+    cond = {} if label is None or "," in label else _cond(label)  # labels of the pictures are not those of the drawn
+    options = {k: how[k] for k in ("guidance_scale", "max_batch")}
+    drawn = ods.sample(loaded, DRAWN, cond=cond or _every_class(loaded, DRAWN), progress=_shown(), **options)
     click.echo(f"{DRAWN} images drawn, {_cost(drawn.nfe)}")
     with written_whole(out) as file:
         report.plot(samples=drawn.x).savefig(file, format="png", dpi=130)
@@ -182,6 +187,7 @@ def solvers() -> None:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line; exits with 0, or with 2 after one line on what is wrong."""
+    warnings.filterwarnings("ignore", ".*did not arrive", RuntimeWarning)  # said by an error, once
     warnings.showwarning = lambda message, *_: click.echo(f"odesampler: warning: {message}", err=True)
     try:
         sys.exit(cli.main(arguments, prog_name="odesampler", standalone_mode=False) or 0)
@@ -191,10 +197,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except click.ClickException as error:
         _fail(error.format_message())
     except click.Abort:
-        click.echo("odesampler: interrupted; nothing was written", err=True)
+        click.echo("odesampler: interrupted", err=True)
         sys.exit(130)
-    except (ValueError, OSError, ArithmeticError) as error:
-        _fail(str(error))
+    except Exception as error:
+        if "--debug" in (sys.argv if arguments is None else arguments):
+            raise
+        _fail(str(error) if isinstance(error, (ValueError, OSError)) else f"{type(error).__name__}: {error}")
 
 
 def _fail(message: str) -> None:
@@ -209,20 +217,25 @@ def _model(name: str, device: str) -> Model:
 
     try:
         torch.empty(1, device=device)
+        if torch.device(device).type == "meta":
+            raise RuntimeError("it holds no values")
     except (RuntimeError, AssertionError) as error:  # AssertionError: a torch that was built without CUDA
         raise click.BadParameter(f"device {device!r} cannot be used here: {str(error).splitlines()[0]}") from error
     return load(name, device=device)
 
 
 def _images(model: Model, paths: Sequence[str], num: int) -> Tensor:
-    from odesampler import images
+    from odesampler.images import load
     from odesampler.zoo.models import held_out
 
     if paths:
-        return images.load(paths, model.data_shape)
+        return load(paths, model.data_shape)
     if num < 1:
         raise click.BadParameter(f"--num must be 1 or more; got {num}")
-    return held_out(model.name).images[:num]
+    images = held_out(model.name).images
+    if num > len(images):
+        raise click.BadParameter(f"--num {num}: {model.name} has {len(images)} held-out images")
+    return images[:num]
 
 
 def _cond(label: str | None) -> dict[str, Any]:
@@ -242,6 +255,14 @@ def _every_class(model: Model, num: int) -> dict[str, Any]:
 def _cost(nfe: Any) -> str:
     low, high = int(nfe.min()), int(nfe.max())
     return f"{high} evaluations each" if low == high else f"{low} to {high} evaluations each"
+
+
+def _check_arrived(x: Tensor) -> None:
+    late = int((~x.isfinite().flatten(1).all(1)).sum())
+    if late:
+        raise click.ClickException(
+            f"{late} of {len(x)} samples did not arrive, so nothing was written: raise --rtol, --atol"
+        )
 
 
 def _shown() -> bool:

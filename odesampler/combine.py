@@ -43,8 +43,9 @@ def for_rows(rows: Tensor, program: Program[T]) -> Program[T]:
 def within(low: float, high: float, name: str, program: Program[T]) -> Program[T]:
     """Refuse questions outside [low, high], naming the solver that asks them, before any model is called.
 
-    Sigmas on an accelerator are not read, since that would wait for it: they come from our own adaptive loop, which
-    keeps inside by construction.
+    What lies outside by rounding alone, of a float32 sigma or a foreign solver's, is moved to the end of the range.
+    Sigmas on an accelerator are moved without being read, since that would wait for it: they come from our own adaptive
+    loop, which keeps inside by construction.
     """
     answer: Tensor | None = None
     try:
@@ -58,6 +59,7 @@ def within(low: float, high: float, name: str, program: Program[T]) -> Program[T
                         f"{name} asked for eps at sigma = {outside:g}, outside the model's range [{low:g}, {high:g}]: "
                         "no network is asked there"
                     )
+                asked = asked._replace(sigma=_clamped(asked.sigma, low, high))
             try:
                 answer = yield asked
             except Exception as error:
@@ -65,6 +67,12 @@ def within(low: float, high: float, name: str, program: Program[T]) -> Program[T
                 raise
     except StopIteration as stop:
         return cast(T, stop.value)
+
+
+def _clamped(sigma: Sigma, low: float, high: float) -> Sigma:
+    if isinstance(sigma, Tensor):
+        return sigma.to(finest_dtype(sigma.device)).clamp(low, high)
+    return min(max(sigma, low), high)
 
 
 def _outside(sigma: Sigma, low: float, high: float) -> float | None:

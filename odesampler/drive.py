@@ -88,8 +88,13 @@ def run(
         raise ValueError(f"max_batch must be 1 or more, or None; got {max_batch}")
     joined: Program[Any] = programs[0] if len(programs) == 1 else together(*programs)
     conds = _joined_cond(cond)
+    width = getattr(model, "width", 1)
+    if max_batch is not None and max_batch < width:
+        raise ValueError(
+            f"guidance needs {width} rows for one sample: max_batch must be {width} or more; got {max_batch}"
+        )
     watch, tally = _Watch(), Tally() if tally is None else tally
-    chunk = None if max_batch is None else max(1, max_batch // getattr(model, "width", 1))
+    chunk = None if max_batch is None else max_batch // width
     answer: Tensor | None = None
     while True:
         try:

@@ -17,12 +17,14 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import pairwise
+from numbers import Integral
 from typing import TypeAlias
 
 import torch
 
 from odesampler.schedule import VP, Schedule
 
+MOST_STEPS = 1_000_000  # more is a slip of the hand
 Nodes: TypeAlias = Callable[[Schedule, float, float, int], list[float]]
 
 
@@ -195,8 +197,10 @@ def make_grid(
 
 def check_num_steps(num_steps: int) -> None:
     """Raises: ValueError: `num_steps` is not a whole number, 1 or more."""
-    if isinstance(num_steps, bool) or not isinstance(num_steps, int) or num_steps < 1:
-        raise ValueError(f"num_steps is the number of transitions, a whole number of 1 or more; got {num_steps!r}")
+    if isinstance(num_steps, bool) or not isinstance(num_steps, Integral) or not 1 <= num_steps <= MOST_STEPS:
+        raise ValueError(
+            f"num_steps is the number of transitions, a whole number from 1 to {MOST_STEPS}; got {num_steps!r}"
+        )
 
 
 def _mix(first: float, last: float, i: int, n: int) -> float:

@@ -51,11 +51,11 @@ def find(paths: Sequence[str | Path]) -> list[Path]:
     return found
 
 
-def load(paths: Sequence[str | Path], shape: tuple[int, ...] | None = None) -> Tensor:
+def load(paths: str | Path | Sequence[str | Path], shape: tuple[int, ...] | None = None) -> Tensor:
     """Read pictures as one batch.
 
     Args:
-        paths: Files or folders.
+        paths: Files or folders, or one. Transparent pictures are laid on white.
         shape: (channels, height, width) that they must have; colour is converted (1 is grey, 3 is RGB), size is not.
 
     Returns:
@@ -63,10 +63,10 @@ def load(paths: Sequence[str | Path], shape: tuple[int, ...] | None = None) -> T
 
     Raises:
         FileNotFoundError: A path that does not exist.
-        ValueError: A file that is not a picture, or of another size than `shape`, or than the first.
+        ValueError: A file that is no picture, or has 16 bits a pixel, or another size than `shape` or than the first.
     """
     pictures: list[Tensor] = []
-    files = find(paths)
+    files = find([paths] if isinstance(paths, (str, Path)) else paths)
     for path in files:
         picture = _read(path, "L" if shape is not None and shape[0] == 1 else "RGB")
         want = tuple(shape) if shape is not None else tuple(pictures[0].shape) if pictures else tuple(picture.shape)
@@ -82,8 +82,14 @@ def _read(path: Path, mode: str) -> Tensor:
 
     try:
         with Image.open(path) as picture:
-            converted = picture.convert(mode)
-    except (UnidentifiedImageError, OSError, SyntaxError) as error:
+            if picture.mode.startswith(("I", "F")):  # Pillow would cut its values off at 255
+                raise ValueError(f"{path} has more than 8 bits a pixel: convert it first")
+            if picture.has_transparency_data:
+                white = Image.new("RGBA", picture.size, "white")
+                converted = Image.alpha_composite(white, picture.convert("RGBA")).convert(mode)
+            else:
+                converted = picture.convert(mode)
+    except (UnidentifiedImageError, Image.DecompressionBombError, OSError, SyntaxError) as error:
         raise ValueError(f"cannot read {path} as a picture: {error}") from error
     data = torch.frombuffer(bytearray(converted.tobytes()), dtype=torch.uint8)
     return to_float(data.reshape(converted.height, converted.width, -1).permute(2, 0, 1))

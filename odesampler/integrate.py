@@ -78,7 +78,8 @@ def solve(loop: Loop, start: State, sigmas: Sequence[float], observe: Observer |
     Into zero, one Euler step, x - sigma * eps: it returns the denoised image, and no network is asked at sigma = 0.
     Out of infinity, one Euler step in the model's own scale. At sigma = infinity `x` stands for x_t, which is pure
     noise and so its own eps; what the model answers there is the denoised image (`Model.__call__`), hence
-    x = denoised + sigma * noise. Into infinity, the reverse of that step: x_t becomes the predicted noise.
+    x = denoised + sigma * noise. Into infinity, the reverse of that step: x_t becomes the predicted noise, and a solver
+    with memory keeps the whole state that it left there; given that memory back, it goes on from that state.
 
     Raises:
         ValueError: The grid starts at 0, which holds no information about the noise: start at sigma_min.
@@ -89,27 +90,34 @@ def solve(loop: Loop, start: State, sigmas: Sequence[float], observe: Observer |
     inner = [s for s in sigmas if 0 < s < math.inf]
     state, status = start, None
     if math.isinf(first):
-        denoised = yield state.x, math.inf
-        state = State(denoised + sigmas[1] * state.x if sigmas[1] else denoised)
+        state = yield from _out_of_infinity(start, sigmas[1])
         _tell(observe, 1, sigmas[1], state.x)
     if len(inner) > 1:
         skipped = 1 if math.isinf(first) else 0
         state, status = yield from loop.across(state, inner, _shifted(observe, skipped))
     if inner and inner[-1] != last:
         rows = None if status is None else torch.nonzero(status == 0).flatten()
-        state = yield from _last_step(state.x, rows, inner[-1], into_zero=last == 0)
+        state = yield from _last_step(state, rows, inner[-1], into_zero=last == 0)
         _tell(observe, len(sigmas) - 1, last, state.x)
     return Solved(state, status)
 
 
-def _last_step(x: Tensor, rows: Tensor | None, sigma: float, *, into_zero: bool) -> Program[State]:
+def _out_of_infinity(start: State, sigma: float) -> Program[State]:
+    if start.memory:
+        return State(start.memory[0], start.memory[1:])
+    denoised = yield start.x, math.inf
+    return State(denoised + sigma * start.x if sigma else denoised)
+
+
+def _last_step(state: State, rows: Tensor | None, sigma: float, *, into_zero: bool) -> Program[State]:
     """From `sigma` into zero or infinity, for the samples that got there (`rows`; None: all). The others stay."""
-    here = x if rows is None else x[rows]
+    here = state.x if rows is None else state.x[rows]
     if len(here) == 0:
-        return State(x)
+        return State(state.x)
     k0 = yield here, sigma, rows
     there = here - sigma * k0 if into_zero else k0
-    return State(there if rows is None else x.index_copy(0, rows, there))
+    left = (state.x, *state.memory) if state.memory and not into_zero else ()
+    return State(there if rows is None else state.x.index_copy(0, rows, there), left)
 
 
 def _tell(observe: Observer | None, step: int, sigma: float, x: Tensor) -> None:

@@ -22,7 +22,7 @@ from torch import Tensor
 from odesampler.integrate import BackAlong
 from odesampler.latent import Latent, Recipe
 from odesampler.model import Model
-from odesampler.plan import AnyGrid, AnySolver, Plan, checked_batch, checked_cond, execute, make_plan
+from odesampler.plan import AnyGrid, AnySolver, Plan, checked_batch, checked_cond, checked_model, execute, make_plan
 from odesampler.precision import finest_dtype
 from odesampler.program import State
 from odesampler.registry import spec_of
@@ -68,7 +68,7 @@ def encode(
     Raises:
         ValueError: What cannot be meant, before the model is called; a solver that draws noise.
     """
-    x_t = checked_batch(model, images, "images")
+    x_t = checked_batch(checked_model(model), images, "images")
     plan = make_plan(
         model,
         solver,
@@ -103,7 +103,7 @@ def encode(
     state = outcome.solved.state
     x, _ = arrived(model.schedule.to_model_scale(state.x, plan.grid[0]), outcome)
     memory = state.memory if reversible is not None else ()
-    return Latent(x, recipe, memory, conditions, outcome.nfe)
+    return Latent(x, recipe, memory, conditions, outcome.nfe, plan)
 
 
 def decode(
@@ -133,11 +133,9 @@ def decode(
         TypeError: Not a Latent.
     """
     if not isinstance(latent, Latent):
-        raise TypeError(
-            f"decode takes a Latent, which knows how it was made; got {type(latent).__name__}. sample(x=...)"
-        )
+        raise TypeError(f"decode takes a Latent, which knows how it was made; got {type(latent).__name__}")
     check_model(model, latent.recipe, insist)
-    plan = latent.recipe.plan()
+    plan = latent.plan or latent.recipe.plan()
     x_t = checked_batch(model, latent.x, "latent.x").to(model.device, plan.state_dtype)
     if is_reversible(plan) and not latent.memory:
         warnings.warn(

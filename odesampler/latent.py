@@ -37,7 +37,7 @@ class Recipe:
     model: str
     fingerprint: str
     schedule: str  # its family
-    version: str = __version__
+    version: str = field(default=__version__, compare=False)
 
     @classmethod
     def of(cls, plan: Plan, model: Model) -> Recipe:
@@ -63,7 +63,7 @@ class Recipe:
         return Plan(loop, grid, self.guidance_scale, self.clip_denoised, getattr(torch, self.state_dtype))
 
 
-@dataclass(frozen=True, repr=False)
+@dataclass(frozen=True, repr=False, eq=False)
 class Latent:
     """Encoded images."""
 
@@ -71,7 +71,8 @@ class Latent:
     recipe: Recipe
     memory: tuple[Tensor, ...] = ()  # each (batch, ...): what an exactly invertible solver must keep besides
     cond: Mapping[str, Tensor] = field(default_factory=dict)  # each (batch, ...)
-    nfe: Tensor | None = field(default=None, compare=False)  # (batch,) evaluations that encoding took; not saved
+    nfe: Tensor | None = None  # (batch,) evaluations that encoding took; not saved
+    plan: Plan | None = None  # what the recipe describes, alive; not saved
 
     def __repr__(self) -> str:
         kept = f", memory={[tuple(m.shape) for m in self.memory]}" if self.memory else ""
@@ -106,13 +107,15 @@ class Latent:
 
         Raises:
             OSError: The file cannot be written.
+            ValueError: The solver is your own and has no name by which another process could find it.
         """
         from safetensors.torch import save
 
+        self.recipe.plan()
         tensors = {"x": self.x}
         tensors |= {f"memory.{i}": m for i, m in enumerate(self.memory)}
         tensors |= {f"cond.{k}": v for k, v in self.cond.items()}
-        data = {k: v.detach().cpu().contiguous() for k, v in tensors.items()}
+        data = {k: v.detach().cpu().clone(memory_format=torch.contiguous_format) for k, v in tensors.items()}
         text = save(data, metadata={"format": FORMAT, "recipe": json.dumps(asdict(self.recipe))})
         with written_whole(path) as file:
             file.write(text)
@@ -137,13 +140,32 @@ class Latent:
             raise ValueError(f"{path} is not a safetensors file, or damaged: {error}") from error
         if meta.get("format") != FORMAT or "x" not in tensors:
             raise ValueError(f"{path} is not a latent of this library: format {meta.get('format')!r}, not {FORMAT!r}")
-        return cls(
-            tensors["x"],
-            _recipe(json.loads(meta["recipe"])),
-            memory=tuple(tensors[k] for k in sorted(t for t in tensors if t.startswith("memory."))),
-            cond={k.removeprefix("cond."): v for k, v in tensors.items() if k.startswith("cond.")},
-        )
+        memory = tuple(tensors[k] for k in sorted(t for t in tensors if t.startswith("memory.")))
+        cond = {k.removeprefix("cond."): v for k, v in tensors.items() if k.startswith("cond.")}
+        x = tensors["x"]
+        if (
+            not x.is_floating_point()
+            or any(m.shape != x.shape for m in memory)
+            or any(len(v) != len(x) for v in cond.values())
+        ):
+            raise ValueError(f"{path} is damaged: its tensors do not belong together")
+        try:
+            recipe = _recipe(json.loads(meta["recipe"]))
+            recipe.plan()
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise ValueError(f"{path} has no recipe that can be read: {error}") from error
+        return cls(x, recipe, memory, cond)
 
 
 def _recipe(facts: dict[str, Any]) -> Recipe:
-    return Recipe(**{**facts, "sigmas": tuple(facts["sigmas"])})
+    if facts["state_dtype"] not in ("float32", "float64"):
+        raise ValueError(f"state_dtype {facts['state_dtype']!r}")
+    clip = facts["clip_denoised"]
+    return Recipe(
+        **{
+            **facts,
+            "sigmas": tuple(float(s) for s in facts["sigmas"]),
+            "guidance_scale": float(facts["guidance_scale"]),
+            "clip_denoised": None if clip is None else float(clip),
+        }
+    )

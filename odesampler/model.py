@@ -49,6 +49,7 @@ class Model:
         labels: Names of the classes, where `cond` has a "label".
 
     Raises:
+        TypeError: A network that cannot be called, or no schedule.
         ValueError: An unknown prediction, or a range that the schedule does not cover.
     """
 
@@ -67,6 +68,11 @@ class Model:
     labels: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
+        if not callable(self.network) or not isinstance(self.schedule, Schedule):
+            raise TypeError(
+                "Model takes a network to call and a schedule such as ods.VP.linear(); "
+                f"got {type(self.network).__name__} and {self.schedule!r}"
+            )
         predictions.check(self.prediction)
         low, high = self.range
         top = self.schedule.sigma_max
@@ -113,6 +119,8 @@ class Model:
         pure_noise = alpha == 0  # sigma = infinity: for the batch, or sample by sample
         x_t = _either(pure_noise, x, alpha * x)
         out = self._ask(x_t, t, cond)
+        if self.clip_denoised is None and not math.isinf(self.range[1]):  # what nearly every model asks for
+            return predictions.to_eps(self.prediction, out, x_t, alpha, std)
         denoised = self._clip(predictions.to_denoised(self.prediction, out, x_t, alpha, std))
         if self.clip_denoised is None:
             eps = predictions.to_eps(self.prediction, out, x_t, alpha, std)
@@ -147,7 +155,8 @@ class Model:
     def fingerprint(self) -> str:
         """A short hash of schedule, prediction, range and weights, by which a latent knows its model.
 
-        Of each weight up to 256 evenly spaced values are read: two checkpoints differ in nearly all of them.
+        Of each weight a few hundred evenly spaced values are read: two checkpoints differ in nearly all of them. Of
+        code only the names are known, and the byte code of a plain function: keep weights in a torch module.
         """
         digest = hashlib.sha256()
         facts = [self.schedule.describe(), self.prediction, self.range, self.data_shape, self.round_t]
@@ -158,7 +167,10 @@ class Model:
                 values = flat[:: max(1, len(flat) // 256)].to("cpu", torch.float64)
                 digest.update(f"{name}{tuple(tensor.shape)}{tensor.dtype}".encode() + values.numpy().tobytes())
         else:
-            digest.update(repr(self.network).split(" at 0x")[0].encode())
+            code = getattr(self.network, "__code__", None)
+            digest.update(b"" if code is None else code.co_code + repr(code.co_consts).split(" at 0x")[0].encode())
+        kind = self.network if hasattr(self.network, "__qualname__") else type(self.network)
+        digest.update(f"{kind.__module__}.{kind.__qualname__}".encode())
         return digest.hexdigest()[:16]
 
     def _ask(self, x_t: Tensor, t: Tensor, cond: Mapping[str, Tensor]) -> Tensor:
@@ -168,6 +180,8 @@ class Model:
         casting = torch.autocast(x_t.device.type, self.autocast) if self.autocast else nullcontext()
         with casting:
             out = self.network(x_t.to(dtype), clock, **{**missing, **cond})
+        if not isinstance(out, Tensor):
+            raise TypeError(f"{self.name} answered with {type(out).__name__}; a network must answer with a tensor")
         if out.shape != x_t.shape:
             raise ValueError(
                 f"{self.name} was asked at sigma = {self.schedule.sigma(t[:1]).item():g} with x of shape "

@@ -8,6 +8,7 @@ so that devices and state dtypes agree too.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from operator import index
 
 import torch
 from torch import Tensor
@@ -28,17 +29,20 @@ class Streams:
     def draw(self, like: Tensor, rows: Tensor | None = None) -> Tensor:
         """Standard normal noise of the shape, dtype and device of `like`, (n, *shape), for the samples `rows`."""
         chosen = range(len(self._generators)) if rows is None else rows.tolist()
-        noise = [torch.randn(like.shape[1:], generator=self._generators[i]) for i in chosen]
-        return torch.stack(noise).to(like.device, like.dtype)
+        noise = torch.empty((len(chosen), *like.shape[1:]), dtype=torch.float32, device="cpu")
+        for one, i in zip(noise, chosen, strict=True):
+            one.normal_(generator=self._generators[i])  # in float32 on the CPU, whatever torch's defaults are set to
+        return noise.to(like.device, like.dtype)
 
 
 def seeds_for(seed: int | Sequence[int], num_samples: int) -> list[int]:
     """One seed a sample: an int s means s, s + 1, s + 2, ...; so `seed=5` makes the sixth sample of `seed=0` first.
 
     Raises:
+        TypeError: A seed that is no whole number.
         ValueError: Not as many seeds as samples, or a seed outside 0 .. 2**63 - 1.
     """
-    seeds = [seed + i for i in range(num_samples)] if isinstance(seed, int) else [int(s) for s in seed]
+    seeds = [index(s) for s in seed] if isinstance(seed, Sequence) else [index(seed) + i for i in range(num_samples)]
     if len(seeds) != num_samples:
         raise ValueError(f"seed must be one int, or one a sample: {num_samples} samples, got {len(seeds)} seeds")
     for s in seeds:

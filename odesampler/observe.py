@@ -70,8 +70,10 @@ class Progress:
     def __call__(self, step: int, sigma: Sigma, x: Tensor, rows: Tensor | None) -> None:
         if self._bar is None:
             return
-        arrived = self._total if rows is None else self._total - len(rows)
-        self._bar.update((arrived if self._counts_samples else step) - self._bar.n)
+        if not self._counts_samples:
+            self._bar.update(step - self._bar.n)
+        elif rows is not None:  # a step of the whole batch, out of infinity or into zero, tells nothing of arrivals
+            self._bar.update(self._total - len(rows) - self._bar.n)
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         if self._bar is not None:

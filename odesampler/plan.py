@@ -72,6 +72,7 @@ def make_plan(
     Raises:
         ValueError: What does not go together, or not with this model.
     """
+    checked_model(model)
     if grid is not None and not isinstance(grid, str):  # a given grid asks for its own number of steps
         steps = len(grid) - 1
         if num_steps not in (None, steps):
@@ -88,6 +89,8 @@ def make_plan(
     else:
         raise ValueError(f"{spec_of(loop)} chooses its own steps, so grid={grid!r} would have no effect: leave it out")
     _check_grid(made, model, into_zero)
+    if not math.isfinite(guidance_scale):
+        raise ValueError(f"guidance_scale must be a finite number, 1 for off; got {guidance_scale}")
     model.guided(guidance_scale)
     clip = model.clip_denoised if clip_denoised is None else clip_denoised
     return Plan(loop, made, guidance_scale, model.clipped(clip).clip_denoised, _checked_dtype(state_dtype))
@@ -108,8 +111,10 @@ def execute(
 ) -> Outcome:
     """Carry out `plan` from `start`, in the equation's scale, up or down its grid. Arguments as for the verbs."""
     grid = plan.grid.up() if rising else plan.grid.down()
-    if trajectory and not plan.loop.takes_steps:
-        raise ValueError("a trajectory is recorded on a fixed grid: give num_steps, not tolerances")
+    if trajectory and not (plan.loop.takes_steps and plan.loop.observable):
+        raise ValueError("a trajectory is recorded by our own solvers on a fixed grid: give num_steps, not tolerances")
+    if grad and not plan.loop.differentiable:
+        raise ValueError(f"{spec_of(plan.loop)} computes outside torch, so its result cannot be differentiated")
     eps = model.clipped(plan.clip_denoised).guided(plan.guidance_scale)
     tally = Tally()
     recorder = Recorder(start.x, grid[0]) if trajectory else None
@@ -127,9 +132,16 @@ def execute(
         guarded = within(*model.range, spec_of(plan.loop), program)
         [solved] = run(guarded, model=eps, cond=cond or {}, noise=noise, max_batch=max_batch, tally=tally)
     seconds = time.perf_counter() - began
-    assert tally.nfe is not None  # every solve asks at least once
+    nfe = torch.zeros(len(start.x), dtype=torch.int64) if tally.nfe is None else tally.nfe.cpu()
     seen = recorder.trajectory(model.schedule) if recorder else None
-    return Outcome(solved, tally.nfe.cpu(), tally.calls, seconds, seen)
+    return Outcome(solved, nfe, tally.calls, seconds, seen)
+
+
+def checked_model(model: Any) -> Model:
+    """Raises: TypeError: not a Model."""
+    if not isinstance(model, Model):
+        raise TypeError(f"model must be an ods.Model, such as ods.load('digits') gives; got {model!r}")
+    return model
 
 
 def checked_batch(model: Model, x: Any, what: str) -> Tensor:
@@ -164,17 +176,24 @@ def checked_cond(model: Model, cond: Mapping[str, Any] | None, batch: int) -> di
         ValueError: A condition that the model does not take, not one value a sample, or a label that does not exist.
     """
     made = model.nothing(batch)
+    if not isinstance(cond, (Mapping, type(None))):
+        raise TypeError(f'cond must be a mapping such as {{"label": 3}}; got {cond!r}')
     for key, value in (cond or {}).items():
         if model.null_cond and key not in model.null_cond:
             raise ValueError(f"{model.name} takes the conditions {', '.join(model.null_cond)}; got {key!r}")
-        one = torch.as_tensor(value, device=model.device)
+        try:
+            one = torch.as_tensor(value, device=model.device)
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise ValueError(f"cond[{key!r}] must be a number, or one a sample; got {value!r}") from error
         one = one.expand(batch, *one.shape) if one.ndim == (made[key].ndim - 1 if key in made else 0) else one
         if len(one) != batch:
             raise ValueError(
                 f"cond[{key!r}] must hold one value a sample: {batch} samples, got shape {tuple(one.shape)}"
             )
         made[key] = one
-    if "label" in made and model.labels and len(made["label"]):
+    if "label" in made and model.labels:
+        if made["label"].ndim != 1 or made["label"].dtype not in (torch.int32, torch.int64):
+            raise ValueError(f"labels are whole numbers, one a sample; got {(cond or {})['label']!r}")
         allowed = {*range(len(model.labels)), *made["label"].new_tensor(model.null_cond["label"]).flatten().tolist()}
         bad = sorted({*made["label"].tolist()} - allowed)
         if bad:

@@ -12,6 +12,7 @@ A sigma is a Python float, shared by the batch, or a tensor that broadcasts agai
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Generator, Sequence
 from inspect import isgeneratorfunction
@@ -134,6 +135,8 @@ class Loop(ABC):
     """Many steps: how to get from one sigma to another."""
 
     takes_steps: bool = True  # False: it chooses its own steps, and only the ends of a grid matter
+    observable: bool = True  # tells observers about every step
+    differentiable: bool = True  # keeps the graph from x to the result
 
     @abstractmethod
     def across(self, state: State, sigmas: Sequence[float], observe: Observer | None = None) -> Program[Solved]:
@@ -141,3 +144,10 @@ class Loop(ABC):
 
         A state without memory is a bare point: the loop lets its solver make the first memory.
         """
+
+
+def check_tolerances(rtol: float, atol: float) -> None:
+    """Raises: ValueError: not two finite numbers of 0 or more, or both 0."""
+    numbers = all(isinstance(t, (int, float)) and 0 <= t < math.inf for t in (rtol, atol))
+    if not numbers or rtol + atol == 0:
+        raise ValueError(f"rtol and atol must be finite, 0 or more, not both 0; got rtol={rtol!r}, atol={atol!r}")

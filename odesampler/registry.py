@@ -54,6 +54,9 @@ ALIASES: dict[str, str] = {
 DRIVERS = ("adaptive", "torchdiffeq", "scipy")
 
 
+_BUILT_IN = frozenset(SOLVERS)
+
+
 class Facts(NamedTuple):
     """What is known of one solver."""
 
@@ -96,13 +99,16 @@ def register(name: str, maker: Callable[..., Solver]) -> None:
 
     Args:
         name: An identifier that is not taken.
-        maker: The class, or a function, that makes it; must work without arguments.
+        maker: The class, or a function, that makes it; must work without arguments. Arguments are remembered in recipes
+            if the class is a dataclass.
 
     Raises:
-        ValueError: The name is taken, or not an identifier.
+        ValueError: The name is taken, or not an identifier, or `maker` makes no solver.
     """
     if not name.isidentifier() or name in SOLVERS or name in ALIASES:
         raise ValueError(f"a solver's name must be a free identifier; got {name!r}")
+    if not (callable(maker) and isinstance(maker(), Solver)):
+        raise ValueError(f"a solver's maker must be a class or function that makes a Solver; got {maker!r}")
     SOLVERS[name] = maker
 
 
@@ -138,9 +144,16 @@ def spec_of(solver: Solver | Loop) -> str:
     if isinstance(solver, (Torchdiffeq, Scipy)):
         return f"{type(solver).__name__.lower()}:{solver.method}{_arguments(solver, skip=('method',))}"
     for name, maker in SOLVERS.items():
-        if type(solver) is maker:
+        if type(solver) is maker and is_dataclass(solver):
             return name + _arguments(solver)
+        if name in _own() and type(solver) is type(maker()) and vars(solver) == vars(maker()):
+            return name
     return repr(solver)  # a user's own: readable, and refused by `find_solver`
+
+
+def _own() -> set[str]:
+    """Names that were registered by users."""
+    return SOLVERS.keys() - _BUILT_IN
 
 
 def loop_for(solver: Solver | Loop | str, num_steps: int | None, rtol: float | None, atol: float | None) -> Loop:
@@ -160,7 +173,10 @@ def loop_for(solver: Solver | Loop | str, num_steps: int | None, rtol: float | N
         if num_steps is not None and not found.takes_steps:
             raise ValueError(f"{spec_of(found)} chooses its own steps, so num_steps={num_steps} would have no effect")
         if tolerances:
-            raise ValueError(f"{spec_of(found)} already has its tolerances; got {tolerances} besides")
+            given = ", ".join(f"{k}={v}" for k, v in tolerances.items())
+            raise ValueError(
+                f"{spec_of(found)} has tolerances of its own: write {spec_of(found).split('(')[0]}({given})"
+            )
         return found
     if tolerances or (found.adaptive and num_steps is None):
         return Adaptive(found, **tolerances)
@@ -187,7 +203,7 @@ def _named(spec: str) -> Solver:
         arguments = {**preset, **arguments}
     if name not in SOLVERS:
         known = [*SOLVERS, *ALIASES, *(f"{d}:..." for d in DRIVERS)]
-        raise ValueError(f"unknown solver {name!r}; known: {', '.join(known)}")
+        raise ValueError(f"unknown solver {name!r}; known: {', '.join(known)}. Your own: ods.register(name, class)")
     for key, value in arguments.items():
         if key == "base" and isinstance(value, str):
             arguments[key] = _named(value)
@@ -215,15 +231,20 @@ def _called(maker: Callable[..., T], arguments: dict[str, Any], spec: str) -> T:
 
 
 def _arguments(solver: Any, skip: Iterable[str] = ()) -> str:
-    if not is_dataclass(solver):  # a user's own, made without arguments
-        return ""
     given = []
     for f in fields(solver):
         value = getattr(solver, f.name)
         default = f.default_factory() if f.default_factory is not MISSING else f.default
         if f.name not in skip and value != default:
-            given.append(f"{f.name}={(spec_of(value) if isinstance(value, Solver) else value)!r}")
+            given.append(f"{f.name}={_literal(value)!r}")
     return f"({', '.join(given)})" if given else ""
+
+
+def _literal(value: Any) -> Any:
+    """What `ast.literal_eval` can read back: a solver's name, a plain number instead of numpy's."""
+    if isinstance(value, Solver):
+        return spec_of(value)
+    return value.item() if hasattr(value, "item") else value
 
 
 def _dash(value: Any) -> str:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from numbers import Integral
 from typing import Any
 
 import torch
@@ -143,7 +144,7 @@ def arrived(x: Tensor, outcome: Outcome) -> tuple[Tensor, tuple[Status, ...]]:
         warnings.warn(
             f"{len(late)} of {batch} samples did not arrive ({reasons}) and are NaN; raise rtol, atol or max_steps",
             RuntimeWarning,
-            stacklevel=4,
+            stacklevel=3,
         )
     return x.where((codes == 0).reshape(-1, *[1] * (x.ndim - 1)), torch.nan), status
 
@@ -158,11 +159,11 @@ def _count(num_samples: int | None, x: Tensor | None) -> int:
     if num_samples is None and x is None:
         raise ValueError("say how many samples to draw (num_samples), or give latents to start from (x)")
     count = len(x) if num_samples is None and x is not None else num_samples
-    if isinstance(count, bool) or not isinstance(count, int) or count < 1:
+    if isinstance(count, bool) or not isinstance(count, Integral) or count < 1:
         raise ValueError(f"num_samples must be a whole number of 1 or more; got {num_samples!r}")
     if x is not None and len(x) != count:
         raise ValueError(f"num_samples={count}, but x holds {len(x)} latents")
-    return count
+    return int(count)
 
 
 def _shape(model: Model) -> tuple[int, ...]:

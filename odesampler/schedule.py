@@ -73,7 +73,7 @@ class Schedule(ABC):
         return {"family": type(self).__name__, **asdict(self)}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class VP(Schedule):
     """Variance preserving, from a table: alpha^2 + std^2 = 1, alpha^2 = alpha_bar[t] at t = 0 .. T - 1 (DDPM, Stable
     Diffusion, any beta table).
@@ -98,6 +98,9 @@ class VP(Schedule):
             )
         if len(table) == 2 and table[-1] == 0:
             raise ValueError(f"alpha_bar needs two entries above 0 to interpolate between; got {_brief(table)}")
+
+    def __repr__(self) -> str:
+        return f"VP({_brief(self.alpha_bar)})"
 
     @classmethod
     def from_betas(cls, betas: Sequence[float] | Tensor) -> VP:

@@ -10,26 +10,11 @@ import pytest
 import torch
 from hypothesis import settings
 
-from odesampler.exact import Gaussian, GaussianMixture
-from tests import problems
-
 torch.set_num_threads(1)  # also the reason why sums come out the same each time
 
 settings.register_profile("local", deadline=None)
 settings.register_profile("ci", deadline=None, derandomize=True)
 settings.load_profile("ci" if os.environ.get("CI") else "local")
-
-
-@pytest.fixture
-def mixture() -> GaussianMixture:
-    """Three Gaussians in the plane: the smooth problem on which no method is accidentally better than its order."""
-    return problems.mixture()
-
-
-@pytest.fixture
-def gaussian() -> Gaussian:
-    """One Gaussian in the plane, whose trajectories are known in closed form."""
-    return problems.gaussian()
 
 
 @pytest.fixture(scope="session")

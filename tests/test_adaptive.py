@@ -1,15 +1,16 @@
 """The adaptive loop: each sample takes its own steps, meets its own tolerance, and minds no other."""
 
 import math
+from itertools import pairwise
 
 import pytest
 import torch
 
 from odesampler.adaptive import Adaptive, Status, adaptive
 from odesampler.drive import Tally, run
-from odesampler.exact import GaussianMixture
+from odesampler.exact import Gaussian, GaussianMixture
 from odesampler.integrate import solve
-from odesampler.program import State
+from odesampler.program import Solver, State
 from odesampler.solvers import Bosh3, Dopri5, Euler, Heun
 from tests.problems import DETERMINISTIC, HIGH, LOW, Spy, gaussian, mixture, noise
 
@@ -98,6 +99,14 @@ def test_never_asks_outside_the_range(solver, first, last):
 
 
 @every_adaptive_solver
+@both_directions
+def test_not_even_the_probe_for_a_first_step_leaves_the_range_where_eps_is_small_beside_x(solver, first, last):
+    spy = Spy(Gaussian(torch.tensor([1000.0, 1000.0]), 0.5))
+    crossed(control(solver, 1e-4), 1000 + noise(2, scale=first), first, last, spy)
+    assert spy.asked_outside(LOW, HIGH) == []
+
+
+@every_adaptive_solver
 def test_into_zero_it_stops_at_the_last_sigma_and_takes_one_euler_step(solver):
     spy, x, problem = Spy(gaussian()), noise(), gaussian()
     [solved] = run(solve(control(solver), State(x), [HIGH, LOW, 0.0]), model=spy)
@@ -155,9 +164,9 @@ def test_a_model_that_answers_nan_is_named_with_its_sigma():
     assert float(str(raised.value).split("[")[1].split(",")[0]) < 1
 
 
-@pytest.mark.parametrize("tolerances", [(-1e-3, 1e-3), (1e-3, -1e-3), (0.0, 0.0), (math.nan, 1e-3)])
+@pytest.mark.parametrize("tolerances", [(-1e-3, 1e-3), (1e-3, -1e-3), (0.0, 0.0), (math.nan, 1e-3), (math.inf, 0.0)])
 def test_tolerances_that_cannot_be_met_are_refused(tolerances):
-    with pytest.raises(ValueError, match="rtol and atol must be 0 or more, not both 0"):
+    with pytest.raises(ValueError, match="rtol and atol must be finite, 0 or more, not both 0"):
         Adaptive(Dopri5(), *tolerances)
 
 
@@ -168,6 +177,27 @@ def test_either_tolerance_may_be_zero_even_for_pixels_of_exactly_zero(rtol, atol
     got, status, _ = crossed(Adaptive(Dopri5(), rtol, atol), x, HIGH, LOW, gaussian())
     assert status.tolist() == [Status.ARRIVED] * 6
     torch.testing.assert_close(got, gaussian().trajectory(x, HIGH, LOW), rtol=0, atol=1e-3)
+
+
+class Doubtful(Solver):
+    """Euler's method that claims an error of 10^4 times its step squared."""
+
+    order = evaluations = error_order = 1
+
+    def step(self, state, s0, s1):
+        k0 = yield state.x, s0
+        return State(state.x + (s1 - s0) * k0, error=1e4 * (s1 - s0) ** 2 * torch.ones_like(state.x))
+
+
+@both_directions
+def test_a_step_is_accepted_only_if_its_estimated_error_is_within_the_tolerance(first, last):
+    reached = [first]
+    watch = lambda step, sigma, x, rows: reached.append(sigma.item())  # noqa: E731
+    run(adaptive(Adaptive(Doubtful(), rtol=0.0, atol=1.0), noise(1), first, last, watch), model=gaussian())
+    sizes = [abs(b - a) for a, b in pairwise(reached)]
+    assert sizes[0] == 0, "the first step, much too long, was not rejected"
+    assert 0.005 < max(sizes) <= 0.01 * (1 + 1e-9)
+    assert reached[-1] == last
 
 
 def test_a_solver_without_an_error_estimate_is_refused():
@@ -202,3 +232,19 @@ def test_observers_are_told_which_samples_are_under_way_and_where():
         last = [(sigma[rows == i], at[rows == i]) for _, sigma, at, rows in seen if i in rows][-1]
         assert last[0].item() == 0.01
         assert torch.equal(last[1][0], solved.state.x[i])
+
+
+@every_adaptive_solver
+def test_gradients_flow_through_a_solve_whose_steps_depend_on_where_it_starts(solver):
+    x = noise(3).requires_grad_()
+    got, _, _ = crossed(control(solver, 1e-4), x, HIGH, LOW, gaussian())
+    [gradient] = torch.autograd.grad(got.sum(), x)
+    growth = ((0.5 + LOW**2) / (0.5 + HIGH**2)) ** 0.5
+    torch.testing.assert_close(gradient, torch.full_like(x, growth), rtol=1e-2, atol=0)
+
+
+def test_gradients_are_numbers_where_a_step_errs_by_nothing_at_all():
+    x = torch.zeros(2, 2, dtype=torch.float64, requires_grad=True)
+    got, _, _ = crossed(control(Heun(), 1e-4), x, HIGH, LOW, lambda x, sigma: 0 * x)
+    [gradient] = torch.autograd.grad(got.sum(), x)
+    assert torch.equal(gradient, torch.ones_like(x))

@@ -71,6 +71,13 @@ def test_roundtrip_prints_the_table_and_draws_the_picture(capsys):
         assert picture.size[0] > 800
 
 
+def test_roundtrip_takes_a_label_for_each_picture(capsys):
+    how = ["--solver", "ddim", "--steps", 2, "--num", 2, "--label", "1,2", "--guidance", 1.5, "--max-batch", 4]
+    code, out, err = run(capsys, "roundtrip", *how)
+    assert code == 0, err
+    assert "24 images drawn" in out
+
+
 def test_models_and_solvers_are_listed(capsys):
     assert "digits" in run(capsys, "models")[1]
     listed = run(capsys, "solvers")[1]
@@ -106,6 +113,13 @@ MISTAKES = [
     (["roundtrip", "--steps", "0"], "num_steps is the number of transitions"),
     (["roundtrip", "--solver", "nope"], "unknown solver 'nope'"),
     (["roundtrip", "--num", "0"], "--num must be 1 or more"),
+    (["encode", "--num", "1000"], "digits has 360 held-out images"),
+    (["encode", "deep.png"], "more than 8 bits a pixel"),
+    (["encode", "--rtol", "1e-14", "--atol", "0"], "did not arrive, so nothing was written"),
+    (["sample", "--device", "meta"], "device 'meta' cannot be used"),
+    (["sample", "--steps", "100000000000000000000"], "from 1 to 1000000"),
+    (["sample", "--solver", "scipy:LSODA(rtol='a')"], "rtol and atol must be finite"),
+    (["sample", "--guidance", "2", "--max-batch", "1"], "max_batch must be 2 or more"),
 ]
 
 
@@ -116,6 +130,7 @@ def test_a_mistake_is_one_line_and_exit_code_2(capsys, arguments, message):
     with open("text.png", "w") as file:
         file.write("not a picture")
     Image.new("L", (9, 8)).save("large.png")
+    Image.new("I;16", (8, 8)).save("deep.png")
     os.mkdir("empty")
     save_file({"weight": torch.zeros(2)}, "weights.safetensors")
     ring = ods.exact.GaussianMixture.ring()
@@ -160,7 +175,7 @@ def test_a_killed_encode_leaves_no_half_file():
     with script(slow) as process:
         assert process.stdout.readline() == "writing\n"  # every byte is on its way, the name is not given yet
         process.send_signal(signal.SIGKILL)
-    assert not os.path.exists("z.safetensors")
+    assert os.listdir() == []
 
 
 def test_an_interrupted_command_says_so_and_writes_nothing():
@@ -174,8 +189,15 @@ def test_an_interrupted_command_says_so_and_writes_nothing():
         process.send_signal(signal.SIGINT)
         _, err = process.communicate(timeout=60)
     assert process.returncode == 130
-    assert err.splitlines()[-1] == "odesampler: interrupted; nothing was written"
+    assert err.splitlines()[-1] == "odesampler: interrupted"
     assert os.listdir() == []
+
+
+def test_an_error_nobody_thought_of_is_one_line_too_unless_its_traceback_is_asked_for(capsys, monkeypatch):
+    monkeypatch.setattr(ods.Model, "__call__", lambda *_, **__: {}["surprise"])
+    assert "KeyError: 'surprise'" in refused(capsys, "sample")
+    with pytest.raises(KeyError):
+        main(["--debug", "sample"])
 
 
 def test_help_does_not_import_torch():

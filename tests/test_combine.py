@@ -1,6 +1,7 @@
 """Programs made of programs: blocks of rows, ranges, and functions turned inside out."""
 
 import gc
+import math
 import threading
 
 import pytest
@@ -105,7 +106,11 @@ def test_together_draws_from_the_streams_of_each_program():
     assert (first.x - second.x).abs().max() > 1e-3
 
 
-@pytest.mark.parametrize("wrong", [0.09, 0.0, 3.1, float("nan"), torch.tensor([[1.0], [0.09], [2.0]])], ids=str)
+@pytest.mark.parametrize(
+    "wrong",
+    [0.09, 0.0, 3.1, math.nan, torch.tensor([[1.0], [0.09], [2.0]]), torch.tensor([[1.0], [math.nan], [2.0]])],
+    ids=str,
+)
 def test_within_names_the_solver_that_asks_outside_before_any_model_is_called(wrong):
     spy = Spy(mixture())
     with pytest.raises(ValueError, match=r"Wild\(\) asked for eps at sigma = .*outside the model's range \[0\.1, 3\]"):
@@ -113,9 +118,12 @@ def test_within_names_the_solver_that_asks_outside_before_any_model_is_called(wr
     assert spy.sigmas == [1.0] * 3
 
 
-def test_within_lets_pass_what_is_inside_and_the_rounding_of_float32():
-    sigmas = [0.1, 3.0, torch.tensor([0.1, 3.0, 1.0]).float()[:, None], 0.1 * (1 - 1e-7)]
-    assert len(by_hand(within(0.1, 3.0, "Tame()", asking(*sigmas)), mixture())) == 4
+def test_within_lets_pass_what_is_inside_and_moves_what_only_rounding_put_outside_to_the_end():
+    spy = Spy(mixture())
+    sigmas = [0.1, 3.0, torch.tensor([0.1, 3.0, 1.0]).float()[:, None], 0.1 * (1 - 1e-7), 3.0 * (1 + 1e-7)]
+    assert len(by_hand(within(0.1, 3.0, "Tame()", asking(*sigmas)), spy)) == 5
+    assert spy.asked_outside(0.1, 3.0) == []
+    assert {0.1, 1.0, 3.0} <= set(spy.sigmas)
 
 
 def test_within_lets_draws_and_errors_pass():

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from odesampler.adaptive import Adaptive, adaptive
-from odesampler.combine import column
+from odesampler.combine import column, within
 from odesampler.drive import Tally, run
 from odesampler.exact import Gaussian
 from odesampler.integrate import on_grid
@@ -81,6 +81,12 @@ def test_guided_rows_count_towards_the_limit_of_a_batch(max_batch):
     torch.testing.assert_close(cut.x, whole.x, rtol=1e-12, atol=1e-12)
 
 
+def test_a_limit_that_no_guided_sample_fits_in_is_refused():
+    guided = Model(lambda x_t, t, label: x_t, VE(), null_cond={"label": 0.0}).guided(3.0)
+    with pytest.raises(ValueError, match="max_batch must be 2 or more; got 1"):
+        run(on_grid(Heun(), noise(), geometric(4)), model=guided, max_batch=1)
+
+
 def test_each_program_brings_its_own_conditions():
     labels = [torch.full((6,), v, dtype=torch.float64) for v in (0.0, 0.1)]
     programs = [on_grid(Heun(), noise(), geometric(4)) for _ in labels]
@@ -132,30 +138,32 @@ def test_nan_among_per_sample_sigmas_is_named_with_their_range():
 
 
 @pytest.mark.parametrize(
-    ("program", "line"),
+    ("program", "call", "line"),
     [
-        (lambda: on_grid(Heun(), noise(), geometric(3)), "k1 = yield state.x + h * k0, s1"),
-        (lambda: adaptive(Adaptive(Heun()), noise(), HIGH, LOW), "k1 = yield"),
-        (lambda: on_grid(Reversible(), noise(), geometric(3)), "k1 = yield state.x + h * k0, s1"),
+        (lambda: on_grid(Heun(), noise(), geometric(3)), 2, "k1 = yield state.x + h * k0, s1"),
+        (lambda: on_grid(Reversible(), noise(), geometric(3)), 2, "k1 = yield state.x + h * k0, s1"),
+        (lambda: adaptive(Adaptive(Heun()), noise(), HIGH, LOW), 2, "k1 = yield x + probe * k0"),
+        (lambda: adaptive(Adaptive(Heun()), noise(), HIGH, LOW), 4, "k1 = yield state.x + h * k0, s1"),
+        (lambda: within(0, 9, "s", on_grid(Heun(), noise(), geometric(3))), 2, "k1 = yield state.x + h * k0, s1"),
     ],
-    ids=["grid", "adaptive", "wrapped"],
+    ids=["grid", "wrapped", "first step", "adaptive", "within"],
 )
 @pytest.mark.parametrize("alone", [True, False], ids=["alone", "side by side"])
-def test_an_error_of_the_model_shows_the_line_of_the_solver_that_asked(program, line, alone):
+def test_an_error_of_the_model_shows_the_line_of_the_solver_that_asked(program, call, line, alone):
     calls = []
 
-    def breaks_at_its_second_call(x, sigma):
+    def breaks_in_the_end(x, sigma):
         calls.append(sigma)
-        if len(calls) == 2:
+        if len(calls) == call:
             raise RuntimeError("out of memory")
         return mixture()(x, sigma)
 
-    programs = [program()] if alone else [program(), on_grid(Euler(), noise(), geometric(3))]
+    programs = [program()] if alone else [program(), on_grid(Euler(), noise(), geometric(9))]
     with pytest.raises(RuntimeError, match="out of memory") as raised:
-        run(*programs, model=breaks_at_its_second_call)
+        run(*programs, model=breaks_in_the_end)
     shown = "".join(traceback.format_exception(raised.value))
     assert line in shown
-    assert "breaks_at_its_second_call" in shown
+    assert "breaks_in_the_end" in shown
 
 
 def test_an_error_of_the_check_shows_the_line_of_the_solver_too():
@@ -194,6 +202,23 @@ def test_streams_give_the_same_noise_in_every_dtype_and_for_chosen_rows():
     assert torch.equal(Streams([1, 2]).draw(like).double(), Streams([1, 2]).draw(like.double()))
     chosen = Streams([1, 2, 3]).draw(like, torch.tensor([2, 0]))
     assert torch.equal(chosen, Streams([3, 1]).draw(like))
+
+
+def test_noise_does_not_depend_on_the_default_dtype_of_torch():
+    like = torch.empty(2, 4)
+    before = Streams([1, 2]).draw(like)
+    torch.set_default_dtype(torch.float64)
+    try:
+        after = Streams([1, 2]).draw(like)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert torch.equal(before, after)
+
+
+@pytest.mark.parametrize("seed", [1.5, [1, 2, 3.5], "1"])
+def test_a_seed_that_is_no_whole_number_is_a_type_error(seed):
+    with pytest.raises(TypeError):
+        seeds_for(seed, 3)
 
 
 def test_one_seed_counts_on_and_a_list_is_taken_as_it_is():

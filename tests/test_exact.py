@@ -31,6 +31,7 @@ PROBLEMS = {
     "data": Empirical(torch.randn(5, 2, generator=torch.Generator().manual_seed(1)), 0.2),
     "points": Empirical(torch.randn(5, 2, generator=torch.Generator().manual_seed(1))),
 }
+FAMILIES = [VP.linear(), VE(), ContinuousVP(), RectifiedFlow(1000.0), VP.cosine().with_zero_snr()]
 every_problem = pytest.mark.parametrize("problem", PROBLEMS.values(), ids=PROBLEMS.keys())
 
 
@@ -108,11 +109,7 @@ def test_the_data_themselves_are_where_an_empirical_model_leads():
 
 
 @pytest.mark.parametrize("prediction", PREDICTIONS)
-@pytest.mark.parametrize(
-    "schedule",
-    [VP.linear(), VE(), ContinuousVP(), RectifiedFlow(1000.0), VP.cosine().with_zero_snr()],
-    ids=lambda s: type(s).__name__,
-)
+@pytest.mark.parametrize("schedule", FAMILIES, ids=lambda s: type(s).__name__)
 @pytest.mark.parametrize("shape", [(2,), (1, 4, 4)], ids=str)
 def test_it_is_a_model_in_every_prediction_family_and_shape(prediction, schedule, shape):
     means = torch.randn(3, *shape, generator=torch.Generator().manual_seed(0))

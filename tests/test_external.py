@@ -2,14 +2,15 @@
 
 import pytest
 import torch
+from scipy.integrate import RK23, RK45
 
 from odesampler.adaptive import Adaptive
 from odesampler.combine import within
 from odesampler.drive import Tally, run
-from odesampler.exact import GaussianMixture
-from odesampler.integrate import OnGrid, solve
+from odesampler.exact import Gaussian, GaussianMixture
+from odesampler.integrate import OnGrid, on_grid, solve
 from odesampler.program import State
-from odesampler.solvers import RK4, Dopri5, Euler, Heun, Midpoint, Scipy, Torchdiffeq
+from odesampler.solvers import RK4, Bosh3, Dopri5, Euler, Heun, Midpoint, Scipy, Torchdiffeq
 from odesampler.solvers.external import SCIPY_METHODS, torchdiffeq_methods
 from tests.problems import HIGH, LOW, Spy, gaussian, geometric, mixture, noise, uniform
 
@@ -82,9 +83,17 @@ def test_never_asks_outside_the_range(loop, last, rising):
     spy = Spy(GaussianMixture.ring())
     program = solve(loop, State(noise(2, scale=sigmas[0])), sigmas)
     run(within(last, 80.0, repr(loop), program), model=spy)
-    rounding = 1e-6  # scipy's last stage, torchdiffeq's float32 times
-    assert spy.asked_outside(last * (1 - rounding), 80.0 * (1 + rounding)) == []
+    assert spy.asked_outside(last, 80.0) == []
     assert spy.calls > 10 - 1
+
+
+@every_adaptive_method
+@both_directions
+def test_not_even_the_probe_for_a_first_step_leaves_the_range_where_eps_is_small_beside_x(loop, first, last):
+    """It is as long as |x| / |eps| suggests, which far from the origin is longer than the range."""
+    spy = Spy(Gaussian(torch.tensor([1000.0, 1000.0]), 0.5))
+    solved(loop, 1000 + noise(2, scale=first), [first, last], spy)
+    assert spy.asked_outside(LOW * (1 - 1e-6), HIGH * (1 + 1e-6)) == []
 
 
 @every_method
@@ -160,6 +169,24 @@ def test_the_same_method_on_the_same_grid_gives_the_same_answer(ours, theirs, ma
 def test_their_rk4_is_another_method_than_ours_as_the_docstring_says():
     mine, other = (solved(loop, noise(), geometric(6), mixture()) for loop in (OnGrid(RK4()), Torchdiffeq("rk4")))
     assert 1e-7 < (mine - other).abs().max() < 1e-1
+
+
+@pytest.mark.parametrize(("solver", "pair"), [(Dopri5(), RK45), (Bosh3(), RK23)], ids=["Dopri5", "Bosh3"])
+def test_one_step_has_the_stages_and_the_error_estimate_of_scipys_pair(solver, pair):
+    x, h, stages = noise(), LOW - HIGH, []
+
+    def eps(point, sigma):
+        stages.append((sigma, mixture()(point, sigma)))
+        return stages[-1][1]
+
+    [state] = run(on_grid(solver, x, [HIGH, LOW]), model=eps)
+    sigmas, ks = zip(*stages, strict=True)
+    assert list(sigmas) == pytest.approx([*(HIGH + c * h for c in pair.C), LOW], rel=1e-14)
+    k = torch.stack(ks)
+    error = h * torch.einsum("i,i...->...", torch.from_numpy(pair.E), k)  # theirs is embedded - solution
+    torch.testing.assert_close(state.error, -error, rtol=1e-11, atol=1e-14)
+    solution = x + h * torch.einsum("i,i...->...", torch.from_numpy(pair.B), k[:-1])
+    torch.testing.assert_close(state.x, solution, rtol=1e-13, atol=1e-13)
 
 
 @pytest.mark.parametrize("loop", [Torchdiffeq("rk4"), Torchdiffeq("midpoint")], ids=["rk4", "midpoint"])

@@ -33,6 +33,11 @@ def test_colour_and_grey_files_are_read_as_the_model_wants_them(tmp_path):
     assert ods.images.load([tmp_path]).shape == (1, 3, 2, 3)
 
 
+def test_transparent_pictures_are_laid_on_white(tmp_path):
+    Image.new("RGBA", (2, 2), (0, 0, 0, 0)).save(tmp_path / "nothing.png")
+    assert (ods.images.load(tmp_path / "nothing.png", (1, 2, 2)) == 1).all()
+
+
 def test_pictures_of_two_sizes_make_no_batch(tmp_path):
     Image.new("L", (2, 2)).save(tmp_path / "a.png")
     Image.new("L", (3, 2)).save(tmp_path / "b.png")

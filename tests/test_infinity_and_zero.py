@@ -1,18 +1,19 @@
 """The two ends of the equation where no solver goes: sigma = infinity and sigma = 0."""
 
 import math
+from itertools import pairwise
 
 import pytest
 import torch
 
 from odesampler.adaptive import Adaptive
 from odesampler.drive import Tally, run
-from odesampler.integrate import OnGrid, solve
+from odesampler.integrate import BackAlong, OnGrid, solve
 from odesampler.model import Model
 from odesampler.prediction import PREDICTIONS
 from odesampler.program import State
 from odesampler.schedule import VE, VP, RectifiedFlow
-from odesampler.solvers import RK4, Dopri5, Euler, Heun
+from odesampler.solvers import RK4, Dopri5, Euler, Heun, Reversible
 from tests.problems import BOTH_WAYS, Spy, gaussian, geometric, mixture, noise, slope
 
 INF = math.inf
@@ -21,8 +22,12 @@ every_schedule = pytest.mark.parametrize("schedule", ENDLESS.values(), ids=ENDLE
 every_prediction = pytest.mark.parametrize("prediction", ["denoised", "v", "flow"])
 
 
+def solved_from(loop, start, sigmas, model, **options):
+    return run(solve(loop, start, sigmas, **options), model=model)[0].state.x
+
+
 def solved(loop, x, sigmas, model, **options):
-    return run(solve(loop, State(x), sigmas, **options), model=model)[0].state.x
+    return solved_from(loop, State(x), sigmas, model, **options)
 
 
 def number(value):
@@ -50,7 +55,7 @@ def test_two_steps_out_of_infinity_equal_a_flow_sampler_written_by_hand(schedule
     flow = RectifiedFlow()
     network = problem.model(flow, "flow").network
     us = [flow.std(number(s)).item() if 0 < s < INF else float(s > 0) for s in sigmas]
-    for u0, u1 in zip(us, us[1:], strict=False):
+    for u0, u1 in pairwise(us):
         x_t = x_t + (u1 - u0) * network(x_t, torch.full((6,), u0, dtype=torch.float64))
     torch.testing.assert_close(ours, x_t, rtol=0, atol=1e-7)
 
@@ -105,6 +110,16 @@ def test_into_infinity_is_the_reverse_of_the_step_out_of_it(schedule):
     back = solved(OnGrid(Heun()), there, [INF, far], model)
     torch.testing.assert_close(back / far, problem.trajectory(x, 2.5, far) / far, rtol=0, atol=1e-7)
     assert (there - x).abs().max() > 0.1
+
+
+@pytest.mark.parametrize("make", [RectifiedFlow, lambda: VP.linear().with_zero_snr()], ids=["flow", "zero SNR"])
+def test_an_invertible_solver_comes_back_exactly_from_infinity_with_its_memory_and_not_without(make):
+    model, grid = mixture().model(make(), "v"), [0.2, 1.0, 5.0, 20.0, INF]
+    [there] = run(solve(OnGrid(Reversible()), State(noise()), grid), model=model)
+    back = solved_from(BackAlong(Reversible()), there.state, grid[::-1], model)
+    assert (back - noise()).abs().max() < 1e-10
+    without = solved_from(BackAlong(Reversible()), State(there.state.x), grid[::-1], model)
+    assert (without - noise()).abs().max() > 1e-4
 
 
 @pytest.mark.parametrize("loop", [OnGrid(Heun()), Adaptive(Dopri5())], ids=["grid", "adaptive"])

@@ -62,7 +62,7 @@ def transitions(scheduler):
     """(from, to) of every step: by their grid, and by their step."""
     ts = scheduler.timesteps.tolist()
     stride = scheduler.config.num_train_timesteps // scheduler.num_inference_steps
-    by_grid = [*zip(ts, ts[1:], strict=False), (ts[-1], -1)]
+    by_grid = [*pairwise(ts), (ts[-1], -1)]
     return by_grid, [(t, max(t - stride, -1)) for t in ts]
 
 
@@ -163,9 +163,9 @@ def test_two_trajectories_may_interleave_which_a_scheduler_with_state_does_not_a
     """diffusers' multistep schedulers count their steps in the object; our states are values."""
     scheduler = diffusers.DPMSolverMultistepScheduler()
     scheduler.set_timesteps(3)
+    times = scheduler.timesteps.repeat_interleave(2)
     with pytest.raises(IndexError):
-        for t in [t for t in scheduler.timesteps for _ in range(2)]:
-            scheduler.step(torch.zeros(1, 2), t, torch.zeros(1, 2))
+        [scheduler.step(torch.zeros(1, 2), t, torch.zeros(1, 2)) for t in times]
     sigmas, solver, eps = geometric(5), Dopri5(), mixture()
     states = [start(solver, noise(2, seed=seed), sigmas[0], eps) for seed in (1, 2)]
     for s0, s1 in pairwise(sigmas):

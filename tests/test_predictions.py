@@ -133,14 +133,15 @@ def test_at_whole_times_a_rounded_clock_changes_nothing_but_the_dtype_that_the_n
     torch.testing.assert_close(shown, want, rtol=0, atol=0 if round_t else 1e-9)
 
 
-def test_between_whole_times_a_rounded_clock_shows_the_nearest_one():
-    x, sigma = noise(3), sigma_at(500.3)
+@pytest.mark.parametrize(("t", "nearest"), [(500.3, 500), (500.7, 501)])
+def test_between_whole_times_a_rounded_clock_shows_the_nearest_one(t, nearest):
+    x, sigma = noise(3), sigma_at(t)
     network, rounded = clocked(True)
     _, continuous = clocked(False)
     answer = rounded(x, sigma)
-    assert network.seen[0].tolist() == [500] * 3
+    assert network.seen[0].tolist() == [nearest] * 3
     x_t = VP.linear().to_model_scale(x, sigma)
-    assert torch.equal(answer, network.network(x_t, torch.full((3,), 500)))
+    assert torch.equal(answer, network.network(x_t, torch.full((3,), nearest)))
     assert (answer - continuous(x, sigma)).abs().max() > 1e-5
 
 

@@ -97,7 +97,7 @@ def test_steps_or_tolerances_choose_the_loop():
         (("heun", 20, 1e-3, None), "give one"),
         (("scipy:RK45", 20, None, None), "num_steps=20 would have no effect"),
         (("torchdiffeq:dopri5", 20, None, None), "num_steps=20 would have no effect"),
-        (("adaptive:heun", None, 1e-3, None), "already has its tolerances"),
+        (("adaptive:heun", None, 1e-3, None), "has tolerances of its own"),
         (("euler", None, 1e-3, None), "estimates no error"),
     ],
 )

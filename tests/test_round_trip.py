@@ -51,6 +51,23 @@ def test_a_solver_that_fails_is_named_and_the_others_rows_stand():
     assert "heun at 1 steps failed: the model's answer has NaN" in report.table()
 
 
+def test_a_solver_that_does_not_arrive_is_named_and_the_others_rows_stand():
+    late = ods.Adaptive(ods.Dopri5(), 1e-9, 1e-9, max_steps=3)
+    with pytest.warns(RuntimeWarning, match="did not arrive"):
+        report = ods.round_trip(MODEL, RING.sample(2), [late, "ddim"], 3)
+    assert [t.solver for t in report.trips] == ["ddim"]
+    assert "adaptive:dopri5(rtol=1e-09, atol=1e-09, max_steps=3) failed" in report.table()
+
+
+def test_one_solver_need_not_be_a_list():
+    assert len(ods.round_trip(MODEL, RING.sample(2), "ddim", 3).trips) == 1
+
+
+def test_points_in_the_plane_make_a_table_and_no_picture():
+    with pytest.raises(ValueError, match="a picture needs images"):
+        ods.round_trip(MODEL, RING.sample(2), "ddim", 3).plot()
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -76,10 +93,11 @@ def test_all_cases_are_checked_before_the_first_is_run(arguments, message):
 def test_the_picture_has_a_row_of_four_strips_for_each_solver(channels):
     data = torch.rand(3, channels, 4, 4, dtype=torch.float64) - 0.5
     model = ods.exact.Empirical(data, 0.3).model()
-    report = ods.round_trip(model, data, solvers=["ddim", "heun"], num_steps=[3, 6])
+    report = ods.round_trip(model, data, solvers=["ddim", "heun"], num_steps=[6, 3])
     figure = report.plot(num_images=2, samples=data)
     drawn, strips, errors = figure.subfigs
     assert len(drawn.axes) == 1
     assert len(report.plot(num_images=2).subfigs[0].axes) == 0
     assert len(strips.axes) == 8
     assert len(errors.axes[0].lines) == 2
+    assert strips.axes[0].get_ylabel() == "ddim\n6 steps"  # the most, in whatever order they were asked for

@@ -188,6 +188,12 @@ BAD = [
     ({"x": torch.zeros(2, 3)}, "must have shape"),
     ({"x": torch.full((2, 2), math.nan)}, "samples \\[0, 1\\] have NaN"),
     ({"num_samples": 2, "solver": "rk45", "trajectory": True}, "fixed grid"),
+    ({"num_samples": 2, "solver": "torchdiffeq:rk4", "num_steps": 5, "trajectory": True}, "our own solvers"),
+    ({"num_samples": 2, "solver": "scipy:RK45", "grad": True}, "cannot be differentiated"),
+    ({"num_samples": 2, "guidance_scale": math.nan}, "finite number"),
+    ({"num_samples": 2, "rtol": math.inf}, "rtol and atol must be finite"),
+    ({"num_samples": 2, "num_steps": 10**9}, "from 1 to 1000000"),
+    ({"num_samples": 2, "cond": {"label": object()}}, "one a sample"),
 ]
 
 
@@ -199,6 +205,45 @@ def test_bad_input_is_refused_before_the_model_is_called(arguments, message):
     model = ods.Model(never, ods.VP.linear(), data_shape=(2,))
     with pytest.raises(ValueError, match=message):
         ods.sample(model, **arguments)
+
+
+def test_what_is_no_model_or_no_condition_is_a_type_error():
+    for call in (
+        lambda: ods.sample("digits", 2),
+        lambda: ods.encode("digits", images()),
+        lambda: ods.Model(MODEL.network, "linear"),
+        lambda: ods.Model(3, ods.VP.linear()),
+        lambda: ods.sample(MODEL, 2, cond=3),
+        lambda: ods.sample(MODEL, 2, seed=1.5),
+        lambda: ods.sample(ods.Model(lambda x_t, t: None, ods.VP.linear(), data_shape=(2,)), 2),
+    ):
+        with pytest.raises(TypeError, match=r"(must|takes|integer)"):
+            call()
+
+
+def test_numbers_from_numpy_are_numbers():
+    numpy = pytest.importorskip("numpy")
+    one, two, five = (numpy.int64(i) for i in (1, 2, 5))
+    assert torch.equal(ods.sample(MODEL, two, num_steps=five, seed=one).x, ods.sample(MODEL, 2, num_steps=5, seed=1).x)
+
+
+def test_samples_do_not_depend_on_torchs_default_dtype():
+    usual = ods.sample(MODEL, 2, solver="ddpm", num_steps=4).x
+    torch.set_default_dtype(torch.float64)
+    try:
+        assert torch.equal(ods.sample(MODEL, 2, solver="ddpm", num_steps=4).x, usual)
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
+def test_gradients_through_adaptive_steps_are_those_of_the_steps_taken():
+    linear = torch.nn.Linear(2, 2, bias=False).double()
+    with torch.no_grad():
+        linear.weight.zero_()  # eps = 0: every error is exactly 0, where a square root has no slope
+    model = ods.Model(lambda x_t, t: linear(x_t), ods.VP.linear(), data_shape=(2,))
+    x = ods.sample(model, 2, solver="rk45", grad=True, state_dtype=torch.float64).x
+    [slope] = torch.autograd.grad(x.sum(), linear.weight)
+    assert slope.isfinite().all()
 
 
 def test_a_model_refuses_what_it_cannot_mean():
@@ -275,48 +320,6 @@ def test_the_latent_of_a_gaussian_is_where_its_trajectory_ends():
     truth = gaussian.trajectory(model.schedule.from_model_scale(x, low), low, high)
     latent = ods.encode(model, x, solver="rk4", num_steps=60)
     assert torch.allclose(latent.x, model.schedule.to_model_scale(truth, high), atol=1e-6)
-
-
-def test_a_latent_survives_the_disk_and_decodes_to_the_same_bits(tmp_path):
-    latent = ods.encode(MODEL, images(), solver="reversible(base='midpoint')", num_steps=8, grid="log_snr")
-    latent.save(tmp_path / "z.safetensors")
-    loaded = ods.Latent.load(tmp_path / "z.safetensors")
-    assert loaded.recipe == latent.recipe
-    assert torch.equal(ods.decode(MODEL, loaded).x, ods.decode(MODEL, latent).x)
-
-
-def test_another_model_is_refused_unless_one_insists():
-    latent = ods.encode(MODEL, images(), num_steps=3)
-    other = ods.exact.GaussianMixture.ring(radius=1.5).model()
-    with pytest.raises(ValueError, match="made with"):
-        ods.decode(other, latent)
-    assert ods.decode(other, latent, insist=True).x.shape == images().shape
-
-
-def test_a_solver_of_ones_own_works_in_every_verb_once_it_is_registered():
-    from odesampler.registry import SOLVERS
-
-    class Mine(ods.Solver):
-        order = 1
-        evaluations = 1
-
-        def step(self, state, s0, s1):
-            k0 = yield state.x, s0
-            return ods.State(state.x + (s1 - s0) * k0)
-
-    assert torch.equal(ods.sample(MODEL, 2, solver=Mine()).x, ods.sample(MODEL, 2, solver="ddim").x)
-    ods.register("mine_of_the_test", Mine)
-    try:
-        latent = ods.encode(MODEL, images(), solver="mine_of_the_test", num_steps=5)
-        assert torch.equal(ods.decode(MODEL, latent).x, _through("ddim"))
-        with pytest.raises(ValueError, match="free identifier"):
-            ods.register("mine_of_the_test", Mine)
-    finally:
-        del SOLVERS["mine_of_the_test"]
-
-
-def _through(solver: str) -> torch.Tensor:
-    return ods.decode(MODEL, ods.encode(MODEL, images(), solver=solver, num_steps=5)).x
 
 
 BAD_ENCODE = [

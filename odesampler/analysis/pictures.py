@@ -22,7 +22,9 @@ def round_trip_figure(report: RoundTrip, num_images: int, samples: Tensor | None
     """Samples, if given; for each solver at its most steps originals, latents, reconstructions, errors; rmse by nfe."""
     from matplotlib.figure import Figure
 
-    best = list({t.solver: t for t in report.trips}.values())  # the last of each solver has the most steps
+    by_steps = sorted(report.trips, key=lambda t: t.num_steps or 0)
+    names = dict.fromkeys(t.solver for t in report.trips)  # in the order given
+    best = [[t for t in by_steps if t.solver == name][-1] for name in names]
     count = min(num_images, len(report.originals))
     heights = [0.0 if samples is None else 1.0, 0.62 * len(best) * 1.25 + 0.5, 3.6]  # inches
     figure = Figure(figsize=(1.1 + 4 * (0.62 * count + 0.25), sum(heights)))

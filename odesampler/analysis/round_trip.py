@@ -22,7 +22,7 @@ from torch import Tensor
 from odesampler.inversion import decode, encode, refuse_stochastic
 from odesampler.latent import Latent
 from odesampler.model import Model
-from odesampler.plan import DEFAULT_STEPS, AnyGrid, AnySolver, checked_batch, checked_cond, make_plan
+from odesampler.plan import DEFAULT_STEPS, AnyGrid, AnySolver, checked_batch, checked_cond, checked_model, make_plan
 from odesampler.program import Loop, Solver
 from odesampler.registry import find_solver, spec_of
 
@@ -124,7 +124,15 @@ class RoundTrip:
         Args:
             num_images: Images shown for each solver.
             samples: Images drawn from the model, (n, *shape), to show above.
+
+        Raises:
+            ValueError: The data are no images, (channels, height, width), or no solver came back.
         """
+        if self.originals.ndim != 4 or not self.trips:
+            raise ValueError(
+                f"a picture needs images, (batch, channels, height, width), and a solver that came back; "
+                f"got {tuple(self.originals.shape)} and {len(self.trips)} solvers"
+            )
         from odesampler.analysis.pictures import round_trip_figure
 
         return round_trip_figure(self, num_images, samples)
@@ -133,7 +141,7 @@ class RoundTrip:
 def round_trip(
     model: Model,
     images: Tensor,
-    solvers: Sequence[AnySolver] = DEFAULT_SOLVERS,
+    solvers: AnySolver | Sequence[AnySolver] = DEFAULT_SOLVERS,
     num_steps: int | Sequence[int] = DEFAULT_STEPS,
     *,
     grid: AnyGrid | None = None,
@@ -148,7 +156,7 @@ def round_trip(
     Args:
         model: The model.
         images: (batch, *shape), float, in the model's data range.
-        solvers: Names or objects, as for `sample`. Those that choose their own steps get one row.
+        solvers: Names or objects, as for `sample`, or one. Those that choose their own steps get one row.
         num_steps: Transitions, one number or several.
         grid: As for `encode`: a name, since several numbers of steps walk several grids.
         cond: As for `encode`.
@@ -163,7 +171,8 @@ def round_trip(
     Raises:
         ValueError: What cannot be meant, before any model is called.
     """
-    checked_batch(model, images, "images")
+    checked_batch(checked_model(model), images, "images")
+    solvers = [solvers] if isinstance(solvers, (str, Solver, Loop)) else list(solvers)
     steps = [num_steps] if isinstance(num_steps, int) else list(num_steps)
     if not solvers or not steps:
         raise ValueError(f"round_trip needs solvers and numbers of steps; got {list(solvers)} and {steps}")
@@ -182,7 +191,7 @@ def round_trip(
         name = solver if isinstance(solver, str) else spec_of(solver)
         try:
             trips.append(_trip(model, images, solver, name, n, options))
-        except (ArithmeticError, RuntimeError) as error:  # NaN, a solver that gives up, memory: the others go on
+        except (ArithmeticError, RuntimeError, ValueError) as error:  # NaN, gave up, did not arrive: the others go on
             failures[name if n is None else f"{name} at {n} steps"] = str(error)
     return RoundTrip(images.detach().cpu(), tuple(trips), failures, model.name)
 

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from odesampler.combine import inverted, together
-from odesampler.program import Loop, Observer, Program, Sigma, Solved, State
+from odesampler.program import Loop, Observer, Program, Sigma, Solved, State, check_tolerances
 
 Ask: TypeAlias = Callable[[Tensor, Sigma], Tensor]
 
@@ -57,7 +57,10 @@ class Torchdiffeq(Loop):
     rtol: float = 1e-5
     atol: float = 1e-5
 
+    observable = False
+
     def __post_init__(self) -> None:
+        check_tolerances(self.rtol, self.atol)
         if self.method not in torchdiffeq_methods():
             raise ValueError(
                 f"the installed torchdiffeq has no method {self.method!r}; it has {', '.join(torchdiffeq_methods())}"
@@ -115,8 +118,11 @@ class Scipy(Loop):
     atol: float = 1e-5
 
     takes_steps = False
+    observable = False
+    differentiable = False
 
     def __post_init__(self) -> None:
+        check_tolerances(self.rtol, self.atol)
         if self.method not in SCIPY_METHODS:
             raise ValueError(f"scipy's solve_ivp has no method {self.method!r}; it has {', '.join(SCIPY_METHODS)}")
 

@@ -28,6 +28,7 @@ class Reversible(Invertible):
         coupling: c, in (0, 1]; nearer to 1 amplifies less when undone and damps less when stepped.
 
     Raises:
+        TypeError: A base that is no solver.
         ValueError: A base that draws noise or carries memory; a coupling outside (0, 1].
 
     References:
@@ -40,6 +41,8 @@ class Reversible(Invertible):
     summary = "McCallum-Foster: any one-step solver, made exactly invertible"
 
     def __post_init__(self) -> None:
+        if not isinstance(self.base, Solver):
+            raise TypeError(f"Reversible takes a solver such as ods.Heun(); got {self.base!r}")
         if self.base.stochastic or self.base.start_evaluations or isinstance(self.base, Invertible):
             raise ValueError(f"Reversible needs a deterministic one-step solver without memory; got {self.base}")
         if not 0 < self.coupling <= 1:

@@ -1,0 +1,100 @@
+"""Latents: they know how they were made, survive the disk, and refuse what is not theirs."""
+
+import json
+
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+
+import odesampler as ods
+
+RING = ods.exact.GaussianMixture.ring()
+MODEL = RING.model()
+
+
+def images(n: int = 6) -> torch.Tensor:
+    return RING.sample(n, seed=3)
+
+
+def test_a_latent_survives_the_disk_and_decodes_to_the_same_bits(tmp_path):
+    latent = ods.encode(MODEL, images(), solver="reversible(base='midpoint')", num_steps=8, grid="log_snr")
+    latent.save(tmp_path / "z.safetensors")
+    loaded = ods.Latent.load(tmp_path / "z.safetensors")
+    assert loaded.recipe == latent.recipe
+    assert torch.equal(ods.decode(MODEL, loaded).x, ods.decode(MODEL, latent).x)
+
+
+def test_another_model_is_refused_unless_one_insists():
+    latent = ods.encode(MODEL, images(), num_steps=3)
+    other = ods.exact.GaussianMixture.ring(radius=1.5).model()
+    with pytest.raises(ValueError, match="made with"):
+        ods.decode(other, latent)
+    assert ods.decode(other, latent, insist=True).x.shape == images().shape
+
+
+@pytest.mark.parametrize("schedule", [ods.RectifiedFlow(), ods.VP.linear().with_zero_snr()], ids=["flow", "zero SNR"])
+def test_an_exactly_invertible_solver_is_exact_where_sigma_is_infinite_too(schedule):
+    model = RING.model(schedule, "v")
+    latent = ods.encode(model, images(), solver="reversible", num_steps=12)
+    assert latent.x.std() < 3
+    assert (ods.decode(model, latent).x - images()).abs().max() < 1e-9
+
+
+def test_two_conditions_that_are_one_tensor_can_be_saved(tmp_path):
+    shared = torch.zeros(6)
+    model = ods.Model(lambda x_t, t, a, b: x_t, ods.VP.linear(), data_shape=(2,))
+    latent = ods.encode(model, images(), num_steps=2, cond={"a": shared, "b": shared})
+    latent.save(tmp_path / "z.safetensors")
+    assert set(ods.Latent.load(tmp_path / "z.safetensors").cond) == {"a", "b"}
+
+
+def test_a_file_is_written_through_a_link_and_not_over_it(tmp_path):
+    latent = ods.encode(MODEL, images(), num_steps=2)
+    (tmp_path / "there").mkdir()
+    (tmp_path / "link.safetensors").symlink_to(tmp_path / "there" / "z.safetensors")
+    latent.save(tmp_path / "link.safetensors")
+    assert (tmp_path / "link.safetensors").is_symlink()
+    assert len(ods.Latent.load(tmp_path / "there" / "z.safetensors")) == 6
+
+
+DAMAGES = {
+    "no recipe": lambda tensors, recipe: (tensors, None),
+    "a list": lambda tensors, recipe: (tensors, []),
+    "a key too few": lambda tensors, recipe: (tensors, {k: v for k, v in recipe.items() if k != "solver"}),
+    "a key too many": lambda tensors, recipe: (tensors, {**recipe, "more": 1}),
+    "no sigmas": lambda tensors, recipe: (tensors, {**recipe, "sigmas": None}),
+    "words for numbers": lambda tensors, recipe: (tensors, {**recipe, "guidance_scale": "much"}),
+    "a dtype for counting": lambda tensors, recipe: (tensors, {**recipe, "state_dtype": "int32"}),
+    "a solver nobody knows": lambda tensors, recipe: (tensors, {**recipe, "solver": "nobody's"}),
+    "memory of another shape": lambda tensors, recipe: ({**tensors, "memory.0": torch.zeros(1)}, recipe),
+    "whole numbers": lambda tensors, recipe: ({**tensors, "x": tensors["x"].long()}, recipe),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_file_is_a_value_error_that_names_it(tmp_path, damage):
+    path = tmp_path / "z.safetensors"
+    ods.encode(MODEL, images(), num_steps=2).save(path)
+    with safe_open(path, "pt") as file:
+        meta, tensors = file.metadata(), {"x": file.get_tensor("x")}
+    tensors, recipe = DAMAGES[damage](tensors, json.loads(meta.pop("recipe")))
+    save_file(tensors, path, meta if recipe is None else {**meta, "recipe": json.dumps(recipe)})
+    with pytest.raises(ValueError, match=r"z\.safetensors"):
+        ods.Latent.load(path)
+
+
+def test_networks_without_weights_are_told_apart_by_their_code():
+    class One(torch.nn.Module):
+        def forward(self, x_t, t):
+            return x_t
+
+    class Two(torch.nn.Module):
+        def forward(self, x_t, t):
+            return -x_t
+
+    networks = [One(), Two(), lambda x_t, t: x_t, lambda x_t, t: 2 * x_t]
+    prints = {ods.Model(network, ods.VP.linear()).fingerprint() for network in networks}
+    assert len(prints) == 4
+    again = ods.Model(One(), ods.VP.linear()).fingerprint()
+    assert again == ods.Model(One(), ods.VP.linear()).fingerprint()
