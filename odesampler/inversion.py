@@ -52,7 +52,8 @@ def encode(
         images: (batch, *shape), float, in the model's data range.
         solver: As for `sample`; not a stochastic one.
         num_steps: Transitions between sigma_min and sigma_max, 20 by default.
-        grid: As for `sample`, but it ends at sigma_min or above, not at 0.
+        grid: As for `sample`, but it ends at sigma_min or above, not at 0. "leading" and "quadratic" stop short of
+            sigma_max, "trailing" starts above sigma_min.
         cond: What the images show, as for `sample`. Kept in the latent.
         guidance_scale: 1, off, by default: guided encoding leaves the range of latents that a model was trained on.
         rtol: As for `sample`.
