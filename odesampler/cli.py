@@ -29,7 +29,7 @@ PATHS = click.argument("paths", nargs=-1, metavar="[PICTURES]...")
 MODEL = click.option("--model", default="digits", show_default=True, help="An embedded model; see `odesampler models`.")
 DEVICE = click.option("--device", default="cpu", show_default=True, help="Where to compute: cpu, cuda, cuda:1, mps.")
 BATCH = click.option("--max-batch", type=int, help="The most images to give the network at once.")
-LABEL = click.option("--label", help="Class, or one a sample separated by commas; none by default.")
+LABEL = click.option("--label", help="Class by name or number, or one a sample separated by commas; none by default.")
 GUIDANCE = click.option("--guidance", "guidance_scale", type=float, default=1.0, help="Guidance scale; 1 is off.")
 GRID = click.option("--grid", help="log_snr, karras, trailing, leading, linspace or quadratic.  [default: log_snr]")
 HOW = (
@@ -88,7 +88,8 @@ def sample(num: int, model: str, device: str, label: str | None, out: Path, **ho
     """Draw images from a model."""
     import odesampler as ods
 
-    found = ods.sample(_model(model, device), num, cond=_cond(label), progress=_shown(), **how)
+    loaded = _model(model, device)
+    found = ods.sample(loaded, num, cond=_cond(loaded, label), progress=_shown(), **how)
     _check_arrived(found.x)
     ods.images.save_grid(found.x, out)
     click.echo(f"{num} images, {_cost(found.nfe)}, {found.seconds:.2f} s: {out}")
@@ -103,7 +104,7 @@ def encode(paths: tuple[str, ...], model: str, device: str, label: str | None, n
     import odesampler as ods
 
     loaded = _model(model, device)
-    latent = ods.encode(loaded, _images(loaded, paths, num), cond=_cond(label), progress=_shown(), **how)
+    latent = ods.encode(loaded, _images(loaded, paths, num), cond=_cond(loaded, label), progress=_shown(), **how)
     _check_arrived(latent.x)
     latent.save(out)
     click.echo(f"{len(latent)} latents, {_cost(latent.nfe)}, standard deviation {latent.x.std():.3f}: {out}")
@@ -153,14 +154,16 @@ def roundtrip(
         _images(loaded, paths, num),
         solvers or DEFAULT_SOLVERS,
         num_steps or (10, 20, 50),
-        cond=_cond(label),
+        cond=_cond(loaded, label),
         progress=_shown(),
         **how,
     )
     click.echo(report.table())
     if not report.trips:
         raise click.ClickException("no solver came back, so there is no picture")
-    cond = {} if label is None or "," in label else _cond(label)  # labels of the pictures are not those of the drawn
+    cond = (
+        {} if label is None or "," in label else _cond(loaded, label)
+    )  # labels of the pictures are not those of the drawn
     options = {k: how[k] for k in ("guidance_scale", "max_batch")}
     drawn = ods.sample(loaded, DRAWN, cond=cond or _every_class(loaded, DRAWN), progress=_shown(), **options)
     click.echo(f"{DRAWN} images drawn, {_cost(drawn.nfe)}")
@@ -243,13 +246,16 @@ def _images(model: Model, paths: Sequence[str], num: int) -> Tensor:
     return images[:num]
 
 
-def _cond(label: str | None) -> dict[str, Any]:
+def _cond(model: Model, label: str | None) -> dict[str, Any]:
     if label is None:
         return {}
     try:
-        labels = [int(part) for part in label.split(",")]
+        labels = [model.labels.index(part) if part in model.labels else int(part) for part in label.split(",")]
     except ValueError:
-        raise click.BadParameter(f"--label is a class, or classes separated by commas; got {label!r}") from None
+        names = ", ".join(model.labels)
+        raise click.BadParameter(
+            f"--label is a class of {model.name}, or several; got {label!r}, not of {names}"
+        ) from None
     return {"label": labels[0] if len(labels) == 1 else labels}
 
 

@@ -43,12 +43,12 @@ FACES = {"analysis", "adapters", "cli", "zoo"}  # known to no one but each other
 OPTIONAL = {
     "diffusers",
     "sklearn",
+    "fontTools",
     "transformers",
     "accelerate",
     "huggingface_hub",
     "IPython",
     "torchvision",
-    "fontTools",
 }
 
 

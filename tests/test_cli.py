@@ -78,8 +78,17 @@ def test_roundtrip_takes_a_label_for_each_picture(capsys):
     assert "24 images drawn" in out
 
 
+def test_emoji_are_drawn_by_the_name_of_their_class(capsys):
+    how = ["--model", "emoji", "--num", 2, "--steps", 3, "--guidance", 2.5, "--label", "heart,face-smiling"]
+    code, _, err = run(capsys, "sample", *how)
+    assert code == 0, err
+    with Image.open("samples.png") as picture:
+        assert picture.mode == "RGB"
+
+
 def test_models_and_solvers_are_listed(capsys):
-    assert "digits" in run(capsys, "models")[1]
+    listed = run(capsys, "models")[1]
+    assert all(name in listed for name in ("digits", "emoji"))
     listed = run(capsys, "solvers")[1]
     assert all(facts.name in listed for facts in ods.solvers())
 
@@ -92,7 +101,7 @@ MISTAKES = [
     (["sample", "--grid", "karas"], "unknown grid 'karas'; known:"),
     (["sample", "--model", "digit"], "unknown model 'digit'"),
     (["sample", "--device", "tpu:x"], "device 'tpu:x' cannot be used"),
-    (["sample", "--label", "eleven"], "--label is a class"),
+    (["sample", "--label", "eleven"], "--label is a class of digits"),
     (["sample", "--label", "11"], "label 11 does not exist"),
     (["sample", "--label", "1,2"], "one value a sample"),
     (["sample", "--seed", "-1"], "a seed must be"),
@@ -115,7 +124,7 @@ MISTAKES = [
     (["roundtrip", "--num", "0"], "--num must be 1 or more"),
     (["encode", "--num", "1000"], "digits has 360 held-out images"),
     (["encode", "deep.png"], "more than 8 bits a pixel"),
-    (["encode", "--rtol", "1e-14", "--atol", "0"], "did not arrive, so nothing was written"),
+    (["encode", "--rtol", "1e-14", "--atol", "0", "--num", "1"], "did not arrive, so nothing was written"),
     (["sample", "--device", "meta"], "device 'meta' cannot be used"),
     (["sample", "--steps", "100000000000000000000"], "from 1 to 1000000"),
     (["sample", "--solver", "scipy:LSODA(rtol='a')"], "rtol and atol must be finite"),

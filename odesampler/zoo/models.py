@@ -32,6 +32,7 @@ class Card(NamedTuple):
 
 CARDS: dict[str, Card] = {
     "digits": Card((1, 8, 8), 16, "handwritten digits by class; eps, VP linear"),
+    "emoji": Card((3, 32, 32), 255, "colour emoji by Unicode subgroup; v, VP linear; guidance 2 to 4 looks best"),
 }
 
 
@@ -56,7 +57,11 @@ def held_out(name: str = "digits") -> Images:
 
 
 def training_images(name: str = "digits") -> Images:
-    """The images that the model has been trained on, for comparison."""
+    """The images that the model has been trained on, for comparison.
+
+    Raises:
+        ValueError: They are not in the package; its training script makes them.
+    """
     return _images(name, "train_")
 
 
@@ -99,5 +104,9 @@ def _images(name: str, part: str) -> Images:
 
     check(name)
     data = load_file(str(_path(f"{name}_heldout.safetensors")))
+    if f"{part}images" not in data:
+        raise ValueError(
+            f"the training images of {name} are not in the package: odesampler.zoo.train_{name} makes them"
+        )
     images = data[f"{part}images"].float() * (2 / CARDS[name].levels) - 1
     return Images(images, data[f"{part}labels"].long())
