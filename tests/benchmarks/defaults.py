@@ -34,7 +34,7 @@ def table(name: str, budgets: tuple[int, ...], samples: int, reference: int) -> 
 
     truth, half = (solve("rk4", n, "log_snr").x for n in (reference, reference // 2))
     print(
-        f"{name}: {samples} samples; reference: rk4, {reference} steps; at half of them it differs by {error(half, truth):.1e}"
+        f"{name}: {samples} samples; reference: rk4, {reference} steps, half of them differ by {error(half, truth):.1e}"
     )
     print("solver  grid      " + "".join(f"{f'about {b} evaluations':>22}" for b in budgets))
     for solver, cost in SOLVERS.items():
