@@ -9,7 +9,6 @@ minutes, so that the same recipe gives the same weights on the same machine, int
 
 import copy
 import math
-import os
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -19,6 +18,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from tqdm import tqdm
+
+from odesampler.files import written_whole
 
 
 @dataclass(frozen=True)
@@ -147,9 +148,8 @@ class Run:
             "generator": self.generator.get_state(),
             "step": self.step,
         }
-        unfinished = path.with_name(path.name + ".part")
-        torch.save(state, unfinished)
-        os.replace(unfinished, path)
+        with written_whole(path) as file:
+            torch.save(state, file)
 
     def load(self, path: Path) -> None:
         """Continue from a file that `save` wrote.

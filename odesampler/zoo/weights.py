@@ -5,7 +5,6 @@ Weights are stored in float16 and computed with in float32. The metadata are str
 """
 
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -15,15 +14,14 @@ from safetensors import safe_open
 from safetensors.torch import save
 from torch import Tensor
 
+from odesampler.files import written_whole
 from odesampler.zoo.unet import UNet, UNetConfig
 
 
 def save_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
     """Write tensors and metadata to a safetensors file, all or nothing."""
-    unfinished = path.with_name(path.name + ".part")
-    # Not `save_file`, which makes files that only their owner can read.
-    unfinished.write_bytes(save({name: tensor.contiguous() for name, tensor in tensors.items()}, dict(metadata)))
-    os.replace(unfinished, path)
+    with written_whole(path) as file:
+        file.write(save({name: tensor.contiguous() for name, tensor in tensors.items()}, dict(metadata)))
 
 
 def save_unet(path: Path, network: UNet, metadata: Mapping[str, str]) -> None:
