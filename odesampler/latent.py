@@ -69,7 +69,9 @@ class Latent:
 
     x: Tensor  # (batch, *shape), x_T in the model's own scale: about N(0, 1) for VP models
     recipe: Recipe
-    memory: tuple[Tensor, ...] = ()  # each (batch, ...): what an exactly invertible solver must keep besides
+    # Each (batch, ...): what an exactly invertible solver must keep besides. Where sigma_max is infinite it is the
+    # whole state at the last finite sigma, and decoding goes on from there: to decode an edited `x`, drop it first.
+    memory: tuple[Tensor, ...] = ()
     cond: Mapping[str, Tensor] = field(default_factory=dict)  # each (batch, ...)
     nfe: Tensor | None = None  # (batch,) evaluations that encoding took; not saved
     plan: Plan | None = None  # what the recipe describes, alive; not saved
@@ -140,20 +142,17 @@ class Latent:
             raise ValueError(f"{path} is not a safetensors file, or damaged: {error}") from error
         if meta.get("format") != FORMAT or "x" not in tensors:
             raise ValueError(f"{path} is not a latent of this library: format {meta.get('format')!r}, not {FORMAT!r}")
-        memory = tuple(tensors[k] for k in sorted(t for t in tensors if t.startswith("memory.")))
-        cond = {k.removeprefix("cond."): v for k, v in tensors.items() if k.startswith("cond.")}
-        x = tensors["x"]
-        if (
-            not x.is_floating_point()
-            or any(m.shape != x.shape for m in memory)
-            or any(len(v) != len(x) for v in cond.values())
-        ):
-            raise ValueError(f"{path} is damaged: its tensors do not belong together")
         try:
+            memory = tuple(tensors[f"memory.{i}"] for i in range(sum(t.startswith("memory.") for t in tensors)))
+            cond = {k.removeprefix("cond."): v for k, v in tensors.items() if k.startswith("cond.")}
+            x = tensors["x"]
+            together = all(m.shape == x.shape for m in memory) and all(len(v) == len(x) for v in cond.values())
+            if not (together and x.is_floating_point()):
+                raise ValueError("its tensors do not belong together")
             recipe = _recipe(json.loads(meta["recipe"]))
             recipe.plan()
         except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise ValueError(f"{path} has no recipe that can be read: {error}") from error
+            raise ValueError(f"{path} is damaged, or its recipe cannot be read: {error}") from error
         return cls(x, recipe, memory, cond)
 
 

@@ -58,6 +58,24 @@ def test_a_file_is_written_through_a_link_and_not_over_it(tmp_path):
     assert len(ods.Latent.load(tmp_path / "there" / "z.safetensors")) == 6
 
 
+@pytest.mark.parametrize("from_disk", [False, True], ids=["live", "from disk"])
+def test_a_latent_keeps_its_conditions_and_its_guidance(tmp_path, from_disk):
+    model = ods.load("digits", dtype=torch.float64)
+    x, labels = (part[:4] for part in ods.held_out("digits"))
+    asked = []
+    model.network.register_forward_pre_hook(
+        lambda _, inputs, named: asked.append(named["label"].tolist()), with_kwargs=True
+    )
+    latent = ods.encode(model, x, solver="rk4", num_steps=20, cond={"label": labels}, guidance_scale=1.5)
+    if from_disk:
+        latent.save(tmp_path / "z.safetensors")
+        latent = ods.Latent.load(tmp_path / "z.safetensors")
+    encoding, asked[:] = list(asked), []
+    back = ods.decode(model, latent).x
+    assert encoding[0] == asked[0] == [*labels.tolist(), 10, 10, 10, 10]
+    assert (back - x).abs().max() < 0.05
+
+
 DAMAGES = {
     "no recipe": lambda tensors, recipe: (tensors, None),
     "a list": lambda tensors, recipe: (tensors, []),
@@ -68,6 +86,8 @@ DAMAGES = {
     "a dtype for counting": lambda tensors, recipe: (tensors, {**recipe, "state_dtype": "int32"}),
     "a solver nobody knows": lambda tensors, recipe: (tensors, {**recipe, "solver": "nobody's"}),
     "memory of another shape": lambda tensors, recipe: ({**tensors, "memory.0": torch.zeros(1)}, recipe),
+    "a gap in memory": lambda tensors, recipe: ({**tensors, "memory.1": tensors["x"].clone()}, recipe),
+    "one condition for all": lambda tensors, recipe: ({**tensors, "cond.label": torch.tensor(1)}, recipe),
     "whole numbers": lambda tensors, recipe: ({**tensors, "x": tensors["x"].long()}, recipe),
 }
 
