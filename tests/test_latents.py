@@ -76,6 +76,13 @@ def test_a_latent_keeps_its_conditions_and_its_guidance(tmp_path, from_disk):
     assert (back - x).abs().max() < 0.05
 
 
+def test_interpolated_latents_take_the_conditions_of_the_nearer_end():
+    model = ods.Model(lambda x_t, t, label: x_t, ods.VP.linear(), data_shape=(2,))
+    latent = ods.encode(model, images(2), num_steps=2, cond={"label": [3, 7]})
+    path = ods.interpolate(latent.select([0]), latent.select([1]), 5)
+    assert path.cond["label"].tolist() == [3, 3, 7, 7, 7]
+
+
 DAMAGES = {
     "no recipe": lambda tensors, recipe: (tensors, None),
     "a list": lambda tensors, recipe: (tensors, []),
