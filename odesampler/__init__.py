@@ -49,6 +49,7 @@ if TYPE_CHECKING:
     from odesampler.solvers import Euler as Euler
     from odesampler.solvers import Heun as Heun
     from odesampler.solvers import Midpoint as Midpoint
+    from odesampler.solvers import Multistep as Multistep
     from odesampler.solvers import Ralston as Ralston
     from odesampler.solvers import Reversible as Reversible
     from odesampler.solvers import Scipy as Scipy
@@ -71,7 +72,8 @@ _HOMES = {
     "registry": ("register", "solvers"),
     "sampling": ("Solution", "sample"),
     "schedule": ("ContinuousVP", "RectifiedFlow", "Schedule", "VE", "VP"),
-    "solvers": ("Ancestral", "Bosh3", "Dopri5", "Euler", "Heun", "Midpoint", "RK4", "Ralston", "Reversible"),
+    "solvers": ("Ancestral", "Euler", "Multistep", "Reversible"),
+    "solvers.runge_kutta": ("Bosh3", "Dopri5", "Heun", "Midpoint", "RK4", "Ralston"),
     "solvers.external": ("Scipy", "Torchdiffeq"),
     "zoo.models": ("held_out", "load", "models"),
 }

@@ -15,14 +15,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import IntEnum
 
 import torch
 from torch import Tensor
 
 from odesampler.combine import for_rows
-from odesampler.program import Loop, Observer, Program, Sigma, Solved, Solver, State, check_tolerances
+from odesampler.program import Course, Loop, Observer, Program, Sigma, Solved, Solver, State, check_tolerances
 
 
 class Status(IntEnum):
@@ -65,6 +65,9 @@ class Adaptive(Loop):
 
     def across(self, state: State, sigmas: Sequence[float], observe: Observer | None = None) -> Program[Solved]:
         return (yield from adaptive(self, state.x, sigmas[0], sigmas[-1], observe))
+
+    def prepared(self, course: Course) -> Adaptive:
+        return replace(self, solver=self.solver.prepared(course))
 
 
 def adaptive(

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from odesampler.precision import finest_dtype
-from odesampler.program import Draw, Program, Request, Sigma
+from odesampler.program import Draw, Program, Request, Sigma, column
 
 T = TypeVar("T")
 
@@ -38,6 +38,23 @@ def for_rows(rows: Tensor, program: Program[T]) -> Program[T]:
                 raise
     except StopIteration as stop:
         return cast(T, stop.value)
+
+
+def remembering(program: Program[T]) -> Program[tuple[T, Tensor]]:
+    """Run a program and return, beside what it returns, the answer to its first question."""
+    first: Tensor | None = None
+    answer: Tensor | None = None
+    try:
+        while True:
+            asked = program.send(cast(Tensor, answer))
+            try:
+                answer = yield asked
+            except Exception as error:
+                program.throw(error)
+                raise
+            first = answer if first is None else first
+    except StopIteration as stop:
+        return cast(T, stop.value), cast(Tensor, first)
 
 
 def within(low: float, high: float, name: str, program: Program[T]) -> Program[T]:
@@ -135,14 +152,6 @@ def _merged(asked: Sequence[Request], blocks: Sequence[Tensor]) -> Request:
     if len(sigmas) == 1 and not any(isinstance(a.sigma, Tensor) for a in asked):
         return Request(torch.cat([a.x for a in asked]), sigmas.pop(), rows)
     return Request(torch.cat([a.x for a in asked]), torch.cat([column(a.sigma, a.x) for a in asked]), rows)
-
-
-def column(sigma: Sigma, x: Tensor) -> Tensor:
-    """`sigma` as (batch, 1, ...), in float64 where the device of `x` has it. A number is filled in: nothing waits."""
-    shape = (len(x),) + (1,) * (x.ndim - 1)
-    if isinstance(sigma, Tensor):
-        return sigma.to(finest_dtype(sigma.device)).reshape(-1, *shape[1:]).expand(shape)
-    return torch.full(shape, sigma, dtype=finest_dtype(x.device), device=x.device)
 
 
 class _Abandoned(BaseException):

@@ -14,10 +14,10 @@ from typing import Any, TypeAlias, TypeVar, cast
 import torch
 from torch import Tensor
 
-from odesampler.combine import column, question, together
+from odesampler.combine import question, together
 from odesampler.model import Cond
 from odesampler.noise import Streams
-from odesampler.program import Draw, Program, Request
+from odesampler.program import Draw, Program, Request, column
 
 T = TypeVar("T")
 Eps: TypeAlias = Callable[..., Tensor]  # eps(x, sigma, **cond): a Model, or any function of that form

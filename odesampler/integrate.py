@@ -9,14 +9,15 @@ Loops are programs: they never see a network. They know nothing of how a step is
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
 import torch
 from torch import Tensor
 
-from odesampler.program import Invertible, Loop, Observer, Program, Solved, Solver, State
+from odesampler.combine import for_rows
+from odesampler.program import Course, Invertible, Loop, Observer, Program, Solved, Solver, State
 
 
 @dataclass(frozen=True)
@@ -27,6 +28,12 @@ class OnGrid(Loop):
 
     def across(self, state: State, sigmas: Sequence[float], observe: Observer | None = None) -> Program[Solved]:
         return Solved((yield from on_grid(self.solver, state, sigmas, observe)))
+
+    def into_zero(self, state: State, s0: float) -> Program[State]:
+        return (yield from self.solver.into_zero(state, s0))
+
+    def prepared(self, course: Course) -> OnGrid:
+        return OnGrid(self.solver.prepared(course))
 
 
 @dataclass(frozen=True)
@@ -75,7 +82,8 @@ def _started(solver: Solver, start: Tensor | State, sigma: float) -> Program[Sta
 def solve(loop: Loop, start: State, sigmas: Sequence[float], observe: Observer | None = None) -> Program[Solved]:
     """Run `loop` along `sigmas`, which may begin or end at 0 or infinity. The one place that knows what happens there.
 
-    Into zero, one Euler step, x - sigma * eps: it returns the denoised image, and no network is asked at sigma = 0.
+    Into zero, the loop's own last step, by default Euler's, x - sigma * eps, which returns the denoised image: no
+    network is asked at sigma = 0.
     Out of infinity, one Euler step in the model's own scale. At sigma = infinity `x` stands for x_t, which is pure
     noise and so its own eps; what the model answers there is the denoised image (`Model.__call__`), hence
     x = denoised + sigma * noise. Into infinity, the reverse of that step: x_t becomes the predicted noise, and a solver
@@ -97,7 +105,8 @@ def solve(loop: Loop, start: State, sigmas: Sequence[float], observe: Observer |
         state, status = yield from loop.across(state, inner, _shifted(observe, skipped))
     if inner and inner[-1] != last:
         rows = None if status is None else torch.nonzero(status == 0).flatten()
-        state = yield from _last_step(state, rows, inner[-1], into_zero=last == 0)
+        step = loop.into_zero if last == 0 else _into_infinity
+        state = yield from _for_arrived(rows, step, state, inner[-1])
         _tell(observe, len(sigmas) - 1, last, state.x)
     return Solved(state, status)
 
@@ -109,15 +118,21 @@ def _out_of_infinity(start: State, sigma: float) -> Program[State]:
     return State(denoised + sigma * start.x if sigma else denoised)
 
 
-def _last_step(state: State, rows: Tensor | None, sigma: float, *, into_zero: bool) -> Program[State]:
-    """From `sigma` into zero or infinity, for the samples that got there (`rows`; None: all). The others stay."""
-    here = state.x if rows is None else state.x[rows]
-    if len(here) == 0:
+def _into_infinity(state: State, s0: float) -> Program[State]:
+    k0 = yield state.x, s0
+    return State(k0, (state.x, *state.memory) if state.memory else ())
+
+
+def _for_arrived(
+    rows: Tensor | None, step: Callable[[State, float], Program[State]], state: State, s0: float
+) -> Program[State]:
+    """A last step for the samples that got to `s0` (`rows`; None: all). The others stay, and memory is dropped."""
+    if rows is None:
+        return (yield from step(state, s0))
+    if len(rows) == 0:
         return State(state.x)
-    k0 = yield here, sigma, rows
-    there = here - sigma * k0 if into_zero else k0
-    left = (state.x, *state.memory) if state.memory and not into_zero else ()
-    return State(there if rows is None else state.x.index_copy(0, rows, there), left)
+    there = yield from for_rows(rows, step(state.select(rows), s0))
+    return State(state.x.index_copy(0, rows, there.x))
 
 
 def _tell(observe: Observer | None, step: int, sigma: float, x: Tensor) -> None:

@@ -23,7 +23,7 @@ from odesampler.integrate import solve
 from odesampler.model import Model
 from odesampler.noise import Streams
 from odesampler.observe import Progress, Recorder, Trajectory, tell_all
-from odesampler.program import Loop, Observer, Solved, Solver, State
+from odesampler.program import Course, Loop, Observer, Solved, Solver, State
 from odesampler.registry import loop_for, spec_of
 
 DEFAULT_STEPS = 20
@@ -89,6 +89,7 @@ def make_plan(
     else:
         raise ValueError(f"{spec_of(loop)} chooses its own steps, so grid={grid!r} would have no effect: leave it out")
     _check_grid(made, model, into_zero)
+    loop = loop.prepared(Course(model.schedule.t, made.sigmas))
     if not math.isfinite(guidance_scale):
         raise ValueError(f"guidance_scale must be a finite number, 1 for off; got {guidance_scale}")
     model.guided(guidance_scale)

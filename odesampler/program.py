@@ -14,12 +14,14 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from inspect import isgeneratorfunction
-from typing import Any, NamedTuple, TypeAlias, TypeVar
+from typing import Any, ClassVar, NamedTuple, TypeAlias, TypeVar
 
 import torch
 from torch import Tensor
+
+from odesampler.precision import finest_dtype
 
 T = TypeVar("T")
 Sigma: TypeAlias = "float | Tensor"
@@ -54,21 +56,53 @@ class State(NamedTuple):
     x: Tensor  # (batch, *shape)
     memory: tuple[Tensor, ...] = ()  # what the solver carries to its next step
     error: Tensor | None = None  # (batch, *shape): estimate of the last step's local error, in units of x
+    sigmas: tuple[Sigma, ...] = ()  # where it has been, newest first, for solvers whose weights depend on that
 
     def select(self, rows: Tensor) -> State:
         """The samples `rows` (int64 indices) of this state, in that order. The error estimate is dropped."""
-        return State(self.x[rows], tuple(m[rows] for m in self.memory))
+        sigmas = tuple(s[rows] if isinstance(s, Tensor) and len(s) == len(self.x) else s for s in self.sigmas)
+        return State(self.x[rows], tuple(m[rows] for m in self.memory), sigmas=sigmas)
 
     def where(self, accept: Tensor, other: State) -> State:
         """This state where `accept` (broadcasts against x), `other` elsewhere. The error estimate is dropped."""
         memory = (torch.where(accept, a, b) for a, b in zip(self.memory, other.memory, strict=True))
-        return State(torch.where(accept, self.x, other.x), tuple(memory))
+        sigmas = (_sigma_where(accept, a, b) for a, b in zip(self.sigmas, other.sigmas, strict=True))
+        return State(torch.where(accept, self.x, other.x), tuple(memory), sigmas=tuple(sigmas))
 
     @staticmethod
     def merge(states: Sequence[State]) -> State:
         """One state that holds the samples of all `states`, in order. Error estimates are dropped."""
         memories = zip(*(s.memory for s in states), strict=True)
-        return State(torch.cat([s.x for s in states]), tuple(torch.cat(m) for m in memories))
+        sigmas = (_sigma_merged(each, states) for each in zip(*(s.sigmas for s in states), strict=True))
+        return State(torch.cat([s.x for s in states]), tuple(torch.cat(m) for m in memories), sigmas=tuple(sigmas))
+
+
+def column(sigma: Sigma, x: Tensor) -> Tensor:
+    """`sigma` as (batch, 1, ...), in float64 where the device of `x` has it. A number is filled in: nothing waits."""
+    shape = (len(x),) + (1,) * (x.ndim - 1)
+    if isinstance(sigma, Tensor):
+        return sigma.to(finest_dtype(sigma.device)).reshape(-1, *shape[1:]).expand(shape)
+    return torch.full(shape, sigma, dtype=finest_dtype(x.device), device=x.device)
+
+
+def _sigma_where(accept: Tensor, a: Sigma, b: Sigma) -> Sigma:
+    if not isinstance(a, Tensor) and not isinstance(b, Tensor) and a == b:
+        return a
+    return torch.where(accept, column(a, accept), column(b, accept))
+
+
+def _sigma_merged(sigmas: Sequence[Sigma], states: Sequence[State]) -> Sigma:
+    numbers = {s for s in sigmas if not isinstance(s, Tensor)}
+    if len(numbers) == 1 and not any(isinstance(s, Tensor) for s in sigmas):
+        return numbers.pop()
+    return torch.cat([column(s, state.x) for s, state in zip(sigmas, states, strict=True)])
+
+
+class Course(NamedTuple):
+    """What a solver may know in advance of the solve that it is used for."""
+
+    clock: Callable[[Tensor], Tensor]  # the model's clock t at a sigma, elementwise, float64
+    sigmas: tuple[float, ...]  # the grid, falling
 
 
 class Solver(ABC):
@@ -81,7 +115,8 @@ class Solver(ABC):
     summary: str = ""  # one line for listings
     stochastic: bool = False  # draws noise; such a solver cannot encode
     adaptive: bool = False  # chooses its own steps when the user gives no number of steps
-    start_evaluations: int = 0  # evaluations that `init` asks for
+    start_evaluations: int = 0  # evaluations that starting costs beyond `evaluations` a step
+    names: ClassVar[Mapping[str, Mapping[str, Any]]] = {}  # other names that users type -> the arguments they stand for
 
     @property
     @abstractmethod
@@ -110,6 +145,25 @@ class Solver(ABC):
     @abstractmethod
     def step(self, state: State, s0: Sigma, s1: Sigma) -> Program[State]:
         """From `state` at `s0` to the state at `s1`."""
+
+    def cost(self, num_steps: int) -> int:
+        """Model evaluations in `num_steps` steps."""
+        return self.start_evaluations + num_steps * self.evaluations
+
+    def into_zero(self, state: State, s0: Sigma) -> Program[State]:
+        """The last step, from `state` at `s0` to sigma = 0, where nobody is asked: by default one Euler step, which
+        returns the denoised image."""
+        return (yield from euler_into_zero(state, s0))
+
+    def prepared(self, course: Course) -> Solver:
+        """This solver for a solve along `course`. Itself, unless it needs to know the model's clock or the grid."""
+        return self
+
+
+def euler_into_zero(state: State, s0: Sigma) -> Program[State]:
+    """x - sigma * eps, the denoised image."""
+    k0 = yield state.x, s0
+    return State(state.x - s0 * k0)
 
 
 class Invertible(Solver):
@@ -144,6 +198,14 @@ class Loop(ABC):
 
         A state without memory is a bare point: the loop lets its solver make the first memory.
         """
+
+    def into_zero(self, state: State, s0: float) -> Program[State]:
+        """The last step, from `state` at `s0` to sigma = 0."""
+        return (yield from euler_into_zero(state, s0))
+
+    def prepared(self, course: Course) -> Loop:
+        """This loop for a solve along `course`."""
+        return self
 
 
 def check_tolerances(rtol: float, atol: float) -> None:

@@ -8,52 +8,37 @@ A plain name is one of our solvers on a grid; before a colon stands who drives: 
 from __future__ import annotations
 
 import ast
+import re
 from collections.abc import Callable, Iterable
 from dataclasses import MISSING, fields, is_dataclass
+from functools import partial
+from importlib import import_module
+from inspect import isabstract
+from pkgutil import iter_modules
 from typing import Any, NamedTuple, TypeVar
 
 from odesampler.adaptive import Adaptive
 from odesampler.integrate import OnGrid
 from odesampler.program import Invertible, Loop, Solver
-from odesampler.solvers import (
-    RK4,
-    Ancestral,
-    Bosh3,
-    Dopri5,
-    Euler,
-    Heun,
-    Midpoint,
-    Ralston,
-    Reversible,
-    Scipy,
-    Torchdiffeq,
-)
-from odesampler.solvers.external import SCIPY_METHODS, torchdiffeq_methods
+from odesampler.solvers.external import SCIPY_METHODS, Scipy, Torchdiffeq, torchdiffeq_methods
 
 T = TypeVar("T")
-SOLVERS: dict[str, Callable[..., Solver]] = {
-    "euler": Euler,
-    "midpoint": Midpoint,
-    "heun": Heun,
-    "ralston": Ralston,
-    "rk4": RK4,
-    "bosh3": Bosh3,
-    "dopri5": Dopri5,
-    "ancestral": Ancestral,
-    "reversible": Reversible,
-}
-ALIASES: dict[str, str] = {
-    "ddim": "euler",
-    "rk45": "dopri5",
-    "rk23": "bosh3",
-    "ddpm": "ancestral",
-    "ddpm_sigma_hat": "ancestral(sigma_hat=True)",
-    "euler_ancestral": "ancestral",
-    "reversible_heun": "reversible",
-}
 DRIVERS = ("adaptive", "torchdiffeq", "scipy")
 
 
+def _found() -> dict[str, Callable[..., Solver]]:
+    """Every concrete solver of the package, in whatever module: under its own name and under each of its `names`."""
+    makers: dict[str, Callable[..., Solver]] = {}
+    for module in iter_modules(import_module("odesampler.solvers").__path__, "odesampler.solvers."):
+        for kind in vars(import_module(module.name)).values():
+            here = isinstance(kind, type) and kind.__module__ == module.name
+            if here and issubclass(kind, Solver) and not isabstract(kind):
+                makers[re.sub(r"(?<=[a-z])(?=[A-Z])", "_", kind.__name__).lower()] = kind
+                makers |= {name: partial(kind, **arguments) for name, arguments in kind.names.items()}
+    return makers
+
+
+SOLVERS = _found()
 _BUILT_IN = frozenset(SOLVERS)
 
 
@@ -84,7 +69,7 @@ class SolverList(list[Facts]):
 
 def solvers() -> SolverList:
     """Every solver by name, with its order, evaluations a step, and whether it adapts, inverts exactly, draws noise."""
-    ours = [_facts(name, SOLVERS[name]()) for name in SOLVERS]
+    ours = _listed()
     theirs = [("torchdiffeq", torchdiffeq_methods()), ("scipy", SCIPY_METHODS)]
     foreign = [
         Facts(f"{library}:{m}", (), None, None, find_solver(f"{library}:{m}").takes_steps is False, False, False, "")  # type: ignore[union-attr]
@@ -105,7 +90,7 @@ def register(name: str, maker: Callable[..., Solver]) -> None:
     Raises:
         ValueError: The name is taken, or not an identifier, or `maker` makes no solver.
     """
-    if not name.isidentifier() or name in SOLVERS or name in ALIASES:
+    if not name.isidentifier() or name in SOLVERS:
         raise ValueError(f"a solver's name must be a free identifier; got {name!r}")
     if not (callable(maker) and isinstance(maker(), Solver)):
         raise ValueError(f"a solver's maker must be a class or function that makes a Solver; got {maker!r}")
@@ -144,10 +129,11 @@ def spec_of(solver: Solver | Loop) -> str:
     if isinstance(solver, (Torchdiffeq, Scipy)):
         return f"{type(solver).__name__.lower()}:{solver.method}{_arguments(solver, skip=('method',))}"
     for name, maker in SOLVERS.items():
+        if maker() == solver or (name in _own() and type(solver) is type(maker()) and vars(solver) == vars(maker())):
+            return name
+    for name, maker in SOLVERS.items():
         if type(solver) is maker and is_dataclass(solver):
             return name + _arguments(solver)
-        if name in _own() and type(solver) is type(maker()) and vars(solver) == vars(maker()):
-            return name
     return repr(solver)  # a user's own: readable, and refused by `find_solver`
 
 
@@ -183,29 +169,33 @@ def loop_for(solver: Solver | Loop | str, num_steps: int | None, rtol: float | N
     return OnGrid(found)
 
 
-def _facts(name: str, solver: Solver) -> Facts:
-    return Facts(
-        name,
-        aliases=tuple(alias for alias, target in ALIASES.items() if target == name),
-        order=solver.order,
-        evaluations=solver.evaluations,
-        error_estimate=solver.error_order is not None,
-        invertible=isinstance(solver, Invertible),
-        stochastic=solver.stochastic,
-        summary=solver.summary,
-    )
+def _listed() -> list[Facts]:
+    """Facts of our solvers; names that mean the same share a line."""
+    names: dict[Solver, list[str]] = {}
+    for name, maker in SOLVERS.items():
+        names.setdefault(maker(), []).append(name)
+    return [
+        Facts(
+            first,
+            aliases=tuple(others),
+            order=solver.order,
+            evaluations=solver.evaluations,
+            error_estimate=solver.error_order is not None,
+            invertible=isinstance(solver, Invertible),
+            stochastic=solver.stochastic,
+            summary=solver.summary,
+        )
+        for solver, (first, *others) in names.items()
+    ]
 
 
 def _named(spec: str) -> Solver:
     name, arguments = _parsed(spec, spec)
-    if name in ALIASES:
-        name, preset = _parsed(ALIASES[name], spec)
-        arguments = {**preset, **arguments}
     if name not in SOLVERS:
-        known = [*SOLVERS, *ALIASES, *(f"{d}:..." for d in DRIVERS)]
+        known = [*SOLVERS, *(f"{d}:..." for d in DRIVERS)]
         raise ValueError(f"unknown solver {name!r}; known: {', '.join(known)}. Your own: ods.register(name, class)")
     for key, value in arguments.items():
-        if key == "base" and isinstance(value, str):
+        if key in ("base", "starter") and isinstance(value, str):
             arguments[key] = _named(value)
     return _called(SOLVERS[name], arguments, spec)
 
@@ -235,7 +225,7 @@ def _arguments(solver: Any, skip: Iterable[str] = ()) -> str:
     for f in fields(solver):
         value = getattr(solver, f.name)
         default = f.default_factory() if f.default_factory is not MISSING else f.default
-        if f.name not in skip and value != default:
+        if f.name not in skip and f.repr and value != default:
             given.append(f"{f.name}={_literal(value)!r}")
     return f"({', '.join(given)})" if given else ""
 

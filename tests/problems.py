@@ -15,11 +15,11 @@ from scipy.integrate import solve_ivp
 from torch import Tensor
 
 import odesampler.solvers
-from odesampler.combine import column
 from odesampler.exact import Gaussian, GaussianMixture
 from odesampler.noise import Streams
-from odesampler.program import Draw, Program, Solver, State
-from odesampler.solvers import RK4, Ancestral, Euler, Reversible
+from odesampler.program import Course, Draw, Program, Solver, State, column
+from odesampler.schedule import ContinuousVP
+from odesampler.solvers import RK4, Ancestral, Euler, Multistep, Reversible
 
 HIGH, LOW = 3.0, 0.2  # the range in which all is smooth
 
@@ -137,8 +137,23 @@ def draws_noise(solver: Solver) -> bool:
             return False
 
 
-VARIANTS = [Reversible(Euler()), Reversible(RK4()), Ancestral(eta=0.0), Ancestral(eta=0.5), Ancestral(sigma_hat=True)]
-SOLVERS: list[Solver] = [*(kind() for kind in concrete_solvers()), *VARIANTS]
+COURSE = Course(ContinuousVP().t, (HIGH, LOW))
+VARIANTS = [
+    Reversible(Euler()),
+    Reversible(RK4()),
+    Ancestral(eta=0.0),
+    Ancestral(eta=0.5),
+    Multistep("noise", "sigma", 4, 0, starter=RK4()),
+    Multistep("noise", "log_sigma", 3, 0, starter=RK4()),
+    Multistep("data", "log_sigma", 3, 4, starter=RK4()),
+    Multistep("data", "log_sigma", 2, 2, eta=0.5),
+    Multistep("flow", "flow", 4, 3, full_end=True),
+    Multistep("v", "t", 1, 2, data_scale=0.5),
+]
+NAMED = [kind(**arguments) for kind in concrete_solvers() for arguments in kind.names.values()]
+SOLVERS: list[Solver] = [
+    s.prepared(COURSE) for s in dict.fromkeys([*(kind() for kind in concrete_solvers()), *NAMED, *VARIANTS])
+]
 DRAWING = [s for s in SOLVERS if draws_noise(s)]
 DETERMINISTIC = [s for s in SOLVERS if s not in DRAWING]
 BOTH_WAYS = [s for s in DETERMINISTIC if not s.stochastic]

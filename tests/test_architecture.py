@@ -27,9 +27,9 @@ CORE = {  # what each module of the core may import of ours
     "schedule": {"precision"},
     "grid": {"schedule"},
     "noise": set(),
-    "program": set(),
+    "program": {"precision"},
     "combine": {"program", "precision"},
-    "integrate": {"program"},
+    "integrate": {"program", "combine"},
     "adaptive": {"program", "combine"},
     "registry": {"program", "combine", "integrate", "adaptive", "solvers"},
     "solvers": {"solvers", "registry"},  # the package answers `odesampler.solvers()`

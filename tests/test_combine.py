@@ -7,11 +7,11 @@ import threading
 import pytest
 import torch
 
-from odesampler.combine import column, for_rows, inverted, question, together, within
+from odesampler.combine import for_rows, inverted, question, together, within
 from odesampler.drive import run
 from odesampler.integrate import on_grid
 from odesampler.noise import Streams
-from odesampler.program import Draw, Request
+from odesampler.program import Draw, Request, column
 from odesampler.solvers import Ancestral, Dopri5, Euler, Heun
 from tests.problems import Spy, by_hand, geometric, mixture, noise
 

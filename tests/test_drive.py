@@ -8,12 +8,13 @@ import pytest
 import torch
 
 from odesampler.adaptive import Adaptive, adaptive
-from odesampler.combine import column, within
+from odesampler.combine import within
 from odesampler.drive import Tally, run
 from odesampler.exact import Gaussian
 from odesampler.integrate import on_grid
 from odesampler.model import Model
 from odesampler.noise import Streams, seeds_for
+from odesampler.program import column
 from odesampler.schedule import VE
 from odesampler.solvers import RK4, Ancestral, Bosh3, Dopri5, Euler, Heun, Reversible
 from tests.problems import HIGH, LOW, Spy, geometric, mixture, noise

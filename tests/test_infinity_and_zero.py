@@ -13,7 +13,7 @@ from odesampler.model import Model
 from odesampler.prediction import PREDICTIONS
 from odesampler.program import State
 from odesampler.schedule import VE, VP, RectifiedFlow
-from odesampler.solvers import RK4, Dopri5, Euler, Heun, Reversible
+from odesampler.solvers import RK4, Dopri5, Euler, Heun, Multistep, Reversible
 from tests.problems import BOTH_WAYS, Spy, gaussian, geometric, mixture, noise, slope
 
 INF = math.inf
@@ -157,8 +157,12 @@ def test_an_eps_network_is_refused_at_infinity_and_taken_below(schedule):
     assert gaussian().model(schedule, "eps", sigma_max=100.0).range[1] == 100.0
 
 
+# A corrector moves the point once more with the last answer, and `full_end` is another formula: test_multistep.
+EULER_LAST = [s for s in BOTH_WAYS if not (isinstance(s, Multistep) and (s.corrector or s.full_end))]
+
+
 @pytest.mark.parametrize("prediction", PREDICTIONS)
-@pytest.mark.parametrize("loop", [OnGrid(s) for s in BOTH_WAYS] + [Adaptive(Heun())], ids=repr)
+@pytest.mark.parametrize("loop", [OnGrid(s) for s in EULER_LAST] + [Adaptive(Heun())], ids=repr)
 def test_into_zero_is_one_euler_step_which_returns_the_denoised_image(loop, prediction):
     problem = mixture()
     model = problem.model(VE(), prediction)

@@ -5,14 +5,13 @@ import pytest
 from odesampler.adaptive import Adaptive
 from odesampler.integrate import OnGrid
 from odesampler.program import Invertible
-from odesampler.registry import ALIASES, SOLVERS, find_solver, loop_for, solvers, spec_of
+from odesampler.registry import SOLVERS, find_solver, loop_for, solvers, spec_of
 from odesampler.solvers import Ancestral, Bosh3, Dopri5, Euler, Heun, Reversible, Scipy, Torchdiffeq
 from odesampler.solvers.external import SCIPY_METHODS, torchdiffeq_methods
 from tests.problems import SOLVERS as INSTANCES
 
 NAMES = [
     *(n for n in SOLVERS),
-    *ALIASES,
     *(f"torchdiffeq:{m}" for m in torchdiffeq_methods()),
     *(f"scipy:{m}" for m in SCIPY_METHODS),
     "ancestral(eta=0.5)",
@@ -58,7 +57,7 @@ def test_names_mean_what_the_literature_means(name, solver):
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("huen", r"unknown solver 'huen'; known: euler, .*ddim.*torchdiffeq:"),
+        ("huen", r"unknown solver 'huen'; known: .*ddim.*heun.*torchdiffeq:"),
         ("scypy:RK45", "before the colon stands one of adaptive, torchdiffeq, scipy"),
         ("scipy:RK44", "scipy's solve_ivp has no method 'RK44'"),
         ("heun(", "cannot read solver"),
@@ -107,7 +106,7 @@ def test_contradictions_are_refused(arguments, message):
 
 
 def test_the_table_says_what_the_solvers_say_of_themselves():
-    facts = {f.name: f for f in solvers()}
+    facts = {name: f for f in solvers() for name in (f.name, *f.aliases)}
     for name, kind in SOLVERS.items():
         one = kind()
         assert facts[name][2:7] == (
@@ -122,5 +121,5 @@ def test_the_table_says_what_the_solvers_say_of_themselves():
     assert facts["scipy:RK45"].error_estimate
     assert not facts["torchdiffeq:euler"].error_estimate
     lines = str(solvers()).splitlines()
-    assert len(lines) == 1 + len(facts)
-    assert lines[1].split()[:4] == ["euler", "ddim", "1", "1"]
+    assert len(lines) == 1 + len(solvers())
+    assert ["euler", "ddim", "1", "1"] in [line.split()[:4] for line in lines]

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from odesampler.solvers.external import Scipy as Scipy
 from odesampler.solvers.external import Torchdiffeq as Torchdiffeq
+from odesampler.solvers.multistep import Multistep as Multistep
 from odesampler.solvers.reversible import Reversible as Reversible
 from odesampler.solvers.runge_kutta import RK4 as RK4
 from odesampler.solvers.runge_kutta import Bosh3 as Bosh3

@@ -9,6 +9,7 @@ does. The second copy z is the state's memory: without it the inverse is only as
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 from torch import Tensor
 
@@ -39,6 +40,7 @@ class Reversible(Invertible):
     coupling: float = 0.999
 
     summary = "McCallum-Foster: any one-step solver, made exactly invertible"
+    names: ClassVar = {"reversible_heun": {}}
 
     def __post_init__(self) -> None:
         if not isinstance(self.base, Solver):

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 from torch import Tensor
 
@@ -28,6 +29,7 @@ class Euler(Solver):
     """
 
     summary = "Euler's method; DDIM with eta = 0"
+    names: ClassVar = {"ddim": {}}
     order = 1
     evaluations = 1
 
@@ -142,6 +144,7 @@ class Bosh3(Solver):
     """
 
     summary = "Bogacki-Shampine 3(2); RK23"
+    names: ClassVar = {"rk23": {}}
     order = 3
     evaluations = 3
     start_evaluations = 1
@@ -173,6 +176,7 @@ class Dopri5(Solver):
     """
 
     summary = "Dormand-Prince 5(4); RK45"
+    names: ClassVar = {"rk45": {}}
     order = 5
     evaluations = 6
     start_evaluations = 1

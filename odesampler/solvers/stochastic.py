@@ -9,6 +9,7 @@ the schedule. Noise comes from one stream a sample: `z = yield Draw(x)`.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -40,6 +41,7 @@ class Ancestral(Solver):
     sigma_hat: bool = False
 
     summary = "DDIM's stochastic family; eta = 1 is DDPM"
+    names: ClassVar = {"ddpm": {}, "euler_ancestral": {}, "euler_a": {}, "ddpm_sigma_hat": {"sigma_hat": True}}
     order = 1
     evaluations = 1
     stochastic = True
@@ -49,10 +51,7 @@ class Ancestral(Solver):
             raise ValueError(f"eta must be from 0 (DDIM) to 1 (DDPM); got {self.eta}")
 
     def step(self, state: State, s0: Sigma, s1: Sigma) -> Program[State]:
-        if not isinstance(s0, Tensor) and not isinstance(s1, Tensor) and s1 > s0:
-            raise ValueError(
-                f"{self} draws noise and cannot go from sigma = {s0:g} up to {s1:g}: encode with an ODE solver"
-            )
+        refuse_rising(self, s0, s1)
         up = self.eta * s1 * (1 - s1**2 / s0**2) ** 0.5
         k0 = yield state.x, s0
         x1 = state.x + ((s1**2 - up**2) ** 0.5 - s0) * k0
@@ -61,3 +60,11 @@ class Ancestral(Solver):
             z = yield Draw(torch.empty_like(x1))
             x1 = x1 + drawn * z
         return State(x1)
+
+
+def refuse_rising(solver: Solver, s0: Sigma, s1: Sigma) -> None:
+    """Raises: ValueError: a step upward of a solver that draws noise, which cannot be encoded."""
+    if not isinstance(s0, Tensor) and not isinstance(s1, Tensor) and s1 > s0:
+        raise ValueError(
+            f"{solver} draws noise and cannot go from sigma = {s0:g} up to {s1:g}: encode with an ODE solver"
+        )

@@ -1,0 +1,207 @@
+"""Linear multistep methods: one family, frame x variable x orders x rule.
+
+    predict    x1 = carried * x0 + sum_j weights_j g_j        g at s0 and at `predictor` - 1 earlier sigmas
+    correct    the last step anew, as soon as g at its end is known, through that and `corrector` - 1 earlier ones
+
+`frames` says what g is, `weights` how it is integrated. The corrector costs no evaluation: the model is asked at the
+predicted point, the point is corrected with the answer, the answer is kept (PEC). Near the start, where less is known,
+orders are lower. Adams-Bashforth, DEIS, iPNDM, PLMS, DPM-Solver(++) 2M and 3M, their stochastic forms and UniPC are
+settings of this class, listed in its `names`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from odesampler.combine import remembering
+from odesampler.program import Course, Draw, Program, Sigma, Solver, State
+from odesampler.solvers.frames import FRAMES, VARIABLES, DataFrame, Frame, Variable, times
+from odesampler.solvers.runge_kutta import RK4, Heun
+from odesampler.solvers.stochastic import refuse_rising
+from odesampler.solvers.weights import RULES, Weights, combined
+
+
+@dataclass(frozen=True)
+class Multistep(Solver):
+    """A linear multistep method in any frame and variable, with or without a corrector.
+
+    Order: 3 by default; in general min(predictor + 1, corrector), or `predictor` without a corrector, but 2 at most for
+    the rules "dpm" and "equal", and, by the first step of order 1, 3 at most with and 2 without a corrector unless a
+    `starter` does better; with noise 2 at most, in law. Evaluations: 1 a step. Error estimate: none. Memory: g at
+    earlier sigmas, and with a corrector what the last step carried. Exactly invertible: no.
+
+    Args:
+        frame: What is interpolated: "noise", "data", "v" or "flow" (see `frames`).
+        variable: In what: "sigma", "log_sigma", "phi" (arctan sigma), "flow" (sigma / (1 + sigma)), or "t", the clock
+            of the model that it is used for.
+        predictor: Points through which the explicit formula goes, 1 to 4.
+        corrector: Points through which a step is done anew, 0 (never) to 5.
+        rule: How the polynomial is integrated: "exact", or as published: "bh1", "bh2", "dpm", "equal" (see `weights`).
+        starter: A one-step method for the first steps, as many as its order less one; None begins with order 1.
+        full_end: Take the step into sigma = 0 by the formula too, instead of returning the denoised image.
+        eta: Strength of the noise that is drawn anew, in the data frame; 0 solves the ODE, 1 is the usual SDE.
+        data_scale: Standard deviation of the data, for the v frame.
+
+    Raises:
+        ValueError: An unknown frame, variable or rule; orders out of range; what does not go together.
+
+    References:
+        Hairer, Norsett, Wanner, Solving Ordinary Differential Equations I, III.1 and III.5 (variable steps).
+        Zhang, Chen 2023, DEIS, arXiv:2204.13902. Lu et al. 2022, DPM-Solver++, arXiv:2211.01095. Zhao et al. 2023,
+        UniPC, arXiv:2302.04867. Liu et al. 2022, Pseudo Numerical Methods, arXiv:2202.09778.
+    """
+
+    frame: str = "flow"
+    variable: str = "log_sigma"
+    predictor: int = 2
+    corrector: int = 3
+    rule: str = "exact"
+    starter: Solver | None = None
+    full_end: bool = False
+    eta: float = 0.0
+    data_scale: float = 1.0
+    clock: Variable | None = field(default=None, repr=False, compare=False)  # of the model, told by `prepared`
+
+    evaluations = 1
+    names: ClassVar = {
+        "lms": {"frame": "noise", "variable": "sigma", "predictor": 4, "corrector": 0, "full_end": True},
+        "ipndm": {"frame": "noise", "predictor": 4, "corrector": 0, "rule": "equal", "full_end": True},
+        "plms": {
+            "frame": "noise",
+            "predictor": 4,
+            "corrector": 0,
+            "rule": "equal",
+            "starter": Heun(),
+            "full_end": True,
+        },
+        "deis": {"frame": "noise", "predictor": 3, "corrector": 0},
+        "deis_tab": {"frame": "noise", "variable": "t", "predictor": 3, "corrector": 0},
+        "dpm_solver_2m": {"frame": "noise", "corrector": 0, "rule": "dpm"},
+        "dpm_solver_3m": {"frame": "noise", "predictor": 3, "corrector": 0, "rule": "dpm"},
+        "dpmpp_2m": {"frame": "data", "corrector": 0, "rule": "dpm"},
+        "dpmpp_3m": {"frame": "data", "predictor": 3, "corrector": 0, "rule": "dpm"},
+        "dpmpp_2m_sde": {"frame": "data", "corrector": 0, "rule": "dpm", "eta": 1.0},
+        "dpmpp_3m_sde": {"frame": "data", "predictor": 3, "corrector": 0, "rule": "dpm", "eta": 1.0},
+        "unipc": {"frame": "data", "rule": "bh2"},
+        "unipc_bh1": {"frame": "data", "rule": "bh1"},
+        "unipc_3": {"frame": "data", "predictor": 3, "corrector": 4, "rule": "bh2"},
+        "v_adams": {"frame": "v", "variable": "phi", "predictor": 3, "corrector": 0},
+        "adams_pc": {"frame": "v", "variable": "phi", "predictor": 4, "corrector": 5, "starter": RK4()},
+    }
+
+    def __post_init__(self) -> None:
+        for what, known in (("frame", FRAMES), ("variable", {*VARIABLES, "t"}), ("rule", RULES)):
+            if getattr(self, what) not in known:
+                raise ValueError(f"{what} must be one of {', '.join(sorted(known))}; got {getattr(self, what)!r}")
+        for what, low, high in (("predictor", 1, 4), ("corrector", 0, 5)):
+            if getattr(self, what) not in range(low, high + 1):
+                raise ValueError(f"{what} must be a whole number from {low} to {high}; got {getattr(self, what)!r}")
+        published = self.variable == "log_sigma" and self.frame in ("data", "noise")
+        if self.rule in ("bh1", "bh2", "dpm") and not published:
+            raise ValueError(f'the rule {self.rule!r} belongs to the frames "data" and "noise" and to log_sigma')
+        if self.full_end and self.rule != "equal" and (self.frame == "data" or self.variable in ("log_sigma", "t")):
+            raise ValueError("full_end: the data frame, and the variables log_sigma and t, have no end at sigma = 0")
+        if not self.eta >= 0 or not self.data_scale > 0 or (self.eta and self.frame != "data"):
+            raise ValueError("eta must be 0 or more, above 0 in the data frame only, and data_scale above 0")
+        if self.starter is not None and (self.starter.stochastic or self.starter.start_evaluations):
+            raise ValueError(f"starter must be a deterministic one-step solver without memory; got {self.starter}")
+
+    @property
+    def summary(self) -> str:  # type: ignore[override]  # a fact of the setting here, not of the class
+        corrector = f" + corrector {self.corrector}" if self.corrector else ""
+        rule = "" if self.rule == "exact" else f", rule {self.rule}"
+        how = f"{self.frame} frame in {self.variable}, order {self.predictor}{corrector}{rule}"
+        return f"multistep: {how}" + (f", started by {type(self.starter).__name__}" if self.starter else "")
+
+    @property
+    def order(self) -> int:
+        formula = min(self.predictor + 1, self.corrector) if self.corrector else self.predictor
+        start = (3 if self.corrector else 2) if self.starter is None else self.starter.order + 1
+        return min(formula, start, 2 if self.rule in ("dpm", "equal") or self.eta else formula)
+
+    @property
+    def stochastic(self) -> bool:  # type: ignore[override]  # likewise
+        return self.eta > 0
+
+    @property
+    def start_evaluations(self) -> int:  # type: ignore[override]  # likewise
+        return self.cost(self._starts) - self._starts
+
+    def cost(self, num_steps: int) -> int:
+        extra = 0 if self.starter is None else min(num_steps, self._starts) * (self.starter.evaluations - 1)
+        return num_steps + extra
+
+    def prepared(self, course: Course) -> Multistep:
+        if self.variable != "t":
+            return self
+
+        def clock(sigma: Any) -> Any:
+            return course.clock(sigma) if isinstance(sigma, Tensor) else course.clock(torch.as_tensor(sigma)).numpy()
+
+        return replace(self, clock=clock)
+
+    def step(self, state: State, s0: Sigma, s1: Sigma) -> Program[State]:
+        if self.starter is not None and len(state.sigmas) < self._starts:
+            return (yield from self._started(self.starter, state, s0, s1))
+        if self.eta:
+            refuse_rising(self, s0, s1)
+        k0 = yield state.x, s0
+        here = self._corrected(state, k0, s0)
+        base = times(self._frame.carried(s0, s1), here.x) if self.frame != "noise" else here.x
+        if self.eta:
+            z = yield Draw(here.x)
+            base = base + times(DataFrame(self.eta).drawn(s0, s1), z)
+        weights = self._weights(s0, s1, here.sigmas[: self.predictor])
+        return self._kept(combined(1, base, weights, here.memory[: len(weights)]), base, here)
+
+    def into_zero(self, state: State, s0: Sigma) -> Program[State]:
+        k0 = yield state.x, s0
+        here = self._corrected(state, k0, s0)
+        carried = self._frame.carried(s0, 0.0)
+        if self.full_end:
+            weights = self._weights(s0, 0.0, here.sigmas[: self.predictor])
+            return State(combined(carried, here.x, weights, here.memory[: len(weights)]))
+        denoised = state.x - s0 * k0
+        return State(denoised if here.x is state.x else denoised + times(carried, here.x - state.x))
+
+    def _corrected(self, state: State, k0: Tensor, s0: Sigma) -> State:
+        """The state at s0 once eps is known there: x corrected, memory g at s0 and before."""
+        g = self._frame.seen(k0, state.x, s0)
+        sigmas = (s0, *state.sigmas)
+        if not self.corrector or not state.sigmas:
+            return State(state.x, (g, *state.memory), sigmas=sigmas)
+        base, *past = state.memory
+        here = State(state.x, (g, *past), sigmas=sigmas)
+        if len(state.sigmas) <= self._starts:  # the starter did better
+            return here
+        weights = self._weights(state.sigmas[0], s0, sigmas[: self.corrector])
+        return here._replace(x=combined(1, base, weights, here.memory[: len(weights)]))
+
+    def _kept(self, x1: Tensor, base: Tensor, here: State) -> State:
+        """The state at s1, with as much of the past as later steps look at."""
+        keep = max(self.predictor - 1, self.corrector - 1, self._starts + 1 if self.corrector else 0)
+        memory = ((base,) if self.corrector else ()) + here.memory[:keep]
+        return State(x1, memory, sigmas=here.sigmas[:keep])
+
+    def _started(self, starter: Solver, state: State, s0: Sigma, s1: Sigma) -> Program[State]:
+        after, k0 = yield from remembering(starter.step(State(state.x), s0, s1))
+        return self._kept(after.x, after.x, self._corrected(state, k0, s0))
+
+    def _weights(self, s0: Sigma, s1: Sigma, points: tuple[Sigma, ...]) -> Weights:
+        u = self.clock if self.variable == "t" else VARIABLES[self.variable]
+        if u is None:
+            raise ValueError('variable="t" needs the clock of a model: use a verb, or Solver.prepared(course)')
+        return RULES[self.rule](self._frame, u, s0, s1, points)
+
+    @property
+    def _frame(self) -> Frame:
+        return FRAMES[self.frame](self.eta, self.data_scale)
+
+    @property
+    def _starts(self) -> int:
+        """Steps that the starter takes."""
+        return 0 if self.starter is None else min(self.starter.order, self.predictor) - 1
