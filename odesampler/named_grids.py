@@ -18,7 +18,18 @@ import torch
 from torch import Tensor
 
 from odesampler.schedule import VP
-from odesampler.spacing import ANGLE, LOG, VARIABLES, Elementwise, Span, Variable, flow_time, power_of_sigma, spaced
+from odesampler.spacing import (
+    ANGLE,
+    LOG,
+    VARIABLES,
+    Elementwise,
+    Span,
+    Variable,
+    check_finite,
+    flow_time,
+    power_of_sigma,
+    spaced,
+)
 
 NamedGrid: TypeAlias = Callable[..., list[float]]
 F = TypeVar("F", bound=NamedGrid)
@@ -65,7 +76,7 @@ def trailing(span: Span) -> list[float]:
 def linspace(span: Span) -> list[float]:
     """Equal distances on the model's clock, both ends included; on a table, rounded to it as diffusers does."""
     if isinstance(span.schedule, VP):
-        ts = torch.linspace(0, _table(span) - 1, span.nodes, dtype=torch.float64)
+        ts = torch.linspace(_table(span) - 1, 0, span.nodes, dtype=torch.float64)  # one alone: the noisy end
         return _on_clock(span, ts.round().tolist())
     return spaced(span, VARIABLES["t"](span.schedule))
 
@@ -155,7 +166,7 @@ def shift(
     terminal: float | None = None,
     last: float | None = None,
 ) -> list[float]:
-    """Flow models' shifted time: u = 1 - i/N, u' = shift u / (1 + (shift - 1) u), sigma = u' / (1 - u'); shift = 3.
+    """Flow models' shifted time: u = 1 - i/N, u' = shift u / (1 + (shift - 1) u), sigma = u' / (1 - u'), shift = 3.
 
     It multiplies sigma by `shift`. Dynamic shifting is the same with shift = exp(mu), or mu if kind='linear'; mu from
     the size of the image: `ods.flow_mu`. `terminal` stretches 1 - u' so that the last u' before the end is `terminal`.
@@ -191,9 +202,8 @@ def ays(span: Span, model: str = "sd15") -> list[float]:
     """
     if model not in AYS:
         raise ValueError(f"the ays grid was optimised for the models {', '.join(AYS)}; got model={model!r}")
+    check_finite(span)
     made_for = AYS[model]
-    if math.isinf(span.high):
-        spaced(span, LOG)  # raises: no log of it either
     logs = [math.log(s) for s in made_for]
     low, high = math.log(span.low), math.log(span.high)
     if max(abs(high - logs[0]), abs(low - logs[-1])) > 0.01:
@@ -283,9 +293,15 @@ def _table(span: Span) -> int:
 
 
 def _on_clock(span: Span, ts: list[float]) -> list[float]:
-    """Sigmas at the times `ts`, falling, those outside [low, high] moved to its ends and not repeated."""
+    """Sigmas at the times `ts`, falling, those outside [low, high] moved to its ends and refused if that repeats one.
+
+    An end is met exactly: the schedule takes a table's logarithm and back.
+    """
     sigmas = span.schedule.sigma(torch.tensor(sorted(ts, reverse=True), dtype=torch.float64)).tolist()
-    inside = [min(max(s, span.low), span.high) for s in sigmas]
+    ends = (span.low, span.high)
+    inside = [
+        next((e for e in ends if math.isclose(s, e, rel_tol=1e-12)), min(max(s, ends[0]), ends[1])) for s in sigmas
+    ]
     if any(a == b for a, b in pairwise(inside)):
         outside = sum(not span.low <= s <= span.high for s in sigmas)
         raise ValueError(

@@ -79,6 +79,15 @@ VARIABLES: dict[str, Callable[[Schedule], Variable]] = {
 }
 
 
+def check_finite(span: Span) -> None:
+    """Raises: ValueError: the grid would have to start at infinity."""
+    if math.isinf(span.high):
+        raise ValueError(
+            f"the {span.name} grid needs a finite sigma_max, and this model starts at sigma = infinity; "
+            "use grid='linspace', 'shift', 'phi' or 'power', or a sequence of sigmas that begins with float('inf')"
+        )
+
+
 def spaced(
     span: Span, variable: Variable, *, warp: Elementwise | None = None, aims: bool = False, last: float | None = None
 ) -> list[float]:
@@ -94,11 +103,8 @@ def spaced(
     Raises:
         ValueError: `last` is outside the range, or the variable is infinite where the grid starts.
     """
-    if math.isinf(span.high) and not math.isfinite(_at(variable.of, span.high)):
-        raise ValueError(
-            f"the {span.name} grid needs a finite sigma_max, and this model starts at sigma = infinity; "
-            "use grid='linspace', 'shift', 'phi' or 'power', or a sequence of sigmas that begins with float('inf')"
-        )
+    if not math.isfinite(_at(variable.of, span.high)):
+        check_finite(span)
     warp = warp or (lambda r: r)
     if last is not None:
         _check_last(span, last)
