@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from odesampler.analysis.round_trip import RoundTrip as RoundTrip
     from odesampler.analysis.round_trip import round_trip as round_trip
     from odesampler.grid import Grid as Grid
+    from odesampler.grid import concatenate as concatenate
+    from odesampler.grid import grids as grids
     from odesampler.grid import make_grid as make_grid
     from odesampler.interpolation import interpolate as interpolate
     from odesampler.interpolation import slerp as slerp
@@ -29,6 +31,7 @@ if TYPE_CHECKING:
     from odesampler.latent import Latent as Latent
     from odesampler.latent import Recipe as Recipe
     from odesampler.model import Model as Model
+    from odesampler.named_grids import flow_mu as flow_mu
     from odesampler.observe import Trajectory as Trajectory
     from odesampler.program import Invertible as Invertible
     from odesampler.program import Solver as Solver
@@ -62,11 +65,12 @@ _MODULES = ("exact", "images")
 _HOMES = {
     "adaptive": ("Adaptive", "Status"),
     "analysis.round_trip": ("RoundTrip", "round_trip"),
-    "grid": ("Grid", "make_grid"),
+    "grid": ("Grid", "concatenate", "grids", "make_grid"),
     "interpolation": ("interpolate", "slerp"),
     "inversion": ("decode", "encode"),
     "latent": ("Latent", "Recipe"),
     "model": ("Model",),
+    "named_grids": ("flow_mu",),
     "observe": ("Trajectory",),
     "program": ("Invertible", "Solver", "State"),
     "registry": ("register", "solvers"),

@@ -2,30 +2,25 @@
 
 A grid is N + 1 strictly monotone sigmas, N transitions, one immutable object for both directions: sampling walks it
 down, encoding up. Its sigmas are Python floats, computed in float64 on the host, so that a solve never waits for the
-device to learn where it goes.
-
-A named grid is a function `nodes(schedule, low, high, n)` that returns n falling sigmas in [low, high]. For sampling,
-N transitions are N nodes and a last step into sigma = 0; for encoding they are N + 1 nodes, since sigma = 0 cannot be
-left.
-Knows schedules (for grids on a model's clock), neither solvers nor networks.
+device to learn where it goes. How the named ones are made: `named_grids`.
 """
 
 from __future__ import annotations
 
+import inspect
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from itertools import pairwise
 from numbers import Integral
-from typing import TypeAlias
+from typing import NamedTuple
 
-import torch
-
-from odesampler.schedule import VP, Schedule
+from odesampler.named_grids import NAMED, NamedGrid, parameters
+from odesampler.names import parsed, table
+from odesampler.schedule import Schedule
+from odesampler.spacing import Span
 
 MOST_STEPS = 1_000_000  # more is a slip of the hand
-Nodes: TypeAlias = Callable[[Schedule, float, float, int], list[float]]
 
 
 @dataclass(frozen=True)
@@ -95,63 +90,66 @@ class Grid:
         return self.sigmas[i]
 
 
-def leading(schedule: Schedule, low: float, high: float, n: int) -> list[float]:
-    """t = 0, k, 2k, ... with k = T // n: diffusers' "leading", the DDIM code's "uniform". Does not reach sigma_max."""
-    stride = _table(schedule, "leading", n) // n
-    return _on_clock(schedule, low, high, [float(i * stride) for i in range(n)])
+class GridFacts(NamedTuple):
+    """What is known of one named grid."""
+
+    name: str
+    aliases: tuple[str, ...]
+    parameters: tuple[str, ...]  # with their defaults, as one types them
+    summary: str
 
 
-def trailing(schedule: Schedule, low: float, high: float, n: int) -> list[float]:
-    """t = T - 1, T - 1 - T/n, ... rounded: diffusers' "trailing". Starts at sigma_max, ends above sigma_min."""
-    size = _table(schedule, "trailing", n)
-    return _on_clock(schedule, low, high, [round(size - i * size / n) - 1.0 for i in range(n)])
+class GridList(list[GridFacts]):
+    """All named grids; prints as a table."""
+
+    def __str__(self) -> str:
+        return table(("name", "also", "parameters", ""), self)
+
+    __repr__ = __str__
 
 
-def linspace(schedule: Schedule, low: float, high: float, n: int) -> list[float]:
-    """n equal distances on the model's clock, both ends included; on a table, rounded to it as diffusers does."""
-    if isinstance(schedule, VP):
-        size = _table(schedule, "linspace", n)
-        ts = torch.linspace(0, size - 1, n, dtype=torch.float64)
-        return _on_clock(schedule, low, high, ts.round().tolist())
-    t_low, t_high = (schedule.t(torch.tensor(s, dtype=torch.float64)).item() for s in (low, high))
-    inner = torch.linspace(t_high, t_low, n, dtype=torch.float64)[1:-1]
-    return _ends(low, high, n, schedule.sigma(inner).tolist())
+def grids() -> GridList:
+    """Every grid by name, with its parameters and what it is. A verb takes `grid="karras(rho=5)"`."""
+    names: dict[NamedGrid, list[str]] = {}
+    for name, function in NAMED.items():
+        names.setdefault(function, []).append(name)
+    return GridList(
+        GridFacts(
+            name,
+            tuple(aliases),
+            tuple(f"{key}={default!r}" for key, default in parameters(function).items()),
+            (inspect.getdoc(function) or "").partition("\n")[0],
+        )
+        for function, (name, *aliases) in names.items()
+    )
 
 
-def quadratic(schedule: Schedule, low: float, high: float, n: int) -> list[float]:
-    """t = floor(c i^2), i = 0 .. n - 1, up to 0.8 T: the DDIM paper's sub-sequence for CIFAR-10 (appendix D.2), as its
-    code has it. Indices that it would repeat, near t = 0, move up to the next free one."""
-    size = _table(schedule, "quadratic", n)
-    root = math.sqrt(0.8 * size) / max(n - 1, 1)
-    ts: list[int] = []
-    for i in range(n):
-        ts.append(max(int((root * i) ** 2), ts[-1] + 1 if ts else 0))
-    if n == 1:
-        ts = [int(0.8 * size)]
-    return _on_clock(schedule, low, high, [float(min(t, size - n + i)) for i, t in enumerate(ts)])
+def concatenate(*grids: Grid) -> Grid:
+    """One grid of pieces that meet: each begins at the sigma at which the one before it ended.
 
+    Args:
+        grids: Two or more, in the order in which they are walked, all falling or all rising.
 
-def karras(schedule: Schedule, low: float, high: float, n: int, rho: float = 7.0) -> list[float]:
-    """Equal distances in sigma^(1/rho). Karras et al. 2022, arXiv:2206.00364, eq. 5."""
-    _finite("karras", high)
-    return _ends(low, high, n, [(_mix(high ** (1 / rho), low ** (1 / rho), i, n)) ** rho for i in range(1, n - 1)])
+    Raises:
+        ValueError: Pieces that do not meet, or go in different directions.
 
-
-def log_snr(schedule: Schedule, low: float, high: float, n: int) -> list[float]:
-    """Equal distances in log sigma, so in the log signal-to-noise ratio; "exponential" in k-diffusion and diffusers."""
-    _finite("log_snr", high)
-    return _ends(low, high, n, [math.exp(_mix(math.log(high), math.log(low), i, n)) for i in range(1, n - 1)])
-
-
-NAMED: dict[str, Nodes] = {
-    "leading": leading,
-    "trailing": trailing,
-    "linspace": linspace,
-    "quadratic": quadratic,
-    "karras": karras,
-    "log_snr": log_snr,
-    "exponential": log_snr,
-}
+    Example:
+        >>> top = make_grid("karras", VE(), 4, into_zero=False, sigma_min=1.0)
+        >>> rest = make_grid("log_snr", VE(), 6, into_zero=True, sigma_max=1.0)
+        >>> concatenate(top, rest).name
+        'karras + log_snr'
+    """
+    if not grids or not all(isinstance(grid, Grid) for grid in grids):
+        raise ValueError(f"concatenate takes grids, such as make_grid gives; got {grids!r}")
+    for a, b in pairwise(grids):
+        if a.falls is not b.falls or a[-1] != b[0]:
+            raise ValueError(
+                f"pieces must meet at one sigma and go one way: {a.name} runs from {a[0]:g} to {a[-1]:.17g}, "
+                f"{b.name} from {b[0]:.17g} to {b[-1]:g}; give both the same end (sigma_min of one, sigma_max of the "
+                "other), or turn one with Grid.reverse"
+            )
+    sigmas = grids[0].sigmas + tuple(s for grid in grids[1:] for s in grid.sigmas[1:])
+    return Grid(sigmas, " + ".join(grid.name for grid in grids))
 
 
 def make_grid(
@@ -162,37 +160,47 @@ def make_grid(
     into_zero: bool,
     sigma_min: float | None = None,
     sigma_max: float | None = None,
-    rho: float | None = None,
 ) -> Grid:
     """A falling grid.
 
     Args:
-        grid: A name of `NAMED`, a Grid, or a sequence of sigmas. The last two are taken as they are.
+        grid: A name, with arguments if need be ("karras(rho=5)"; `ods.grids()` lists them), a Grid, or a sequence of
+            sigmas. The last two are taken as they are.
         schedule: The model's; named grids on the clock need it.
         num_steps: Transitions, at least 1. Ignored for a given grid.
         into_zero: Whether a named grid ends at sigma = 0 (sampling) or at `sigma_min` (encoding).
         sigma_min: Lower end of a named grid; the schedule's own by default.
         sigma_max: Upper end, likewise.
-        rho: Of the "karras" grid; 7 by default.
 
     Raises:
-        ValueError: An unknown name, `num_steps` below 1 or beyond what the clock can tell apart, sigmas that are not
-            strictly monotone.
+        ValueError: An unknown name, arguments that it does not take, `num_steps` below 1 or beyond what the clock or
+            float64 can tell apart, a range that the grid cannot span, sigmas that are not strictly monotone.
     """
     if isinstance(grid, Grid):
         return grid.down()
     if not isinstance(grid, str):
         return Grid(tuple(grid)).down()
-    if grid not in NAMED:
-        raise ValueError(f"unknown grid {grid!r}; known: {', '.join(NAMED)}, a Grid or a sequence of sigmas")
-    if rho is not None and grid != "karras":
-        raise ValueError(f"rho belongs to the karras grid; got grid={grid!r}")
+    name, arguments = parsed(grid, "grid")
+    if name not in NAMED:
+        raise ValueError(f"unknown grid {name!r}; known: {', '.join(NAMED)}, a Grid or a sequence of sigmas")
+    takes = parameters(NAMED[name])
+    if unknown := arguments.keys() - takes.keys():
+        raise ValueError(
+            f"the {name} grid takes {', '.join(takes) or 'no arguments'}; got {', '.join(sorted(unknown))}"
+        )
     check_num_steps(num_steps)
     low = schedule.sigma_min if sigma_min is None else sigma_min
     high = schedule.sigma_max if sigma_max is None else sigma_max
-    nodes = partial(karras, rho=rho) if rho is not None else NAMED[grid]
-    sigmas = nodes(schedule, low, high, num_steps if into_zero else num_steps + 1)
-    return Grid((*sigmas, 0.0) if into_zero else tuple(sigmas), grid)
+    if not 0 < low < high:
+        raise ValueError(f"a named grid runs between 0 < sigma_min < sigma_max; got [{low:g}, {high:g}]")
+    sigmas = NAMED[name](Span(grid.strip(), schedule, low, high, num_steps, into_zero), **arguments)
+    for i, (s0, s1) in enumerate(pairwise(sigmas)):
+        if not s0 > s1:
+            raise ValueError(
+                f"{num_steps} steps of the {grid} grid between {high:g} and {low:g} are too fine for float64: sigmas "
+                f"{i} and {i + 1} are {s0:.17g} and {s1:.17g}; take fewer, milder arguments, or grid='log_snr'"
+            )
+    return Grid(tuple(sigmas), grid.strip())
 
 
 def check_num_steps(num_steps: int) -> None:
@@ -201,45 +209,3 @@ def check_num_steps(num_steps: int) -> None:
         raise ValueError(
             f"num_steps is the number of transitions, a whole number from 1 to {MOST_STEPS}; got {num_steps!r}"
         )
-
-
-def _mix(first: float, last: float, i: int, n: int) -> float:
-    return first + (last - first) * i / (n - 1)
-
-
-def _ends(low: float, high: float, n: int, inner: list[float]) -> list[float]:
-    """Exact ends, whatever rounding the formula has; a single node is the noisy end."""
-    return [high] if n == 1 else [high, *inner, low]
-
-
-def _finite(name: str, high: float) -> None:
-    if math.isinf(high):
-        raise ValueError(
-            f"the {name} grid needs a finite sigma_max, and this model starts at sigma = infinity; "
-            "use grid='linspace', or a sequence of sigmas that begins with float('inf')"
-        )
-
-
-def _table(schedule: Schedule, name: str, n: int) -> int:
-    if not isinstance(schedule, VP):
-        raise ValueError(
-            f"the {name} grid is defined on a table of timesteps, and {type(schedule).__name__} has none; "
-            "use linspace, karras or log_snr"
-        )
-    size = len(schedule.alpha_bar)
-    if n > size:
-        raise ValueError(f"the {name} grid has {size} timesteps to choose from; {n} are too many")
-    return size
-
-
-def _on_clock(schedule: Schedule, low: float, high: float, ts: list[float]) -> list[float]:
-    """Sigmas at the times `ts`, falling, those outside [low, high] moved to its ends and not repeated."""
-    sigmas = schedule.sigma(torch.tensor(sorted(ts, reverse=True), dtype=torch.float64)).tolist()
-    inside = list(dict.fromkeys(min(max(s, low), high) for s in sigmas))
-    if len(inside) < len(sigmas):
-        outside = sum(not low <= s <= high for s in sigmas)
-        raise ValueError(
-            f"{outside} of {len(sigmas)} timesteps fall outside [{low:g}, {high:g}]; "
-            "use karras or log_snr with such ends"
-        )
-    return inside

@@ -7,7 +7,6 @@ A plain name is one of our solvers on a grid; before a colon stands who drives: 
 
 from __future__ import annotations
 
-import ast
 import re
 from collections.abc import Callable, Iterable
 from dataclasses import MISSING, fields, is_dataclass
@@ -19,6 +18,7 @@ from typing import Any, NamedTuple, TypeVar
 
 from odesampler.adaptive import Adaptive
 from odesampler.integrate import OnGrid
+from odesampler.names import parsed, table
 from odesampler.program import Invertible, Loop, Solver
 from odesampler.solvers.external import SCIPY_METHODS, Scipy, Torchdiffeq, torchdiffeq_methods
 
@@ -60,9 +60,7 @@ class SolverList(list[Facts]):
 
     def __str__(self) -> str:
         head = ("name", "also", "order", "evals/step", "adaptive", "invertible", "stochastic", "")
-        rows = [head] + [(f.name, ", ".join(f.aliases), *(_dash(v) for v in f[2:7]), f.summary) for f in self]
-        widths = [max(len(row[i]) for row in rows) for i in range(len(head))]
-        return "\n".join("  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)).rstrip() for row in rows)
+        return table(head, self)
 
     __repr__ = __str__
 
@@ -111,7 +109,7 @@ def find_solver(solver: Solver | Loop | str) -> Solver | Loop:
     driver, colon, rest = solver.partition(":")
     if not colon:
         return _named(solver)
-    name, arguments = _parsed(rest, solver)
+    name, arguments = parsed(rest, "solver", solver)
     makers: dict[str, Callable[..., Loop]] = {"torchdiffeq": Torchdiffeq, "scipy": Scipy}
     if driver == "adaptive":
         return _called(lambda **options: Adaptive(_named(name), **options), arguments, solver)
@@ -190,7 +188,7 @@ def _listed() -> list[Facts]:
 
 
 def _named(spec: str) -> Solver:
-    name, arguments = _parsed(spec, spec)
+    name, arguments = parsed(spec, "solver")
     if name not in SOLVERS:
         known = [*SOLVERS, *(f"{d}:..." for d in DRIVERS)]
         raise ValueError(f"unknown solver {name!r}; known: {', '.join(known)}. Your own: ods.register(name, class)")
@@ -198,19 +196,6 @@ def _named(spec: str) -> Solver:
         if key in ("base", "starter") and isinstance(value, str):
             arguments[key] = _named(value)
     return _called(SOLVERS[name], arguments, spec)
-
-
-def _parsed(spec: str, whole: str) -> tuple[str, dict[str, Any]]:
-    """'name(a=1)' as its name and arguments. Only literals: nothing is evaluated."""
-    if "(" not in spec:
-        return spec.strip(), {}
-    try:
-        call = ast.parse(spec.strip(), mode="eval").body
-        if not (isinstance(call, ast.Call) and isinstance(call.func, ast.Name) and not call.args):
-            raise ValueError("not a name with keyword arguments")
-        return call.func.id, {str(k.arg): ast.literal_eval(k.value) for k in call.keywords}
-    except (SyntaxError, ValueError) as error:
-        raise ValueError(f"cannot read solver {whole!r}; write a name, or name(argument=value)") from error
 
 
 def _called(maker: Callable[..., T], arguments: dict[str, Any], spec: str) -> T:
@@ -235,9 +220,3 @@ def _literal(value: Any) -> Any:
     if isinstance(value, Solver):
         return spec_of(value)
     return value.item() if hasattr(value, "item") else value
-
-
-def _dash(value: Any) -> str:
-    if isinstance(value, bool):
-        return "yes" if value else ""
-    return "-" if value is None else str(value)

@@ -1,9 +1,8 @@
-"""Grids: one object for both directions, strictly monotone, with as many transitions as asked for."""
+"""Grids: one object for both directions, strictly monotone; the named ones that live on a table of timesteps."""
 
-import contextlib
 import math
 from fractions import Fraction
-from itertools import pairwise, product
+from itertools import product
 
 import numpy as np
 import pytest
@@ -11,15 +10,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from odesampler.grid import NAMED, Grid, make_grid
-from odesampler.schedule import VE, VP, ContinuousVP, RectifiedFlow
-
-FINITE = {"table": VP.linear(), "stable diffusion": VP.scaled_linear(), "continuous": ContinuousVP(), "edm": VE()}
-SCHEDULES = {**FINITE, "zero SNR": VP.linear().with_zero_snr(), "flow": RectifiedFlow()}
-ON_A_TABLE = ("leading", "trailing", "quadratic")
-NEED_FINITE = ("karras", "log_snr", "exponential")
-every_schedule = pytest.mark.parametrize("schedule", SCHEDULES.values(), ids=SCHEDULES.keys())
-every_name = pytest.mark.parametrize("name", NAMED)
+from odesampler.grid import Grid, concatenate, make_grid
+from odesampler.schedule import VE, VP, RectifiedFlow
 
 
 def times(grid, schedule):
@@ -28,40 +20,6 @@ def times(grid, schedule):
     exact = schedule.t(torch.tensor(grid.sigmas[:-1], dtype=torch.float64))
     torch.testing.assert_close(exact, exact.round(), rtol=0, atol=1e-7)
     return exact.round().long().tolist()
-
-
-def has(name, schedule):
-    """Whether a model of `schedule` has the grid `name`."""
-    table = isinstance(schedule, VP) or name not in ON_A_TABLE
-    return table and not (name in NEED_FINITE and math.isinf(schedule.sigma_max))
-
-
-@every_name
-@every_schedule
-@given(num_steps=st.integers(1, 300), into_zero=st.booleans())
-def test_every_named_grid_is_strictly_monotone_with_the_transitions_asked_for(name, schedule, num_steps, into_zero):
-    if not has(name, schedule):
-        with pytest.raises(ValueError, match=f"the {'log_snr' if name == 'exponential' else name} grid"):
-            make_grid(name, schedule, num_steps, into_zero=into_zero)
-        return
-    grid = make_grid(name, schedule, num_steps, into_zero=into_zero)
-    assert grid.num_steps == len(grid) - 1 == num_steps
-    assert grid.falls
-    assert all(a > b for a, b in pairwise(grid))
-    assert (grid[-1] == 0) == into_zero
-    asked = grid.sigmas[:-1] if into_zero else grid.sigmas
-    assert schedule.sigma_min <= min(asked)
-    assert max(asked) <= schedule.sigma_max
-
-
-@every_name
-@given(num_steps=st.integers(1, 100), low=st.floats(0.01, 0.5), high=st.floats(2, 50))
-def test_a_narrower_range_is_kept_or_the_grid_is_refused(name, num_steps, low, high):
-    outside = contextlib.nullcontext() if name in NEED_FINITE else contextlib.suppress(ValueError)
-    with outside:  # whole times of a table may not reach so near
-        grid = make_grid(name, VP.linear(), num_steps, into_zero=False, sigma_min=low, sigma_max=high)
-        assert grid.num_steps == num_steps
-        assert low <= grid[-1] < grid[0] <= high
 
 
 def test_times_that_a_narrower_range_leaves_out_are_counted_and_refused():
@@ -93,11 +51,19 @@ def times_of_diffusers(diffusers, name, num_steps):
     return scheduler.timesteps.tolist()
 
 
-@pytest.mark.parametrize("num_steps", [1, 2, 4, 5, 8, 10, 20, 25, 40, 50, 100, 125, 200, 250, 500, 1000])
+@pytest.mark.parametrize("num_steps", [2, 4, 5, 8, 10, 20, 25, 40, 50, 100, 125, 200, 250, 500, 1000])
 @pytest.mark.parametrize("name", ["leading", "trailing", "linspace"])
 def test_equals_the_times_of_diffusers(diffusers, name, num_steps):
     grid = make_grid(name, VP.linear(), num_steps, into_zero=True)
     assert times(grid, VP.linear()) == times_of_diffusers(diffusers, name, num_steps)
+
+
+def test_a_single_step_of_linspace_starts_at_the_noisy_end_and_not_at_time_0_as_that_of_diffusers(diffusers):
+    assert times_of_diffusers(diffusers, "linspace", 1) == [0], "diffusers now starts where it should"
+    assert make_grid("linspace", VP.linear(), 1, into_zero=True).sigmas == (VP.linear().sigma_max, 0.0)
+    for name in ("leading", "trailing"):
+        grid = make_grid(name, VP.linear(), 1, into_zero=True)
+        assert times(grid, VP.linear()) == times_of_diffusers(diffusers, name, 1)
 
 
 def test_differs_from_diffusers_only_where_a_time_lies_halfway_between_two_entries(diffusers):
@@ -144,24 +110,6 @@ def test_quadratic_has_no_repeats_where_that_of_the_paper_has(num_steps):
     assert all(ours[i] == ours[i - 1] + 1 for i in moved), "an index moved further than to the next free one"
 
 
-@pytest.mark.parametrize("rho", [None, 1.0, 3.0, 7.0])
-def test_karras_is_equation_5_of_edm(rho):
-    n, p = 18, rho or 7.0
-    high, low = 80.0, 0.002
-    paper = [(high ** (1 / p) + i / (n - 1) * (low ** (1 / p) - high ** (1 / p))) ** p for i in range(n)]
-    grid = make_grid("karras", VE(), n, into_zero=True, rho=rho)
-    assert grid.sigmas == pytest.approx((*paper, 0.0), rel=1e-12)
-    assert (grid[0], grid[-2]) == (high, low), "the ends are exact"
-
-
-def test_log_snr_has_equal_ratios_and_linspace_equal_distances_on_the_clock():
-    ratios = [a / b for a, b in pairwise(make_grid("log_snr", VE(), 12, into_zero=False))]
-    assert ratios == pytest.approx([40000 ** (1 / 12)] * 12, rel=1e-12)
-    grid = make_grid("linspace", ContinuousVP(), 12, into_zero=False)
-    ts = ContinuousVP().t(torch.tensor(grid.sigmas, dtype=torch.float64)).tolist()
-    assert [a - b for a, b in pairwise(ts)] == pytest.approx([0.999 / 12] * 12, rel=1e-9)
-
-
 def test_a_flow_model_starts_at_infinity():
     grid = make_grid("linspace", RectifiedFlow(), 4, into_zero=True)
     assert grid[0] == math.inf
@@ -194,25 +142,12 @@ def test_a_sequence_that_is_no_grid_is_refused_where_it_goes_wrong(sigmas, messa
         make_grid(sigmas, VE(), 5, into_zero=True)
 
 
-@pytest.mark.parametrize("name", NEED_FINITE)
-@pytest.mark.parametrize("schedule", [RectifiedFlow(), VP.linear().with_zero_snr()], ids=["flow", "zero SNR"])
-def test_grids_that_need_a_finite_end_say_so_and_take_one(name, schedule):
-    with pytest.raises(ValueError, match="needs a finite sigma_max"):
-        make_grid(name, schedule, 5, into_zero=True)
-    assert make_grid(name, schedule, 5, into_zero=True, sigma_max=50.0)[0] == 50.0
-
-
 def test_an_unknown_name_is_refused_with_the_known_ones():
-    with pytest.raises(ValueError, match=r"unknown grid 'sgm'; known: leading, .*karras"):
+    with pytest.raises(ValueError, match=r"unknown grid 'sgm'; known: leading, .*karras.*ays"):
         make_grid("sgm", VE(), 5, into_zero=True)
 
 
-def test_rho_for_another_grid_is_refused():
-    with pytest.raises(ValueError, match="rho belongs to the karras grid"):
-        make_grid("log_snr", VE(), 5, into_zero=True, rho=3.0)
-
-
-@pytest.mark.parametrize("name", [*ON_A_TABLE, "linspace"])
+@pytest.mark.parametrize("name", ["leading", "trailing", "quadratic", "linspace"])
 def test_more_steps_than_the_table_has_are_refused(name):
     with pytest.raises(ValueError, match="has 1000 timesteps to choose from; 1001 are too many"):
         make_grid(name, VP.linear(), 1001, into_zero=True)
@@ -221,3 +156,30 @@ def test_more_steps_than_the_table_has_are_refused(name):
 def test_a_grid_cannot_be_changed():
     with pytest.raises(AttributeError):
         Grid((2.0, 1.0)).sigmas = (3.0, 1.0)
+
+
+def test_pieces_that_meet_become_one_grid():
+    top = make_grid("karras", VE(), 3, into_zero=False, sigma_min=1.0)
+    rest = make_grid("log_snr", VE(), 5, into_zero=True, sigma_max=1.0)
+    joined = concatenate(top, rest)
+    assert joined.sigmas == (*top.sigmas, *rest.sigmas[1:])
+    assert (joined.num_steps, joined.name) == (8, "karras + log_snr")
+    assert concatenate(rest.reverse(), top.reverse()).sigmas == joined.reverse().sigmas
+    assert concatenate(top).sigmas == top.sigmas
+    assert make_grid(joined, VE(), 99, into_zero=True) is joined
+
+
+@pytest.mark.parametrize(
+    ("pieces", "message"),
+    [
+        ([Grid((3.0, 2.0)), Grid((1.0, 0.5))], "from 3 to 2, custom from 1 to 0.5"),
+        ([Grid((3.0, 2.0)), Grid((2.0000000000000004, 0.5))], "from 3 to 2, custom from 2.0000000000000004 to"),
+        ([Grid((3.0, 2.0)), Grid((2.0, 2.5))], "meet at one sigma and go one way"),
+        ([Grid((1.0, 0.5)), Grid((3.0, 1.0))], "meet at one sigma and go one way"),
+        ([(3.0, 2.0), (2.0, 1.0)], "concatenate takes grids"),
+        ([], "concatenate takes grids"),
+    ],
+)
+def test_pieces_that_do_not_meet_are_refused(pieces, message):
+    with pytest.raises(ValueError, match=message):
+        concatenate(*pieces)
