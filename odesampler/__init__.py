@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from odesampler.analysis.round_trip import round_trip as round_trip
     from odesampler.grid import Grid as Grid
     from odesampler.grid import make_grid as make_grid
+    from odesampler.guidance import Guidance as Guidance
     from odesampler.interpolation import interpolate as interpolate
     from odesampler.interpolation import slerp as slerp
     from odesampler.inversion import decode as decode
@@ -53,6 +54,7 @@ if TYPE_CHECKING:
     from odesampler.solvers import Reversible as Reversible
     from odesampler.solvers import Scipy as Scipy
     from odesampler.solvers import Torchdiffeq as Torchdiffeq
+    from odesampler.threshold import DynamicThreshold as DynamicThreshold
     from odesampler.zoo.models import held_out as held_out
     from odesampler.zoo.models import load as load
     from odesampler.zoo.models import models as models
@@ -62,6 +64,7 @@ _HOMES = {
     "adaptive": ("Adaptive", "Status"),
     "analysis.round_trip": ("RoundTrip", "round_trip"),
     "grid": ("Grid", "make_grid"),
+    "guidance": ("Guidance",),
     "interpolation": ("interpolate", "slerp"),
     "inversion": ("decode", "encode"),
     "latent": ("Latent", "Recipe"),
@@ -73,6 +76,7 @@ _HOMES = {
     "schedule": ("ContinuousVP", "RectifiedFlow", "Schedule", "VE", "VP"),
     "solvers": ("Ancestral", "Bosh3", "Dopri5", "Euler", "Heun", "Midpoint", "RK4", "Ralston", "Reversible"),
     "solvers.external": ("Scipy", "Torchdiffeq"),
+    "threshold": ("DynamicThreshold",),
     "zoo.models": ("held_out", "load", "models"),
 }
 _HOME = {name: home for home, names in _HOMES.items() for name in names}
