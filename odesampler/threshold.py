@@ -50,6 +50,8 @@ class DynamicThreshold:
             raise ValueError(f"percentile is a fraction above 0, up to 1, such as 0.995; got {self.percentile}")
         if not self.largest >= 1:
             raise ValueError(f"largest must be 1 or more, since data lie in [-1, 1]; got {self.largest}")
+        object.__setattr__(self, "percentile", float(self.percentile))
+        object.__setattr__(self, "largest", float(self.largest))
 
     def bounded(self, denoised: Tensor) -> Tensor:
         """`denoised` (batch, *shape) brought into [-1, 1], each image by its own s."""

@@ -253,4 +253,5 @@ def test_a_guidance_that_is_no_more_than_a_scale_makes_the_same_recipe():
         for g in (2, Guidance(2), Guidance(2, interval=[1, 5]), Guidance(2.0, interval=(1.0, 5.0)))
     )
     assert plain == object_
+    assert plain.guidance_scale == 2.0
     assert listed == paired != plain

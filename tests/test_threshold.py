@@ -70,6 +70,14 @@ def test_at_infinity_it_is_the_answer_that_is_bounded(threshold, prediction):
 
 
 @every_threshold
+def test_gradients_are_finite_where_some_samples_are_at_infinity(threshold):
+    weight = torch.ones(2, dtype=torch.float64, requires_grad=True)
+    model = Model(lambda x_t, t: x_t * weight, RectifiedFlow(), "flow")
+    thresholded(model, threshold)(noise(2), torch.tensor([math.inf, 1.0])).sum().backward()
+    assert weight.grad.isfinite().all()
+
+
+@every_threshold
 def test_a_sample_from_infinity_in_one_step_is_the_bounded_image(threshold):
     image = torch.linspace(-4, 4, 12, dtype=torch.float64).reshape(6, 2)
     model = Model(lambda x_t, t: x_t - image, RectifiedFlow(), "flow", data_shape=(2,))
@@ -177,6 +185,18 @@ def test_a_latent_keeps_its_threshold_on_disk(tmp_path):
         assert loaded.recipe == latent.recipe
         assert loaded.recipe.clip_denoised == threshold
         assert torch.equal(ods.decode(model, loaded).x, ods.decode(model, latent).x)
+
+
+def test_numbers_of_numpy_go_to_disk_as_numbers(tmp_path):
+    numpy = pytest.importorskip("numpy")
+    one, two = numpy.float32(1), numpy.float32(2)
+    model = Model(lambda x_t, t, label: x_t, VP.linear(), null_cond={"label": 0}, data_shape=(2,))
+    for threshold in (two, DynamicThreshold(one, two)):
+        guidance = Guidance(two, one, (one, two))
+        with pytest.warns(UserWarning, match="floor"):
+            latent = ods.encode(model, noise(), num_steps=2, guidance_scale=guidance, clip_denoised=threshold)
+        latent.save(tmp_path / "z.safetensors")
+        assert ods.Latent.load(tmp_path / "z.safetensors").recipe == latent.recipe
 
 
 @pytest.mark.parametrize("clip", [0.0, -1.0, math.nan])
