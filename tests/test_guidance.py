@@ -236,6 +236,7 @@ BAD = [
     (lambda: ods.sample(DIGITS, 1, guidance_scale="much"), TypeError, "guidance_scale must be a number"),
     (lambda: ods.sample(DIGITS, 1, guidance_scale=Guidance(3, interval=(500, 900))), ValueError, "leave guidance out"),
     (lambda: ods.sample(DIGITS, 1, guidance_scale=Guidance(3, interval=(0, 1e-5))), ValueError, "leave guidance out"),
+    (lambda: ods.round_trip(mixture().model(VE()), noise(2), guidance_scale=3), ValueError, "with a null condition"),
     (lambda: guided(mixture().model(VE()), 3), ValueError, "guidance_scale=3 needs a model with a null condition"),
 ]
 
