@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from odesampler.grid import concatenate as concatenate
     from odesampler.grid import grids as grids
     from odesampler.grid import make_grid as make_grid
+    from odesampler.guidance import Guidance as Guidance
     from odesampler.interpolation import interpolate as interpolate
     from odesampler.interpolation import slerp as slerp
     from odesampler.inversion import decode as decode
@@ -57,6 +58,7 @@ if TYPE_CHECKING:
     from odesampler.solvers import Reversible as Reversible
     from odesampler.solvers import Scipy as Scipy
     from odesampler.solvers import Torchdiffeq as Torchdiffeq
+    from odesampler.threshold import DynamicThreshold as DynamicThreshold
     from odesampler.zoo.models import held_out as held_out
     from odesampler.zoo.models import load as load
     from odesampler.zoo.models import models as models
@@ -66,6 +68,7 @@ _HOMES = {
     "adaptive": ("Adaptive", "Status"),
     "analysis.round_trip": ("RoundTrip", "round_trip"),
     "grid": ("Grid", "concatenate", "grids", "make_grid"),
+    "guidance": ("Guidance",),
     "interpolation": ("interpolate", "slerp"),
     "inversion": ("decode", "encode"),
     "latent": ("Latent", "Recipe"),
@@ -79,6 +82,7 @@ _HOMES = {
     "solvers": ("Ancestral", "Euler", "Multistep", "Reversible"),
     "solvers.runge_kutta": ("Bosh3", "Dopri5", "Heun", "Midpoint", "RK4", "Ralston"),
     "solvers.external": ("Scipy", "Torchdiffeq"),
+    "threshold": ("DynamicThreshold",),
     "zoo.models": ("held_out", "load", "models"),
 }
 _HOME = {name: home for home, names in _HOMES.items() for name in names}

@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from odesampler.guidance import AnyGuidance
 from odesampler.integrate import BackAlong
 from odesampler.latent import Latent, Recipe
 from odesampler.model import Model
@@ -27,6 +28,7 @@ from odesampler.precision import finest_dtype
 from odesampler.program import State
 from odesampler.registry import spec_of
 from odesampler.sampling import Solution, arrived, is_reversible, to_solution
+from odesampler.threshold import AnyThreshold
 
 
 def encode(
@@ -37,10 +39,10 @@ def encode(
     num_steps: int | None = None,
     grid: AnyGrid | None = None,
     cond: Mapping[str, Any] | None = None,
-    guidance_scale: float = 1.0,
+    guidance_scale: AnyGuidance = 1.0,
     rtol: float | None = None,
     atol: float | None = None,
-    clip_denoised: float | None = None,
+    clip_denoised: AnyThreshold = None,
     state_dtype: torch.dtype | None = None,
     max_batch: int | None = None,
     progress: bool = False,
@@ -55,10 +57,11 @@ def encode(
         grid: As for `sample`, but it ends at sigma_min or above, not at 0. "leading" and "quadratic" stop short of
             sigma_max, "trailing" starts above sigma_min.
         cond: What the images show, as for `sample`. Kept in the latent.
-        guidance_scale: 1, off, by default: guided encoding leaves the range of latents that a model was trained on.
+        guidance_scale: As for `sample`. Off by default: guided encoding leaves the range of latents that a model was
+            trained on.
         rtol: As for `sample`.
         atol: As for `sample`.
-        clip_denoised: Puts a floor under the round trip; warns.
+        clip_denoised: As for `sample`. Puts a floor under the round trip; warns.
         state_dtype: torch.float64 by default, where the device has it.
         max_batch: As for `sample`.
         progress: As for `sample`.
@@ -85,7 +88,7 @@ def encode(
     refuse_stochastic(plan)
     if plan.clip_denoised is not None:
         warnings.warn(
-            f"clip_denoised={plan.clip_denoised:g} puts a floor under the round trip: what is clipped cannot come back",
+            f"clip_denoised={plan.clip_denoised} puts a floor under the round trip: what is clipped cannot come back",
             stacklevel=2,
         )
     recipe = Recipe.of(plan, model)

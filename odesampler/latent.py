@@ -13,11 +13,13 @@ from torch import Tensor
 
 from odesampler.files import written_whole
 from odesampler.grid import Grid
+from odesampler.guidance import AnyGuidance, Guidance, checked_guidance
 from odesampler.integrate import OnGrid
 from odesampler.model import Model
 from odesampler.plan import Plan
 from odesampler.program import Solver
 from odesampler.registry import find_solver, spec_of
+from odesampler.threshold import AnyThreshold, DynamicThreshold, checked_threshold
 from odesampler.version import __version__
 
 FORMAT = "odesampler.latent/1"
@@ -30,8 +32,8 @@ class Recipe:
     solver: str  # a name that `find_solver` reads
     sigmas: tuple[float, ...]  # falling
     grid: str
-    guidance_scale: float
-    clip_denoised: float | None
+    guidance_scale: AnyGuidance  # a number where it is no more than a scale
+    clip_denoised: AnyThreshold
     state_dtype: str
     convention: str  # which noise level the network is told when encoding: "source", explicit steps upward
     model: str
@@ -159,12 +161,12 @@ class Latent:
 def _recipe(facts: dict[str, Any]) -> Recipe:
     if facts["state_dtype"] not in ("float32", "float64"):
         raise ValueError(f"state_dtype {facts['state_dtype']!r}")
-    clip = facts["clip_denoised"]
+    scale, clip = facts["guidance_scale"], facts["clip_denoised"]
     return Recipe(
         **{
             **facts,
             "sigmas": tuple(float(s) for s in facts["sigmas"]),
-            "guidance_scale": float(facts["guidance_scale"]),
-            "clip_denoised": None if clip is None else float(clip),
+            "guidance_scale": checked_guidance(Guidance(**scale) if isinstance(scale, dict) else scale),
+            "clip_denoised": checked_threshold(DynamicThreshold(**clip) if isinstance(clip, dict) else clip),
         }
     )

@@ -2,8 +2,8 @@
 
     x_t = alpha * x,    out = network(x_t, t(sigma), **cond),    eps = what `out` says about the noise
 
-The only place that knows the model's clock, its scale, its prediction type, its dtype and guidance. It never sees a
-solver. Guidance is eps_u + scale * (eps_c - eps_u), the conditional and unconditional rows in one call of the network.
+The only place that knows the model's clock, its scale, its prediction type and its dtype. It never sees a solver.
+Guidance (`guidance`) and clipping (`threshold`) wrap it: each has the same call, eps(x, sigma, **cond).
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ import json
 import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import nullcontext
-from dataclasses import dataclass, field, replace
-from functools import lru_cache
-from typing import Any, TypeAlias
+from dataclasses import dataclass, field
+from functools import cached_property, lru_cache
+from typing import Any, NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -26,6 +26,16 @@ from odesampler.prediction import Prediction
 from odesampler.schedule import Schedule
 
 Cond: TypeAlias = Mapping[str, Tensor]  # model inputs beside x and sigma, each (batch, ...)
+
+
+class Place(NamedTuple):
+    """Where a network is asked, in its own terms. Scales are numbers, or broadcast against x_t, in its dtype."""
+
+    x_t: Tensor  # (batch, *shape)
+    t: Tensor  # (batch,), the model's clock
+    alpha: float | Tensor
+    std: float | Tensor
+    pure_noise: bool | Tensor  # alpha = 0, sigma = infinity: for the batch, or sample by sample
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,7 +52,6 @@ class Model:
         null_cond: What to give for each condition to mean "none", one value without a batch dimension. Missing
             conditions are filled with it, and guidance needs it.
         round_t: Give the network the nearest integer `t` (int64), as diffusers does. By default t is continuous.
-        clip_denoised: Clamp the predicted image to [-clip, clip]. Puts a floor under the round trip; None is off.
         dtype: The dtype the network is called with; that of its parameters by default, else that of the state.
         autocast: Run the network under torch.autocast with this dtype.
         name: For reports and recipes.
@@ -61,7 +70,6 @@ class Model:
     data_shape: tuple[int, ...] | None = None
     null_cond: Mapping[str, Any] = field(default_factory=dict)
     round_t: bool = False
-    clip_denoised: float | None = None
     dtype: torch.dtype | None = None
     autocast: torch.dtype | None = None
     name: str = "model"
@@ -86,10 +94,8 @@ class Model:
                 "an eps-network says nothing about the image at sigma = infinity (alpha = 0), where this schedule "
                 "starts; use a v, flow or denoised network, or give a finite sigma_max"
             )
-        if self.clip_denoised is not None and not self.clip_denoised > 0:
-            raise ValueError(f"clip_denoised must be positive, or None for off; got {self.clip_denoised}")
 
-    @property
+    @cached_property
     def range(self) -> tuple[float, float]:
         """(sigma_min, sigma_max): outside it no network is asked."""
         low = self.schedule.sigma_min if self.sigma_min is None else self.sigma_min
@@ -115,42 +121,43 @@ class Model:
         Raises:
             ValueError: The network's answer has not the shape of its question.
         """
-        alpha, std, t = self._scales(x, sigma)
-        pure_noise = alpha == 0  # sigma = infinity: for the batch, or sample by sample
-        x_t = _either(pure_noise, x, alpha * x)
-        out = self._ask(x_t, t, cond)
-        if self.clip_denoised is None and not math.isinf(self.range[1]):  # what nearly every model asks for
-            return predictions.to_eps(self.prediction, out, x_t, alpha, std)
-        denoised = self._clip(predictions.to_denoised(self.prediction, out, x_t, alpha, std))
-        if self.clip_denoised is None:
+        place = self.place(x, sigma)
+        return self.eps(self.ask(place.x_t, place.t, cond), place)
+
+    def place(self, x: Tensor, sigma: float | Tensor) -> Place:
+        """`x` in the model's scale, and where that is; arguments as for a call."""
+        if not isinstance(sigma, Tensor):
+            alpha, std, t = _levels(self.schedule, sigma)
+            clock = torch.full((len(x),), t, dtype=finest_dtype(x.device), device=x.device)
+            return Place(x if alpha == 0 else alpha * x, clock, alpha, std, alpha == 0)
+        s = sigma.to(finest_dtype(sigma.device)).flatten()
+        shape = (-1,) + (1,) * (x.ndim - 1)
+        alphas, stds = (f(s).to(x.device, x.dtype).reshape(shape) for f in (self.schedule.alpha, self.schedule.std))
+        pure_noise = alphas == 0
+        x_t = torch.where(pure_noise, x, alphas * x)
+        return Place(x_t, self.schedule.t(s).to(x.device), alphas, stds, pure_noise)
+
+    def eps(self, out: Tensor, place: Place) -> Tensor:
+        """What `out` (batch, *shape), in the network's own prediction type, says about the noise at `place`."""
+        x_t, _, alpha, std, pure_noise = place
+        if isinstance(pure_noise, Tensor):
             eps = predictions.to_eps(self.prediction, out, x_t, alpha, std)
-        else:
-            eps = predictions.to_eps("denoised", denoised, x_t, alpha, std)
-        return _either(pure_noise, denoised, eps)
-
-    def guided(self, scale: float) -> Guided | Model:
-        """This model under classifier-free guidance; itself for scale 1, which is off.
-
-        Raises:
-            ValueError: The model has no null condition to guide away from.
-        """
-        if scale == 1:
-            return self
-        if not self.null_cond:
-            raise ValueError(
-                f"guidance_scale={scale} needs a model with a null condition (Model(null_cond=...)); "
-                f"{self.name} has none, so only guidance_scale=1 (off) is possible"
-            )
-        return Guided(self, scale)
-
-    def clipped(self, clip_denoised: float | None) -> Model:
-        """This model with its predicted image clamped to [-clip, clip], or not."""
-        return self if clip_denoised == self.clip_denoised else replace(self, clip_denoised=clip_denoised)
+            if not math.isinf(self.range[1]):  # nearly every model: nowhere pure noise
+                return eps
+            return torch.where(pure_noise, predictions.to_denoised(self.prediction, out, x_t, alpha, std), eps)
+        to = predictions.to_denoised if pure_noise else predictions.to_eps
+        return to(self.prediction, out, x_t, alpha, std)
 
     def nothing(self, batch: int) -> dict[str, Tensor]:
         """The null conditions for `batch` samples."""
-        values = {k: torch.as_tensor(v, device=self.device) for k, v in self.null_cond.items()}
-        return {k: v.expand(batch, *v.shape) for k, v in values.items()}
+        device, made = self.device, {}
+        for key, value in self.null_cond.items():
+            if isinstance(value, (bool, int, float)):  # filled in on the device: a copy to it would wait
+                made[key] = torch.full((batch,), value, device=device)
+            else:
+                one = torch.as_tensor(value, device=device)
+                made[key] = one.expand(batch, *one.shape)
+        return made
 
     def fingerprint(self) -> str:
         """A short hash of schedule, prediction, range and weights, by which a latent knows its model.
@@ -173,7 +180,8 @@ class Model:
         digest.update(f"{kind.__module__}.{kind.__qualname__}".encode())
         return digest.hexdigest()[:16]
 
-    def _ask(self, x_t: Tensor, t: Tensor, cond: Mapping[str, Tensor]) -> Tensor:
+    def ask(self, x_t: Tensor, t: Tensor, cond: Cond) -> Tensor:
+        """The network's answer (batch, *shape) to x_t (batch, *shape) at t (batch,), in the dtype of `x_t`."""
         dtype = self.dtype or self._parameter_dtype() or x_t.dtype
         clock = t.round().long() if self.round_t else t.to(torch.promote_types(dtype, torch.float32))
         missing = {} if cond.keys() >= self.null_cond.keys() else self.nothing(len(x_t))
@@ -190,19 +198,6 @@ class Model:
             )
         return out.to(x_t.dtype)
 
-    def _scales(self, x: Tensor, sigma: float | Tensor) -> tuple[float | Tensor, float | Tensor, Tensor]:
-        """alpha, std (numbers, or broadcasting against x in its dtype) and t (batch,)."""
-        if not isinstance(sigma, Tensor):
-            alpha, std, t = _levels(self.schedule, sigma)
-            return alpha, std, torch.full((len(x),), t, dtype=finest_dtype(x.device), device=x.device)
-        s = sigma.to(finest_dtype(sigma.device)).flatten()
-        shape = (-1,) + (1,) * (x.ndim - 1)
-        alphas, stds = (f(s).to(x.device, x.dtype).reshape(shape) for f in (self.schedule.alpha, self.schedule.std))
-        return alphas, stds, self.schedule.t(s).to(x.device)
-
-    def _clip(self, denoised: Tensor) -> Tensor:
-        return denoised if self.clip_denoised is None else denoised.clamp(-self.clip_denoised, self.clip_denoised)
-
     def _parameter_dtype(self) -> torch.dtype | None:
         return next((p.dtype for p in self._tensors() if p.is_floating_point()), None)
 
@@ -210,33 +205,6 @@ class Model:
         if isinstance(self.network, nn.Module):
             yield from self.network.parameters()
             yield from self.network.buffers()
-
-
-@dataclass(frozen=True, eq=False)
-class Guided:
-    """A model under classifier-free guidance, eps_u + scale * (eps_c - eps_u). Ho & Salimans 2022, arXiv:2207.12598.
-
-    At sigma = infinity the same combination is taken of the denoised images, in which it is linear too.
-    """
-
-    model: Model
-    scale: float
-    width: int = 2  # rows of the network for one sample
-
-    def __call__(self, x: Tensor, sigma: float | Tensor, **cond: Tensor) -> Tensor:
-        """Guided noise; arguments as for `Model.__call__`."""
-        null = self.model.nothing(len(x))
-        both = {k: torch.cat([cond.get(k, null[k]), null[k]]) for k in null}
-        both |= {k: torch.cat([v, v]) for k, v in cond.items() if k not in null}
-        sigmas = torch.cat([sigma, sigma]) if isinstance(sigma, Tensor) else sigma
-        conditional, unconditional = self.model(torch.cat([x, x]), sigmas, **both).chunk(2)
-        return unconditional + self.scale * (conditional - unconditional)
-
-
-def _either(first: bool | Tensor, a: Tensor, b: Tensor) -> Tensor:
-    if isinstance(first, Tensor):
-        return torch.where(first, a, b)
-    return a if first else b
 
 
 @lru_cache(maxsize=8192)

@@ -19,12 +19,14 @@ from torch import Tensor
 from odesampler.combine import within
 from odesampler.drive import Tally, run
 from odesampler.grid import Grid, make_grid
+from odesampler.guidance import AnyGuidance, checked_guidance, guided
 from odesampler.integrate import solve
 from odesampler.model import Model
 from odesampler.noise import Streams
 from odesampler.observe import Progress, Recorder, Trajectory, tell_all
 from odesampler.program import Course, Loop, Observer, Solved, Solver, State
 from odesampler.registry import loop_for, spec_of
+from odesampler.threshold import AnyThreshold, checked_threshold, thresholded
 
 DEFAULT_STEPS = 20
 DEFAULT_GRID = "log_snr"  # measured on the embedded model: docs/defaults.md
@@ -38,8 +40,8 @@ class Plan:
 
     loop: Loop
     grid: Grid  # falling
-    guidance_scale: float = 1.0
-    clip_denoised: float | None = None
+    guidance_scale: AnyGuidance = 1.0
+    clip_denoised: AnyThreshold = None
     state_dtype: torch.dtype = torch.float32
 
 
@@ -63,8 +65,8 @@ def make_plan(
     rtol: float | None,
     atol: float | None,
     into_zero: bool,
-    guidance_scale: float = 1.0,
-    clip_denoised: float | None = None,
+    guidance_scale: AnyGuidance = 1.0,
+    clip_denoised: AnyThreshold = None,
     state_dtype: torch.dtype | None = None,
 ) -> Plan:
     """Decide loop and grid; arguments as the verbs take them.
@@ -90,11 +92,9 @@ def make_plan(
         raise ValueError(f"{spec_of(loop)} chooses its own steps, so grid={grid!r} would have no effect: leave it out")
     _check_grid(made, model, into_zero)
     loop = loop.prepared(Course(model.schedule.t, made.sigmas))
-    if not math.isfinite(guidance_scale):
-        raise ValueError(f"guidance_scale must be a finite number, 1 for off; got {guidance_scale}")
-    model.guided(guidance_scale)
-    clip = model.clip_denoised if clip_denoised is None else clip_denoised
-    return Plan(loop, made, guidance_scale, model.clipped(clip).clip_denoised, _checked_dtype(state_dtype))
+    guidance, clip = checked_guidance(guidance_scale), checked_threshold(clip_denoised)
+    guided(model, guidance)  # raises where this model cannot be guided so
+    return Plan(loop, made, guidance, clip, _checked_dtype(state_dtype))
 
 
 def execute(
@@ -116,7 +116,7 @@ def execute(
         raise ValueError("a trajectory is recorded by our own solvers on a fixed grid: give num_steps, not tolerances")
     if grad and not plan.loop.differentiable:
         raise ValueError(f"{spec_of(plan.loop)} computes outside torch, so its result cannot be differentiated")
-    eps = model.clipped(plan.clip_denoised).guided(plan.guidance_scale)
+    eps = thresholded(guided(model, plan.guidance_scale), plan.clip_denoised)
     tally = Tally()
     recorder = Recorder(start.x, grid[0]) if trajectory else None
     steps = plan.loop.takes_steps

@@ -15,11 +15,13 @@ import torch
 from torch import Tensor
 
 from odesampler.adaptive import Status
+from odesampler.guidance import AnyGuidance
 from odesampler.model import Model
 from odesampler.noise import Streams, seeds_for
 from odesampler.observe import Trajectory
 from odesampler.plan import AnyGrid, AnySolver, Outcome, Plan, checked_batch, checked_cond, execute, make_plan
 from odesampler.program import Invertible, State
+from odesampler.threshold import AnyThreshold
 
 
 @dataclass(frozen=True, repr=False)
@@ -51,10 +53,10 @@ def sample(
     seed: int | Sequence[int] = 0,
     x: Tensor | None = None,
     cond: Mapping[str, Any] | None = None,
-    guidance_scale: float = 1.0,
+    guidance_scale: AnyGuidance = 1.0,
     rtol: float | None = None,
     atol: float | None = None,
-    clip_denoised: float | None = None,
+    clip_denoised: AnyThreshold = None,
     state_dtype: torch.dtype | None = None,
     max_batch: int | None = None,
     progress: bool = False,
@@ -73,10 +75,12 @@ def sample(
         seed: An int s (sample i then has seed s + i), or one a sample. Sample and seed belong together in any batch.
         x: Latents to start from, (batch, *shape), in the model's own scale, about N(0, 1): instead of drawing them.
         cond: Conditions, {"label": 3} or one value a sample; missing ones mean "none".
-        guidance_scale: As in diffusers, eps_u + scale * (eps_c - eps_u); 1 is off.
+        guidance_scale: As in diffusers, eps_u + scale * (eps_c - eps_u); 1 is off. An `ods.Guidance` can also rescale
+            the result, and guide in an interval of sigma only.
         rtol: Relative tolerance: asks for per-sample adaptive steps instead of a fixed grid.
         atol: Absolute tolerance, in units of x = x_t / alpha, likewise.
-        clip_denoised: Clamp the predicted image to [-clip, clip]; off by default.
+        clip_denoised: Clamp the predicted image, after guidance, to [-clip, clip]; or an `ods.DynamicThreshold`. Off by
+            default.
         state_dtype: torch.float32 (default) or float64; the network's own dtype is the model's affair.
         max_batch: The most rows to give the network at once.
         progress: Show a progress bar.

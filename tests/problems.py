@@ -16,9 +16,10 @@ from torch import Tensor
 
 import odesampler.solvers
 from odesampler.exact import Gaussian, GaussianMixture
+from odesampler.model import Model
 from odesampler.noise import Streams
 from odesampler.program import Course, Draw, Program, Solver, State, column
-from odesampler.schedule import ContinuousVP
+from odesampler.schedule import VE, ContinuousVP
 from odesampler.solvers import RK4, Ancestral, Euler, Multistep, Reversible
 
 HIGH, LOW = 3.0, 0.2  # the range in which all is smooth
@@ -31,6 +32,17 @@ def mixture() -> GaussianMixture:
 
 def gaussian(variance: float = 0.5) -> Gaussian:
     return Gaussian(torch.tensor([0.5, -1.0]), variance)
+
+
+def labelled(calls: list[list[float]] | None = None) -> Model:
+    """The mixture, whose eps a label shifts; notes the labels of each call."""
+
+    def network(x_t: Tensor, t: Tensor, label: Tensor) -> Tensor:
+        if calls is not None:
+            calls.append(label.tolist())
+        return mixture()(x_t, t) + label[:, None]
+
+    return Model(network, VE(), null_cond={"label": 0.0}, name="labelled")
 
 
 def noise(batch: int = 6, *, scale: float = HIGH, seed: int = 0, dtype: torch.dtype = torch.float64) -> Tensor:

@@ -37,6 +37,8 @@ CORE = {  # what each module of the core may import of ours
     "registry": {"program", "combine", "integrate", "adaptive", "names", "solvers"},
     "solvers": {"solvers", "registry"},  # the package answers `odesampler.solvers()`
     "model": {"schedule", "prediction", "precision"},
+    "guidance": {"model", "precision"},
+    "threshold": {"precision"},
     "drive": {"program", "combine", "model", "noise"},
     "observe": {"program", "schedule"},
     "exact": {"model", "prediction", "schedule"},

@@ -11,6 +11,7 @@ from odesampler.adaptive import Adaptive, adaptive
 from odesampler.combine import within
 from odesampler.drive import Tally, run
 from odesampler.exact import Gaussian
+from odesampler.guidance import guided
 from odesampler.integrate import on_grid
 from odesampler.model import Model
 from odesampler.noise import Streams, seeds_for
@@ -70,12 +71,12 @@ def test_guided_rows_count_towards_the_limit_of_a_batch(max_batch):
         rows.append(len(x_t))
         return mixture()(x_t, t) * (1 + label[:, None])
 
-    guided = Model(network, VE(), null_cond={"label": 0.0}).guided(3.0)
+    model = guided(Model(network, VE(), null_cond={"label": 0.0}), 3.0)
     cond = {"label": torch.linspace(0, 0.2, 6, dtype=torch.float64)}
-    [whole] = run(on_grid(Heun(), noise(), geometric(4)), model=guided, cond=cond)
+    [whole] = run(on_grid(Heun(), noise(), geometric(4)), model=model, cond=cond)
     rows.clear()
     tally = Tally()
-    [cut] = run(on_grid(Heun(), noise(), geometric(4)), model=guided, cond=cond, max_batch=max_batch, tally=tally)
+    [cut] = run(on_grid(Heun(), noise(), geometric(4)), model=model, cond=cond, max_batch=max_batch, tally=tally)
     assert max(rows) <= max_batch
     assert len(rows) == tally.calls == 8 * math.ceil(6 / (max_batch // 2))
     assert tally.nfe.tolist() == [8] * 6, "a guided evaluation counts once"
@@ -83,9 +84,9 @@ def test_guided_rows_count_towards_the_limit_of_a_batch(max_batch):
 
 
 def test_a_limit_that_no_guided_sample_fits_in_is_refused():
-    guided = Model(lambda x_t, t, label: x_t, VE(), null_cond={"label": 0.0}).guided(3.0)
+    model = guided(Model(lambda x_t, t, label: x_t, VE(), null_cond={"label": 0.0}), 3.0)
     with pytest.raises(ValueError, match="max_batch must be 2 or more; got 1"):
-        run(on_grid(Heun(), noise(), geometric(4)), model=guided, max_batch=1)
+        run(on_grid(Heun(), noise(), geometric(4)), model=model, max_batch=1)
 
 
 def test_each_program_brings_its_own_conditions():

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from odesampler.guidance import AnyGuidance
 from odesampler.inversion import decode, encode, refuse_stochastic
 from odesampler.latent import Latent
 from odesampler.model import Model
@@ -146,7 +147,7 @@ def round_trip(
     *,
     grid: AnyGrid | None = None,
     cond: Mapping[str, Any] | None = None,
-    guidance_scale: float = 1.0,
+    guidance_scale: AnyGuidance = 1.0,
     state_dtype: torch.dtype | None = None,
     max_batch: int | None = None,
     progress: bool = False,

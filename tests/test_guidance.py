@@ -1,0 +1,258 @@
+"""Guidance: scale, rescaling and interval, against their formulas, diffusers, and the rows that the network sees."""
+
+import math
+
+import pytest
+import torch
+
+import odesampler as ods
+from odesampler import prediction as predictions
+from odesampler.drive import run
+from odesampler.guidance import Guidance, Guided, guided
+from odesampler.integrate import OnGrid, solve
+from odesampler.model import Model
+from odesampler.program import State
+from odesampler.schedule import VE, VP, RectifiedFlow
+from odesampler.solvers import Heun
+from tests.problems import labelled, mixture, noise
+
+LABEL = torch.tensor([1.0, 2.0, 3.0], dtype=torch.float64)
+EACH = torch.tensor([0.5, 1.0, 2.0], dtype=torch.float64)
+shared_and_each = pytest.mark.parametrize("sigma", [1.5, EACH], ids=["shared", "each"])
+DIGITS = ods.load("digits", dtype=torch.float64)
+
+
+@shared_and_each
+@pytest.mark.parametrize("scale", [0.0, 0.5, 3.0, -1.0])
+def test_guidance_goes_from_unconditional_past_conditional_in_one_call(scale, sigma):
+    calls, x = [], noise(3)
+    free, conditional = mixture()(x, sigma), mixture()(x, sigma) + LABEL[:, None]
+    eps = guided(labelled(calls), scale)(x, sigma, label=LABEL)
+    torch.testing.assert_close(eps, free + scale * (conditional - free), rtol=0, atol=1e-13)
+    assert calls == [[1.0, 2.0, 3.0, 0.0, 0.0, 0.0]]
+
+
+def test_guidance_of_1_is_off_and_costs_nothing():
+    model = labelled()
+    assert guided(model, 1.0) is guided(model, Guidance(1, rescale=0.7, interval=(0.1, 1.0))) is model
+    assert isinstance(guided(model, 1.5), Guided)
+
+
+def test_guidance_of_no_condition_goes_nowhere():
+    calls = []
+    eps = guided(labelled(calls), 2.0)(noise(3), 1.0)
+    torch.testing.assert_close(eps, mixture()(noise(3), 1.0), rtol=0, atol=1e-13)
+    assert calls == [[0.0] * 6]
+
+
+def test_conditions_without_a_null_are_given_to_both_halves():
+    seen = []
+
+    def network(x_t, t, label, size):
+        seen.append((label.tolist(), size.tolist()))
+        return x_t
+
+    model = guided(Model(network, VE(), null_cond={"label": 9}), 2.0)
+    model(noise(2), 1.0, label=torch.tensor([1, 2]), size=torch.tensor([5, 6]))
+    assert seen == [([1, 2, 9, 9], [5, 6, 5, 6])]
+
+
+def test_a_null_condition_may_be_a_number_a_truth_value_or_a_tensor():
+    null = {"label": 3, "wide": True, "embedding": torch.tensor([1.0, 2.0])}
+    made = Model(lambda x_t, t, **cond: x_t, VE(), null_cond=null).nothing(2)
+    assert {k: v.tolist() for k, v in made.items()} == {
+        "label": [3, 3],
+        "wide": [True, True],
+        "embedding": [[1.0, 2.0], [1.0, 2.0]],
+    }
+    assert [v.dtype for v in made.values()] == [torch.int64, torch.bool, torch.float32]
+
+
+# ---- at any sigma and with any prediction --------------------------------------------------------------------------
+
+
+def flow_to_label(null=0.5):
+    return Model(lambda x_t, t, label: x_t - label[:, None], RectifiedFlow(), "flow", null_cond={"label": null})
+
+
+def test_guidance_is_linear_at_infinity_too():
+    start, image = State(noise(3)), 0.5 + 3.0 * (LABEL - 0.5)
+    program = solve(OnGrid(Heun()), start, [math.inf, 0.0])
+    [done] = run(program, model=guided(flow_to_label(), 3.0), cond={"label": LABEL})
+    torch.testing.assert_close(done.state.x, image[:, None].expand(3, 2), rtol=0, atol=1e-12)
+
+
+def test_samples_at_infinity_and_below_are_guided_together_as_apart():
+    eps, x = guided(flow_to_label(), Guidance(3.0, rescale=0.7)), noise(3)
+    together = eps(x, torch.tensor([math.inf, 2.0, 0.5], dtype=torch.float64), label=LABEL)
+    apart = [eps(x[i : i + 1], s, label=LABEL[i : i + 1]) for i, s in enumerate((math.inf, 2.0, 0.5))]
+    torch.testing.assert_close(together, torch.cat(apart), rtol=1e-12, atol=1e-12)
+
+
+@shared_and_each
+@pytest.mark.parametrize("prediction", ["eps", "denoised", "v", "flow"])
+def test_without_rescaling_it_does_not_matter_what_the_network_predicts(prediction, sigma):
+    """The same network told in other words; its label shifts eps."""
+    schedule = VP.linear()
+
+    def network(x_t, t, label):
+        s = schedule.sigma(t)[:, None]
+        alpha, std = schedule.alpha(s), schedule.std(s)
+        eps = mixture()(x_t / alpha, s.flatten()) + label[:, None]
+        return predictions.from_eps(prediction, eps, x_t / alpha - s * eps, alpha, std)
+
+    x = noise(3)
+    eps = guided(Model(network, schedule, prediction, null_cond={"label": 0.0}), 3.0)(x, sigma, label=LABEL)
+    torch.testing.assert_close(eps, mixture()(x, sigma) + 3.0 * LABEL[:, None], rtol=1e-9, atol=1e-9)
+
+
+# ---- rescaling -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("rescale", [0.0, 0.3, 1.0])
+def test_rescaling_is_that_of_diffusers(rescale):
+    theirs = pytest.importorskip("diffusers.guiders.guider_utils").rescale_noise_cfg
+    conditional, unconditional = torch.randn(2, 4, 3, 5, 5, generator=torch.Generator().manual_seed(0))
+    raw = unconditional + 7.5 * (conditional - unconditional)
+    ours = Guidance(7.5, rescale).combined(conditional, unconditional)
+    torch.testing.assert_close(ours, theirs(raw, conditional, rescale), rtol=1e-6, atol=1e-6)
+
+
+@shared_and_each
+@pytest.mark.parametrize("prediction", ["eps", "denoised", "v", "flow"])
+def test_what_is_rescaled_is_what_the_network_puts_out(prediction, sigma):
+    outs, schedule = [], VP.linear()
+
+    def network(x_t, t, label):
+        outs.append(torch.tanh(x_t) + label[:, None] * x_t.flip(1))
+        return outs[-1]
+
+    x, model = noise(3), Model(network, schedule, prediction, null_cond={"label": 0.0})
+    eps = guided(model, Guidance(4.0, rescale=1.0))(x, sigma, label=LABEL)
+    s = torch.as_tensor(sigma, dtype=torch.float64).expand(3)[:, None]
+    alpha, std = schedule.alpha(s), schedule.std(s)
+    out = predictions.from_eps(prediction, eps, x - s * eps, alpha, std)
+    torch.testing.assert_close(out.std(1), outs[0][:3].std(1), rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("shape", [(3, 4), (3, 1)], ids=["zeros", "one value a sample"])
+def test_a_prediction_without_a_std_is_left_as_it_is(shape):
+    constant = torch.zeros(shape) if shape[1] > 1 else torch.tensor([[1.0], [2.0], [3.0]])
+    assert torch.equal(Guidance(3.0, rescale=0.7).combined(constant, constant), constant)
+
+
+# ---- interval ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("sigma", [0.5, 1.0, 1.5, 2.0, 2.5])
+def test_outside_the_interval_only_the_conditions_are_asked_about(sigma):
+    calls, x = [], noise(3)
+    eps = guided(labelled(calls), Guidance(3.0, interval=(1.0, 2.0)))(x, sigma, label=LABEL)
+    inside = 1.0 <= sigma <= 2.0
+    assert calls == [[1.0, 2.0, 3.0, *([0.0] * 3 if inside else [])]]
+    torch.testing.assert_close(eps, mixture()(x, sigma) + (3 if inside else 1) * LABEL[:, None], rtol=0, atol=1e-13)
+
+
+def test_each_sample_is_guided_where_its_own_sigma_is_inside():
+    sigma = torch.tensor([0.99, 1.0, 1.5, 2.0, 2.01], dtype=torch.float64)
+    x, label = noise(5), torch.ones(5, dtype=torch.float64)
+    model = guided(labelled(), Guidance(3.0, rescale=0.5, interval=(1.0, 2.0)))
+    eps = model(x, sigma, label=label)
+    apart = torch.cat([model(x[i : i + 1], s, label=label[:1]) for i, s in enumerate(sigma.tolist())])
+    torch.testing.assert_close(eps, apart, rtol=1e-12, atol=1e-12)
+    shift = (eps - mixture()(x, sigma)).mean(1)
+    assert [s == pytest.approx(1.0) for s in shift.tolist()] == [True, False, False, False, True]
+
+
+def test_an_interval_saves_rows_but_counts_one_evaluation_a_sample_all_the_same():
+    rows = []
+    handle = DIGITS.network.register_forward_pre_hook(lambda _, inputs: rows.append(len(inputs[0])))
+    guidance = Guidance(3.0, interval=(0.5, 5.0))
+    drawn = ods.sample(DIGITS, 2, solver="ddim", grid=[20.0, 6.0, 5.0, 1.0, 0.5, 0.4, 0.0], guidance_scale=guidance)
+    handle.remove()
+    assert rows == [2, 2, 4, 4, 4, 2]
+    assert drawn.nfe.tolist() == [6, 6]
+
+
+@pytest.mark.parametrize("solver", ["reversible", "rk4"])
+@pytest.mark.parametrize("from_disk", [False, True], ids=["live", "from disk"])
+def test_a_round_trip_makes_the_same_decisions_both_ways(tmp_path, solver, from_disk):
+    images, labels = (part[:3] for part in ods.held_out("digits"))
+    asked = set()  # (t, rows)
+    handle = DIGITS.network.register_forward_pre_hook(
+        lambda _, inputs: asked.add((round(inputs[1][0].item(), 6), len(inputs[1])))
+    )
+    guidance = Guidance(1.5, rescale=0.5, interval=(0.3, 4.0))
+    latent = ods.encode(
+        DIGITS, images.double(), solver=solver, num_steps=30, cond={"label": labels}, guidance_scale=guidance
+    )
+    up = asked.copy()
+    asked.clear()
+    if from_disk:
+        latent.save(tmp_path / "z.safetensors")
+        latent = ods.Latent.load(tmp_path / "z.safetensors")
+    back = ods.decode(DIGITS, latent).x
+    handle.remove()
+    assert latent.recipe.guidance_scale == guidance
+    assert {rows for _, rows in up} == {3, 6}
+    assert asked == up
+    assert (back - images).abs().max() < (1e-6 if solver == "reversible" else 0.3)
+
+
+def test_round_trips_are_measured_under_an_interval():
+    images, labels = (part[:2] for part in ods.held_out("digits"))
+    guidance = Guidance(1.5, interval=(0.3, 4.0))
+    report = ods.round_trip(DIGITS, images, "reversible", 8, cond={"label": labels}, guidance_scale=guidance)
+    assert report.trips[0].worst < 1e-6
+    assert report.trips[0].latent.recipe.guidance_scale == guidance
+
+
+@pytest.mark.parametrize("how", [{"num_steps": 6}, {"rtol": 1e-2, "solver": "bosh3"}], ids=["fixed", "adaptive"])
+def test_a_guided_sample_does_not_depend_on_its_batch_mates(how):
+    guidance = Guidance(3.0, rescale=0.7, interval=(0.5, 5.0))
+    how = {**how, "guidance_scale": guidance, "clip_denoised": ods.DynamicThreshold(), "state_dtype": torch.float64}
+    together = ods.sample(DIGITS, 3, seed=[5, 6, 7], cond={"label": [1, 2, 3]}, **how)
+    for i in range(3):
+        alone = ods.sample(DIGITS, 1, seed=[5 + i], cond={"label": [1 + i]}, **how)
+        torch.testing.assert_close(alone.x[0], together.x[i], rtol=1e-6, atol=1e-6)
+        assert alone.nfe[0] == together.nfe[i]
+
+
+# ---- what is refused -----------------------------------------------------------------------------------------------
+
+BAD = [
+    (lambda: Guidance(math.inf), ValueError, "finite number"),
+    (lambda: Guidance("3"), TypeError, "must be a number"),
+    (lambda: Guidance(True), TypeError, "must be a number"),
+    (lambda: Guidance(3, rescale=1.1), ValueError, "rescale must be from 0"),
+    (lambda: Guidance(3, rescale=math.nan), ValueError, "rescale must be from 0"),
+    (lambda: Guidance(3, rescale=None), TypeError, "rescale must be a number"),
+    (lambda: Guidance(3, interval=5.0), TypeError, "a pair of sigmas"),
+    (lambda: Guidance(3, interval=(1.0, 2.0, 3.0)), TypeError, "a pair of sigmas"),
+    (lambda: Guidance(3, interval="12"), TypeError, "a pair of sigmas"),
+    (lambda: Guidance(3, interval=(2.0, 1.0)), ValueError, "0 <= low < high"),
+    (lambda: Guidance(3, interval=(-1.0, 1.0)), ValueError, "0 <= low < high"),
+    (lambda: Guidance(3, interval=(0.0, math.nan)), ValueError, "0 <= low < high"),
+    (lambda: ods.sample(DIGITS, 1, guidance_scale="much"), TypeError, "guidance_scale must be a number"),
+    (lambda: ods.sample(DIGITS, 1, guidance_scale=Guidance(3, interval=(500, 900))), ValueError, "leave guidance out"),
+    (lambda: ods.sample(DIGITS, 1, guidance_scale=Guidance(3, interval=(0, 1e-5))), ValueError, "leave guidance out"),
+    (lambda: ods.round_trip(mixture().model(VE()), noise(2), guidance_scale=3), ValueError, "with a null condition"),
+    (lambda: guided(mixture().model(VE()), 3), ValueError, "guidance_scale=3 needs a model with a null condition"),
+]
+
+
+@pytest.mark.parametrize(("call", "kind", "message"), BAD, ids=range(len(BAD)))
+def test_guidance_that_cannot_be_meant_is_refused(call, kind, message):
+    with pytest.raises(kind, match=message):
+        call()
+
+
+def test_a_guidance_that_is_no_more_than_a_scale_makes_the_same_recipe():
+    images = ods.held_out("digits").images[:1]
+    plain, object_, listed, paired = (
+        ods.encode(DIGITS, images, num_steps=2, guidance_scale=g).recipe
+        for g in (2, Guidance(2), Guidance(2, interval=[1, 5]), Guidance(2.0, interval=(1.0, 5.0)))
+    )
+    assert plain == object_
+    assert plain.guidance_scale == 2.0
+    assert listed == paired != plain
