@@ -65,9 +65,11 @@ def surviving(program: Program[T], failures: tuple[type[Exception], ...]) -> Pro
 
 
 def _relayed(
-    program: Program[Any], change: Callable[[Request | Draw], Request | Draw], failures: tuple[type[Exception], ...] = ()
+    program: Program[Any],
+    change: Callable[[Request | Draw], Request | Draw],
+    failures: tuple[type[Exception], ...] = (),
 ) -> Program[Any]:
-    """Pass on what a program asks, changed, and what it is told. Its own `failures`, once it has asked, are returned."""
+    """Pass on what a program asks, changed, and what it is told. Its `failures`, once it has asked, are returned."""
     answer: Tensor | None = None
     returned: tuple[type[Exception], ...] = ()
     try:
