@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from odesampler import images as images
     from odesampler.adaptive import Adaptive as Adaptive
     from odesampler.adaptive import Status as Status
+    from odesampler.analysis.compare import compare as compare
+    from odesampler.analysis.comparison import Comparison as Comparison
     from odesampler.analysis.round_trip import RoundTrip as RoundTrip
     from odesampler.analysis.round_trip import round_trip as round_trip
     from odesampler.grid import Grid as Grid
@@ -66,6 +68,8 @@ if TYPE_CHECKING:
 _MODULES = ("exact", "images")
 _HOMES = {
     "adaptive": ("Adaptive", "Status"),
+    "analysis.compare": ("compare",),
+    "analysis.comparison": ("Comparison",),
     "analysis.round_trip": ("RoundTrip", "round_trip"),
     "grid": ("Grid", "concatenate", "grids", "make_grid"),
     "guidance": ("Guidance",),

@@ -26,18 +26,11 @@ def question(asked: tuple[Any, ...]) -> Request | Draw:
 
 def for_rows(rows: Tensor, program: Program[T]) -> Program[T]:
     """Run a program that only knows the samples `rows` of the batch."""
-    answer: Tensor | None = None
-    try:
-        while True:
-            asked = question(program.send(cast(Tensor, answer)))
-            whose = rows if asked.rows is None else rows[asked.rows]
-            try:
-                answer = yield asked._replace(rows=whose)
-            except Exception as error:
-                program.throw(error)
-                raise
-    except StopIteration as stop:
-        return cast(T, stop.value)
+
+    def renamed(asked: Request | Draw) -> Request | Draw:
+        return asked._replace(rows=rows if asked.rows is None else rows[asked.rows])
+
+    return _relayed(program, renamed)
 
 
 def remembering(program: Program[T]) -> Program[tuple[T, Tensor]]:
@@ -64,26 +57,52 @@ def within(low: float, high: float, name: str, program: Program[T]) -> Program[T
     Sigmas on an accelerator are moved without being read, since that would wait for it: they come from our own adaptive
     loop, which keeps inside by construction.
     """
+
+    def inside(asked: Request | Draw) -> Request | Draw:
+        if isinstance(asked, Draw):
+            return asked
+        outside = _outside(asked.sigma, low, high)
+        if outside is not None:
+            program.close()
+            raise ValueError(
+                f"{name} asked for eps at sigma = {outside:g}, outside the model's range [{low:g}, {high:g}]: "
+                "no network is asked there"
+            )
+        return asked._replace(sigma=_clamped(asked.sigma, low, high))
+
+    return _relayed(program, inside)
+
+
+def surviving(program: Program[T], failures: tuple[type[Exception], ...]) -> Program[T | Exception]:
+    """Return the error, one of `failures`, with which a program fails after its first question, so that others go on.
+
+    What it refuses before that is raised, since no model has been asked; so are errors of the model.
+    """
+    return _relayed(program, lambda asked: asked, failures)
+
+
+def _relayed(
+    program: Program[Any],
+    change: Callable[[Request | Draw], Request | Draw],
+    failures: tuple[type[Exception], ...] = (),
+) -> Program[Any]:
+    """Pass on what a program asks, changed, and what it is told. Its `failures`, once it has asked, are returned."""
     answer: Tensor | None = None
+    returned: tuple[type[Exception], ...] = ()
     try:
         while True:
-            asked = question(program.send(cast(Tensor, answer)))
-            if isinstance(asked, Request):
-                outside = _outside(asked.sigma, low, high)
-                if outside is not None:
-                    program.close()
-                    raise ValueError(
-                        f"{name} asked for eps at sigma = {outside:g}, outside the model's range [{low:g}, {high:g}]: "
-                        "no network is asked there"
-                    )
-                asked = asked._replace(sigma=_clamped(asked.sigma, low, high))
+            asked = change(question(program.send(cast(Tensor, answer))))
+            returned = failures
             try:
                 answer = yield asked
             except Exception as error:
+                returned = ()  # the model's, not the program's
                 program.throw(error)
                 raise
     except StopIteration as stop:
-        return cast(T, stop.value)
+        return stop.value
+    except returned as error:
+        return error
 
 
 def _clamped(sigma: Sigma, low: float, high: float) -> Sigma:

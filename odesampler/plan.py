@@ -17,14 +17,14 @@ import torch
 from torch import Tensor
 
 from odesampler.combine import within
-from odesampler.drive import Tally, run
+from odesampler.drive import Eps, Tally, run
 from odesampler.grid import Grid, make_grid
 from odesampler.guidance import AnyGuidance, checked_guidance, guided
 from odesampler.integrate import solve
 from odesampler.model import Model
 from odesampler.noise import Streams
 from odesampler.observe import Progress, Recorder, Trajectory, tell_all
-from odesampler.program import Course, Loop, Observer, Solved, Solver, State
+from odesampler.program import Course, Loop, Observer, Program, Solved, Solver, State
 from odesampler.registry import loop_for, spec_of
 from odesampler.threshold import AnyThreshold, checked_threshold, thresholded
 
@@ -116,7 +116,6 @@ def execute(
         raise ValueError("a trajectory is recorded by our own solvers on a fixed grid: give num_steps, not tolerances")
     if grad and not plan.loop.differentiable:
         raise ValueError(f"{spec_of(plan.loop)} computes outside torch, so its result cannot be differentiated")
-    eps = thresholded(guided(model, plan.guidance_scale), plan.clip_denoised)
     tally = Tally()
     recorder = Recorder(start.x, grid[0]) if trajectory else None
     steps = plan.loop.takes_steps
@@ -129,13 +128,23 @@ def execute(
     began = time.perf_counter()
     with torch.set_grad_enabled(grad), bar:
         observers: list[Observer] = [o for o in (recorder, bar if progress is not None else None) if o is not None]
-        program = solve(plan.loop, start, grid.sigmas, tell_all(observers))
-        guarded = within(*model.range, spec_of(plan.loop), program)
-        [solved] = run(guarded, model=eps, cond=cond or {}, noise=noise, max_batch=max_batch, tally=tally)
+        program = program_of(plan, model, start, grid, tell_all(observers))
+        eps = eps_of(plan, model)
+        [solved] = run(program, model=eps, cond=cond or {}, noise=noise, max_batch=max_batch, tally=tally)
     seconds = time.perf_counter() - began
     nfe = torch.zeros(len(start.x), dtype=torch.int64) if tally.nfe is None else tally.nfe.cpu()
     seen = recorder.trajectory(model.schedule) if recorder else None
     return Outcome(solved, nfe, tally.calls, seconds, seen)
+
+
+def program_of(plan: Plan, model: Model, start: State, grid: Grid, observe: Observer | None = None) -> Program[Solved]:
+    """The solve along `grid`, the plan's in either direction, kept within the model's range."""
+    return within(*model.range, spec_of(plan.loop), solve(plan.loop, start, grid.sigmas, observe))
+
+
+def eps_of(plan: Plan, model: Model) -> Eps:
+    """What the plan's solve asks: the model, guided and its image bounded as planned."""
+    return thresholded(guided(model, plan.guidance_scale), plan.clip_denoised)
 
 
 def checked_model(model: Any) -> Model:

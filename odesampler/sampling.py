@@ -105,10 +105,11 @@ def sample(
         clip_denoised=clip_denoised,
         state_dtype=state_dtype,
     )
-    noise = Streams(seeds_for(seed, _count(num_samples, x)))
+    noise = Streams(seeds_for(seed, checked_count(num_samples, x)))
     top = plan.grid[0]
     if x is None:
-        like = torch.empty((_count(num_samples, x), *_shape(model)), dtype=plan.state_dtype, device=model.device)
+        shape = (checked_count(num_samples, x), *checked_shape(model))
+        like = torch.empty(shape, dtype=plan.state_dtype, device=model.device)
         x_t = noise.draw(like) * model.schedule.latent_scale(top)
     else:
         x_t = checked_batch(model, x, "x").to(model.device, plan.state_dtype)
@@ -159,7 +160,8 @@ def is_reversible(plan: Plan) -> Invertible | None:
     return solver if plan.loop.takes_steps and isinstance(solver, Invertible) else None
 
 
-def _count(num_samples: int | None, x: Tensor | None) -> int:
+def checked_count(num_samples: int | None, x: Tensor | None) -> int:
+    """Raises: ValueError: neither says how many samples, or they disagree."""
     if num_samples is None and x is None:
         raise ValueError("say how many samples to draw (num_samples), or give latents to start from (x)")
     count = len(x) if num_samples is None and x is not None else num_samples
@@ -170,7 +172,8 @@ def _count(num_samples: int | None, x: Tensor | None) -> int:
     return int(count)
 
 
-def _shape(model: Model) -> tuple[int, ...]:
+def checked_shape(model: Model) -> tuple[int, ...]:
+    """Raises: ValueError: the shape of the model's data is not known."""
     if model.data_shape is None:
         raise ValueError(f"the shape of {model.name}'s data is not known: give Model(data_shape=...) or latents x")
     return model.data_shape

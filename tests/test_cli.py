@@ -78,6 +78,39 @@ def test_roundtrip_takes_a_label_for_each_picture(capsys):
     assert "24 images drawn" in out
 
 
+def test_compare_prints_what_the_library_finds_and_writes_picture_and_table(capsys):
+    how = ["--solvers", "ddim,adaptive:dopri5,ancestral(eta=0.5, sigma_hat=True)", "--steps", "3,6", "--num", 2]
+    how += ["--tolerances", "0.1", "--grid", "log_snr,karras", "--label", "1,2", "--guidance", 1.5, "--seed", 4]
+    code, out, err = run(capsys, "compare", *how, "--reference-steps", 20, "--max-batch", 8, "--csv", "c.csv")
+    assert code == 0, err
+    found = ods.compare(
+        ods.load("digits"),
+        ["ddim", "adaptive:dopri5", "ancestral(eta=0.5, sigma_hat=True)"],
+        [3, 6],
+        grid=["log_snr", "karras"],
+        tolerances=0.1,
+        num_samples=2,
+        seed=4,
+        cond={"label": [1, 2]},
+        guidance_scale=1.5,
+        reference_steps=20,
+        max_batch=8,
+    )
+    assert len(found.cells) == 9
+    assert out.split("shared;")[0] == found.table().split("shared;")[0]
+    assert found.best_table() in out
+    with open("c.csv", newline="") as file:
+        assert file.read() == found.to_csv()
+    with Image.open("compare.png") as picture:
+        assert picture.size[0] > 800
+
+
+@pytest.mark.filterwarnings("always:the smallest error found")
+def test_compare_says_when_its_reference_cannot_tell(capsys):
+    how = ["--solvers", "rk4", "--steps", 30, "--num", 2, "--reference-steps", 20]
+    assert "odesampler: warning: the smallest error found" in run(capsys, "compare", *how)[2]
+
+
 def test_emoji_are_drawn_by_the_name_of_their_class(capsys):
     how = ["--model", "emoji", "--num", 2, "--steps", 3, "--guidance", 2.5, "--label", "heart,face-smiling"]
     code, _, err = run(capsys, "sample", *how)
@@ -129,6 +162,17 @@ MISTAKES = [
     (["sample", "--steps", "100000000000000000000"], "from 1 to 1000000"),
     (["sample", "--solver", "scipy:LSODA(rtol='a')"], "rtol and atol must be finite"),
     (["sample", "--guidance", "2", "--max-batch", "1"], "max_batch must be 2 or more"),
+    (["compare", "--steps", "10,x"], "--steps takes whole numbers separated by commas; got '10,x'"),
+    (["compare", "--steps", "10,2.5"], "--steps takes whole numbers"),
+    (["compare", "--tolerances", "small"], "--tolerances takes numbers separated by commas"),
+    (["compare", "--solvers", "ddim,huen"], "unknown solver 'huen'; known:"),
+    (["compare", "--grid", "log_snr,karas"], "unknown grid 'karas'; known:"),
+    (["compare", "--num", "0"], "num_samples must be"),
+    (["compare", "--reference-steps", "7"], "must be even"),
+    (["compare", "--csv", "table.txt"], "must end in .csv"),
+    (["compare", "--csv", "no/where.csv"], "cannot write no/where.csv"),
+    (["compare", "--out", "table.csv"], "must end in .png"),
+    (["compare", "--solvers", "adaptive:dopri5(max_steps=2)", "--num", "1"], "no solver came back"),
 ]
 
 

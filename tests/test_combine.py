@@ -7,7 +7,7 @@ import threading
 import pytest
 import torch
 
-from odesampler.combine import for_rows, inverted, question, together, within
+from odesampler.combine import for_rows, inverted, question, surviving, together, within
 from odesampler.drive import run
 from odesampler.integrate import on_grid
 from odesampler.noise import Streams
@@ -133,6 +133,34 @@ def test_within_lets_draws_and_errors_pass():
         within(0.1, 3.0, "s", on_grid(Ancestral(), noise(), geometric(3))), model=mixture(), noise=Streams(range(6))
     )
     assert state.x.isfinite().all()
+
+
+def failing(after: int):
+    """A program that fails after some questions."""
+    yield from asking(*[1.0] * after)
+    raise ArithmeticError("gave up")
+
+
+def test_a_program_that_fails_leaves_its_error_in_place_of_its_result_and_the_others_go_on():
+    programs = [surviving(p, (ArithmeticError,)) for p in (asking(1.0, 0.5, 0.2), failing(2), asking(1.0, 0.5, 0.2))]
+    first, error, last = run(*programs, model=mixture())
+    assert isinstance(error, ArithmeticError)
+    alone = by_hand(asking(1.0, 0.5, 0.2), mixture())
+    for found in (first, last):
+        assert all(torch.allclose(a, b, rtol=1e-14) for a, b in zip(found, alone, strict=True))
+
+
+def test_surviving_lets_pass_refusals_other_errors_and_those_of_the_model():
+    with pytest.raises(ArithmeticError, match="gave up"):
+        run(surviving(failing(0), (ArithmeticError,)), model=mixture())
+    with pytest.raises(ArithmeticError, match="gave up"):
+        run(surviving(failing(2), (ValueError,)), model=mixture())
+
+    def broken(x, sigma):
+        raise ArithmeticError("the network")
+
+    with pytest.raises(ArithmeticError, match="the network"):
+        run(*(surviving(asking(1.0), (ArithmeticError,)) for _ in range(2)), model=broken)
 
 
 def test_an_inverted_function_asks_what_it_calls():

@@ -1,4 +1,6 @@
 """Analyses: measurements of models and solvers, with tables and pictures."""
 
+from odesampler.analysis.compare import compare as compare
+from odesampler.analysis.comparison import Comparison as Comparison
 from odesampler.analysis.round_trip import RoundTrip as RoundTrip
 from odesampler.analysis.round_trip import round_trip as round_trip

@@ -10,11 +10,13 @@ from torch import Tensor
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+    from odesampler.analysis.comparison import Comparison
     from odesampler.analysis.round_trip import RoundTrip, Trip
 
 # Okabe and Ito's colours, which the colour-blind can tell apart, and markers for print.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#F0E442")
 MARKERS = "osD^vPX*"
+DASHES = ("-", "--", ":", "-.")
 SMALLEST = 1e-17  # where an error of exactly 0 is drawn on a logarithmic axis
 
 
@@ -78,20 +80,59 @@ def _strip(images: Tensor) -> Any:
 
 def _error_axes(axis: Any, report: RoundTrip) -> None:
     """Median rmse against evaluations, one line a solver."""
-    from matplotlib.ticker import NullLocator
-
-    names = list(dict.fromkeys(t.solver for t in report.trips))
-    for i, name in enumerate(names):
+    for i, name in enumerate(dict.fromkeys(t.solver for t in report.trips)):
         mine = sorted((t for t in report.trips if t.solver == name), key=lambda t: t.nfe)
-        errors = [max(t.rmse.median().item(), SMALLEST) for t in mine]
-        style = {"color": COLOURS[i % len(COLOURS)], "marker": MARKERS[i % len(MARKERS)]}
-        axis.plot([t.nfe for t in mine], errors, label=name, markersize=5, linewidth=1.5, **style)
-    axis.set_xscale("log")
-    axis.set_yscale("log")
-    axis.set_xticks(sorted({round(t.nfe) for t in report.trips}), minor=False)
-    axis.xaxis.set_major_formatter("{x:.0f}")
-    axis.xaxis.set_minor_locator(NullLocator())
+        _curve(axis, [t.nfe for t in mine], [t.rmse.median().item() for t in mine], i, label=name)
+    _by_evaluations(axis, [t.nfe for t in report.trips])
     axis.set_xlabel("model evaluations, encoding and decoding together")
     axis.set_ylabel("round-trip rmse (median), data in [-1, 1]")
+
+
+def comparison_figure(found: Comparison) -> Figure:
+    """Median error against evaluations with its quartiles, a line each solver and grid; below, what nobody can tell."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7.2, 4.2))  # inches
+    figure.set_layout_engine("constrained")
+    axis = figure.subplots(1, 1)
+    solvers, grids = ([*dict.fromkeys(getattr(c, name) for c in found.cells)] for name in ("solver", "grid"))
+    for (solver, grid), order in found.orders.items():
+        mine = sorted((c for c in found.cells if (c.solver, c.grid) == (solver, grid)), key=lambda c: c.cost)
+        label = found.series(solver, grid) + ("" if order is None else f" (order {order:.1f})")
+        style = {"linestyle": DASHES[grids.index(grid) % len(DASHES)], "label": label}
+        i, costs = solvers.index(solver), [c.cost for c in mine]
+        _curve(axis, costs, [c.median for c in mine], i, **style)
+        low, high = ([max(q, SMALLEST) for q in ends] for ends in zip(*(c.quartiles for c in mine), strict=True))
+        axis.fill_between(costs, low, high, color=COLOURS[i % len(COLOURS)], alpha=0.12, linewidth=0)
+    if found.reference.floor > 0:
+        dotted: dict[str, Any] = {"color": "0.4", "linestyle": (0, (1, 1)), "linewidth": 1.2}
+        axis.axhline(found.reference.floor, label="the reference's own error", **dotted)
+    _by_evaluations(axis, [c.cost for c in found.cells])
+    axis.set_xlabel("model evaluations a sample")
+    axis.set_ylabel("error (median, quartiles)")
+    axis.set_title(f"{found.model}, {len(found.reference.x)} samples", fontsize=10)
+    return figure
+
+
+def _curve(axis: Any, evaluations: list[float], errors: list[float], i: int, **style: Any) -> None:
+    """A line in the i-th colour and marker; an error of exactly 0 is drawn at the smallest there is."""
+    style |= {"color": COLOURS[i % len(COLOURS)], "marker": MARKERS[i % len(MARKERS)]}
+    axis.plot(evaluations, [max(e, SMALLEST) for e in errors], markersize=5, linewidth=1.5, **style)
+
+
+def _by_evaluations(axis: Any, evaluations: list[float]) -> None:
+    """Logarithmic axes, ticks at evaluations that occur and do not touch each other, the legend beside them."""
+    from matplotlib.ticker import NullLocator
+
+    apart = max(1.01, (max(evaluations) / min(evaluations)) ** (1 / 12))  # twelve labels fit side by side
+    ticks: list[int] = []
+    for nfe in sorted({round(e) for e in evaluations}):
+        if not ticks or nfe > apart * ticks[-1]:
+            ticks.append(nfe)
+    axis.set_xscale("log")
+    axis.set_yscale("log")
+    axis.set_xticks(ticks, minor=False)
+    axis.xaxis.set_major_formatter("{x:.0f}")
+    axis.xaxis.set_minor_locator(NullLocator())
     axis.grid(visible=True, which="major", linewidth=0.4)
     axis.legend(fontsize=9, frameon=False, loc="center left", bbox_to_anchor=(1.0, 0.5))

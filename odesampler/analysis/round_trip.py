@@ -9,8 +9,6 @@ for a good encoding of data that vary in every direction, less where pixels neve
 
 from __future__ import annotations
 
-import csv
-import io
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -19,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from odesampler.analysis import tables
 from odesampler.guidance import AnyGuidance
 from odesampler.inversion import decode, encode, refuse_stochastic
 from odesampler.latent import Latent
@@ -96,28 +95,17 @@ class RoundTrip:
 
     def table(self) -> str:
         """A text table: a row for each solver and number of steps. `nfe` counts both directions."""
-        cells = [self.HEAD, *self.rows()]
-        widths = [max(len(row[i]) for row in cells) for i in range(len(self.HEAD))]
-        lines = [
-            "  ".join(c.rjust(w) if i else c.ljust(w) for i, (c, w) in enumerate(zip(row, widths, strict=True)))
-            for row in cells
-        ]
-        lines.insert(1, "-" * len(lines[0]))
-        lines += [f"{name} failed: {why}" for name, why in self.failures.items()]
-        return "\n".join(lines)
+        failed = [f"{name} failed: {why}" for name, why in self.failures.items()]
+        return tables.text(self.HEAD, self.rows(), failed)
 
     __repr__ = table
 
     def to_csv(self) -> str:
         """The table as comma-separated values."""
-        out = io.StringIO()
-        csv.writer(out).writerows([self.HEAD, *self.rows()])
-        return out.getvalue()
+        return tables.comma_separated(self.HEAD, self.rows())
 
     def _repr_html_(self) -> str:
-        head = "".join(f"<th>{h}</th>" for h in self.HEAD)
-        body = "".join("<tr>" + "".join(f"<td>{c}</td>" for c in row) + "</tr>" for row in self.rows())
-        return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+        return tables.html(self.HEAD, self.rows())
 
     def plot(self, num_images: int = 6, samples: Tensor | None = None) -> Figure:
         """Originals, latents, reconstructions and errors of each solver at its most steps, and error by evaluations.

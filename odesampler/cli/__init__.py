@@ -1,0 +1,69 @@
+"""The command line: thin. Options in, one verb called, files out; every mistake is one line and exit code 2.
+
+torch is imported when a command runs, so that `--help` answers at once.
+"""
+
+from __future__ import annotations
+
+import sys
+import warnings
+from collections.abc import Sequence
+
+import click
+
+from odesampler.cli.analyses import compare, roundtrip
+from odesampler.cli.verbs import decode, encode, sample
+from odesampler.version import __version__
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="odesampler")
+@click.option("--debug", is_flag=True, help="Show where an error came from.")
+def cli(debug: bool) -> None:
+    """Sample, encode and decode images with diffusion models, by solving dx/dsigma = eps(x, sigma)."""
+
+
+for command in (sample, encode, decode, roundtrip, compare):
+    cli.add_command(command)
+
+
+@cli.command()
+def models() -> None:
+    """List the embedded models."""
+    from odesampler.zoo.models import CARDS
+
+    for name, card in CARDS.items():
+        click.echo(f"{name:10} {' x '.join(map(str, card.shape)):12} {card.summary}")
+
+
+@cli.command()
+def solvers() -> None:
+    """List the solvers, with their facts."""
+    import odesampler as ods
+
+    click.echo(str(ods.solvers()))
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command line; exits with 0, or with 2 after one line on what is wrong."""
+    warnings.filterwarnings("ignore", ".*did not arrive", RuntimeWarning)  # said by an error, once
+    warnings.showwarning = lambda message, *_: click.echo(f"odesampler: warning: {message}", err=True)
+    try:
+        sys.exit(cli.main(arguments, prog_name="odesampler", standalone_mode=False) or 0)
+    except click.exceptions.NoArgsIsHelpError as error:
+        click.echo(error.format_message())
+        sys.exit(2)
+    except click.ClickException as error:
+        _fail(error.format_message())
+    except click.Abort:
+        click.echo("odesampler: interrupted", err=True)
+        sys.exit(130)
+    except Exception as error:
+        if "--debug" in (sys.argv if arguments is None else arguments):
+            raise
+        _fail(str(error) if isinstance(error, (ValueError, OSError)) else f"{type(error).__name__}: {error}")
+
+
+def _fail(message: str) -> None:
+    click.echo(f"odesampler: {' '.join(message.split())}", err=True)
+    sys.exit(2)

@@ -1,0 +1,162 @@
+"""What the commands share: their options, and how these become models, images and conditions."""
+
+from __future__ import annotations
+
+import re
+import sys
+import tempfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from odesampler.model import Model
+
+TINY = 500_000  # parameters
+
+F = TypeVar("F", bound=Callable[..., Any])
+N = TypeVar("N", int, float)
+PATHS = click.argument("paths", nargs=-1, metavar="[PICTURES]...")
+MODEL = click.option("--model", default="digits", show_default=True, help="An embedded model; see `odesampler models`.")
+DEVICE = click.option("--device", default="cpu", show_default=True, help="Where to compute: cpu, cuda, cuda:1, mps.")
+BATCH = click.option("--max-batch", type=int, help="The most images to give the network at once.")
+LABEL = click.option("--label", help="Class by name or number, or one a sample separated by commas; none by default.")
+GUIDANCE = click.option("--guidance", "guidance_scale", type=float, default=1.0, help="Guidance scale; 1 is off.")
+GRID = click.option("--grid", help="log_snr, karras, trailing, leading, linspace or quadratic.  [default: log_snr]")
+HOW = (
+    click.option("--solver", default="heun", show_default=True, help="See `odesampler solvers`."),
+    click.option("--steps", "num_steps", type=int, help="Transitions of a fixed grid.  [default: 20]"),
+    GRID,
+    click.option("--rtol", type=float, help="Relative tolerance: adaptive steps, per sample."),
+    click.option("--atol", type=float, help="Absolute tolerance, likewise."),
+)
+
+
+def options(*decorators: Callable[[F], F]) -> Callable[[F], F]:
+    """Several options as one decorator, in the order in which --help shows them."""
+
+    def decorate(command: F) -> F:
+        for decorator in reversed(decorators):
+            command = decorator(command)
+        return command
+
+    return decorate
+
+
+def out_option(default: str | None, what: str, *, name: str = "--out", suffix: str = "") -> Callable[[F], F]:
+    """A file to write, checked before anything is computed: its folder exists and can be written."""
+    ending = Path(default).suffix if default else suffix
+
+    def check(_context: click.Context, _option: click.Parameter, value: str | None) -> Path | None:
+        if value is None:
+            return None
+        path = Path(value)
+        if path.suffix.lower() != ending:
+            raise click.BadParameter(f"{path} must end in {ending}")
+        try:
+            with tempfile.TemporaryFile(dir=path.parent):
+                pass
+        except OSError as error:
+            raise click.BadParameter(f"cannot write {path}: {error.strerror}") from error
+        if path.is_dir():
+            raise click.BadParameter(f"{path} is a folder")
+        return path
+
+    return click.option(name, default=default, show_default=default is not None, callback=check, help=what)
+
+
+def separated(text: str) -> list[str]:
+    """The parts between commas, those inside parentheses left alone: `ddim,ancestral(eta=0.5, sigma_hat=True)`."""
+    return [part.strip() for part in re.split(r",(?![^(]*\))", text)]
+
+
+def numbers(option: str, text: str | None, kind: type[N]) -> list[N] | None:
+    """The numbers between commas; None for no text.
+
+    Raises:
+        click.BadParameter: Something else stands there.
+    """
+    if text is None:
+        return None
+    try:
+        return [kind(part) for part in separated(text)]
+    except ValueError:
+        what = "whole numbers" if kind is int else "numbers"
+        raise click.BadParameter(f"{option} takes {what} separated by commas; got {text!r}") from None
+
+
+def loaded_model(name: str, device: str) -> Model:
+    """The embedded model of that name, on a device that is there."""
+    import torch
+
+    from odesampler.zoo.models import load
+
+    try:
+        torch.empty(1, device=device)
+        if torch.device(device).type == "meta":
+            raise RuntimeError("it holds no values")
+    except (RuntimeError, AssertionError) as error:  # AssertionError: a torch that was built without CUDA
+        raise click.BadParameter(f"device {device!r} cannot be used here: {str(error).splitlines()[0]}") from error
+    model = load(name, device=device)
+    weights = model.network.parameters() if isinstance(model.network, torch.nn.Module) else ()
+    if device == "cpu" and sum(w.numel() for w in weights) < TINY:
+        torch.set_num_threads(1)  # more gain little, and on a busy machine wait for each other ten times as long
+    return model
+
+
+def images_of(model: Model, paths: Sequence[str], num: int) -> Tensor:
+    """Pictures from files; without paths, held-out images of the model."""
+    from odesampler.images import load
+    from odesampler.zoo.models import held_out
+
+    if paths:
+        return load(paths, model.data_shape)
+    if num < 1:
+        raise click.BadParameter(f"--num must be 1 or more; got {num}")
+    images = held_out(model.name).images
+    if num > len(images):
+        raise click.BadParameter(f"--num {num}: {model.name} has {len(images)} held-out images")
+    return images[:num]
+
+
+def cond_of(model: Model, label: str | None) -> dict[str, Any]:
+    """Conditions from classes, by name or number, separated by commas."""
+    if label is None:
+        return {}
+    try:
+        labels = [model.labels.index(part) if part in model.labels else int(part) for part in label.split(",")]
+    except ValueError:
+        names = ", ".join(model.labels)
+        raise click.BadParameter(
+            f"--label is a class of {model.name}, or several; got {label!r}, not of {names}"
+        ) from None
+    return {"label": labels[0] if len(labels) == 1 else labels}
+
+
+def every_class(model: Model, num: int) -> dict[str, Any]:
+    """Conditions that go through the classes in turn."""
+    return {"label": [i % len(model.labels) for i in range(num)]} if model.labels else {}
+
+
+def cost(nfe: Any) -> str:
+    """Evaluations a sample in words."""
+    low, high = int(nfe.min()), int(nfe.max())
+    return f"{high} evaluations each" if low == high else f"{low} to {high} evaluations each"
+
+
+def check_arrived(x: Tensor) -> None:
+    """Raises: click.ClickException: a sample is NaN, so nothing should be written."""
+    late = int((~x.isfinite().flatten(1).all(1)).sum())
+    if late:
+        raise click.ClickException(
+            f"{late} of {len(x)} samples did not arrive, so nothing was written: raise --rtol, --atol"
+        )
+
+
+def shown() -> bool:
+    """Whether to show progress: somebody watches."""
+    return sys.stderr.isatty()

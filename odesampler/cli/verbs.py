@@ -1,0 +1,72 @@
+"""The commands that make files: sample, encode, decode."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from odesampler.cli.common import (
+    BATCH,
+    DEVICE,
+    GUIDANCE,
+    HOW,
+    LABEL,
+    MODEL,
+    PATHS,
+    check_arrived,
+    cond_of,
+    cost,
+    images_of,
+    loaded_model,
+    options,
+    out_option,
+    shown,
+)
+
+
+@click.command()
+@click.option("--num", type=int, default=16, show_default=True, help="How many images.")
+@options(MODEL, *HOW)
+@click.option("--seed", type=int, default=0, show_default=True, help="Of the first image; the next has seed + 1.")
+@options(LABEL, GUIDANCE, BATCH, DEVICE, out_option("samples.png", "Picture to write."))
+def sample(num: int, model: str, device: str, label: str | None, out: Path, **how: Any) -> None:
+    """Draw images from a model."""
+    import odesampler as ods
+
+    loaded = loaded_model(model, device)
+    found = ods.sample(loaded, num, cond=cond_of(loaded, label), progress=shown(), **how)
+    check_arrived(found.x)
+    ods.images.save_grid(found.x, out)
+    click.echo(f"{num} images, {cost(found.nfe)}, {found.seconds:.2f} s: {out}")
+
+
+@click.command()
+@options(PATHS, MODEL, *HOW, LABEL, GUIDANCE, BATCH, DEVICE)
+@click.option("--num", type=int, default=8, show_default=True, help="Held-out images, where no pictures are given.")
+@out_option("latents.safetensors", "File to write.")
+def encode(paths: tuple[str, ...], model: str, device: str, label: str | None, num: int, out: Path, **how: Any) -> None:
+    """Turn pictures (PNG, JPEG, folders of them) into latents; without any, held-out images of the model."""
+    import odesampler as ods
+
+    loaded = loaded_model(model, device)
+    latent = ods.encode(loaded, images_of(loaded, paths, num), cond=cond_of(loaded, label), progress=shown(), **how)
+    check_arrived(latent.x)
+    latent.save(out)
+    click.echo(f"{len(latent)} latents, {cost(latent.nfe)}, standard deviation {latent.x.std():.3f}: {out}")
+
+
+@click.command()
+@click.argument("latent", metavar="LATENTS")
+@options(MODEL, BATCH, DEVICE)
+@click.option("--insist", is_flag=True, help="Decode although the latents were made with another model.")
+@out_option("decoded.png", "Picture to write.")
+def decode(latent: str, model: str, device: str, insist: bool, max_batch: int | None, out: Path) -> None:
+    """Turn latents back into pictures; the file knows how they were made."""
+    import odesampler as ods
+
+    made = ods.Latent.load(latent)
+    found = ods.decode(loaded_model(model, device), made, insist=insist, max_batch=max_batch, progress=shown())
+    ods.images.save_grid(found.x, out)
+    click.echo(f"{len(made)} images, {cost(found.nfe)}, {found.seconds:.2f} s: {out}")
