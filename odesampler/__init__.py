@@ -59,6 +59,7 @@ if TYPE_CHECKING:
     from odesampler.solvers import Ralston as Ralston
     from odesampler.solvers import Reversible as Reversible
     from odesampler.solvers import Scipy as Scipy
+    from odesampler.solvers import Singlestep as Singlestep
     from odesampler.solvers import Torchdiffeq as Torchdiffeq
     from odesampler.threshold import DynamicThreshold as DynamicThreshold
     from odesampler.zoo.models import held_out as held_out
@@ -83,7 +84,7 @@ _HOMES = {
     "registry": ("register", "solvers"),
     "sampling": ("Solution", "sample"),
     "schedule": ("ContinuousVP", "RectifiedFlow", "Schedule", "VE", "VP"),
-    "solvers": ("Ancestral", "Euler", "Multistep", "Reversible"),
+    "solvers": ("Ancestral", "Euler", "Multistep", "Reversible", "Singlestep"),
     "solvers.runge_kutta": ("Bosh3", "Dopri5", "Heun", "Midpoint", "RK4", "Ralston"),
     "solvers.external": ("Scipy", "Torchdiffeq"),
     "threshold": ("DynamicThreshold",),

@@ -24,6 +24,7 @@ from odesampler.solvers.external import SCIPY_METHODS, Scipy, Torchdiffeq, torch
 
 T = TypeVar("T")
 DRIVERS = ("adaptive", "torchdiffeq", "scipy")
+LOOPS = {"dpm_adaptive": "adaptive:dpm_solver_3"}  # plain names of loops -> what they are short for
 
 
 def _found() -> dict[str, Callable[..., Solver]]:
@@ -68,13 +69,15 @@ class SolverList(list[Facts]):
 def solvers() -> SolverList:
     """Every solver by name, with its order, evaluations a step, and whether it adapts, inverts exactly, draws noise."""
     ours = _listed()
+    by_name = {name: facts for facts in ours for name in (facts.name, *facts.aliases)}
+    loops = [by_name[spec.partition(":")[2]]._replace(name=name, aliases=(spec,)) for name, spec in LOOPS.items()]
     theirs = [("torchdiffeq", torchdiffeq_methods()), ("scipy", SCIPY_METHODS)]
     foreign = [
         Facts(f"{library}:{m}", (), None, None, find_solver(f"{library}:{m}").takes_steps is False, False, False, "")  # type: ignore[union-attr]
         for library, methods in theirs
         for m in methods
     ]
-    return SolverList(ours + foreign)
+    return SolverList(ours + loops + foreign)
 
 
 def register(name: str, maker: Callable[..., Solver]) -> None:
@@ -88,7 +91,7 @@ def register(name: str, maker: Callable[..., Solver]) -> None:
     Raises:
         ValueError: The name is taken, or not an identifier, or `maker` makes no solver.
     """
-    if not name.isidentifier() or name in SOLVERS:
+    if not name.isidentifier() or name in SOLVERS or name in LOOPS:
         raise ValueError(f"a solver's name must be a free identifier; got {name!r}")
     if not (callable(maker) and isinstance(maker(), Solver)):
         raise ValueError(f"a solver's maker must be a class or function that makes a Solver; got {maker!r}")
@@ -106,7 +109,8 @@ def find_solver(solver: Solver | Loop | str) -> Solver | Loop:
         return solver
     if not isinstance(solver, str):
         raise TypeError(f"solver must be a name or an object such as ods.Heun(); got {solver!r}")
-    driver, colon, rest = solver.partition(":")
+    name, bracket, given = solver.partition("(")
+    driver, colon, rest = (LOOPS.get(name, name) + bracket + given).partition(":")
     if not colon:
         return _named(solver)
     name, arguments = parsed(rest, "solver", solver)
@@ -190,7 +194,7 @@ def _listed() -> list[Facts]:
 def _named(spec: str) -> Solver:
     name, arguments = parsed(spec, "solver")
     if name not in SOLVERS:
-        known = [*SOLVERS, *(f"{d}:..." for d in DRIVERS)]
+        known = [*SOLVERS, *LOOPS, *(f"{d}:..." for d in DRIVERS)]
         raise ValueError(f"unknown solver {name!r}; known: {', '.join(known)}. Your own: ods.register(name, class)")
     for key, value in arguments.items():
         if key in ("base", "starter") and isinstance(value, str):

@@ -20,7 +20,7 @@ from odesampler.model import Model
 from odesampler.noise import Streams
 from odesampler.program import Course, Draw, Program, Solver, State, column
 from odesampler.schedule import VE, ContinuousVP
-from odesampler.solvers import RK4, Ancestral, Euler, Multistep, Reversible
+from odesampler.solvers import RK4, Ancestral, Euler, Multistep, Reversible, Singlestep
 
 HIGH, LOW = 3.0, 0.2  # the range in which all is smooth
 
@@ -161,6 +161,10 @@ VARIANTS = [
     Multistep("data", "log_sigma", 2, 2, eta=0.5),
     Multistep("flow", "flow", 4, 3, full_end=True),
     Multistep("v", "t", 1, 2, data_scale=0.5),
+    Singlestep("v", (0.5, 2 / 3), "dpm", data_scale=0.5),
+    Singlestep("flow", (1.0,)),
+    Singlestep("data", (0.25,)),
+    Singlestep("noise", (0.5, 0.9)),
 ]
 NAMED = [kind(**arguments) for kind in concrete_solvers() for arguments in kind.names.values()]
 SOLVERS: list[Solver] = [
