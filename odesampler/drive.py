@@ -51,7 +51,7 @@ class _Watch:
         kept, self.kept = self.kept, []
         if not kept:
             return
-        fine = torch.stack([total for _, total in kept]).isfinite().tolist()
+        fine = [math.isfinite(total) for total in torch.stack([total for _, total in kept]).tolist()]
         if not all(fine):
             raise FloatingPointError(
                 f"the model's answer has NaN or infinity at {kept[fine.index(False)][0]}; "
@@ -122,8 +122,7 @@ def _evaluate(model: Eps, asked: Request, cond: Cond, chunk: int | None, tally: 
     answers = []
     for i in range(0, len(x), size):
         part = slice(i, i + size)
-        level = sigma[part] if isinstance(sigma, Tensor) else sigma
-        answers.append(model(x[part], level, **{k: v[part] for k, v in mine.items()}))
+        answers.append(model(_cut(x, part), _cut(sigma, part), **{k: _cut(v, part) for k, v in mine.items()}))
         tally.calls += 1
     answer = answers[0] if len(answers) == 1 else torch.cat(answers)
     if answer.shape != x.shape:
@@ -137,6 +136,11 @@ def _evaluate(model: Eps, asked: Request, cond: Cond, chunk: int | None, tally: 
     else:
         tally.nfe[rows] += 1
     return answer
+
+
+def _cut(value: Any, part: slice) -> Any:
+    """`value[part]`; itself if that is all of it, or a number: cutting nothing off would still be an operation."""
+    return value[part] if isinstance(value, Tensor) and len(value) > part.stop - part.start else value
 
 
 def _joined_cond(cond: Cond | Sequence[Cond]) -> Cond:

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from odesampler.combine import remembering
-from odesampler.program import Course, Draw, Program, Sigma, Solver, State
+from odesampler.program import Course, Draw, Invertible, Program, Sigma, Solver, State
 from odesampler.solvers.frames import FRAMES, VARIABLES, DataFrame, Frame, Variable, times
 from odesampler.solvers.runge_kutta import RK4, Heun
 from odesampler.solvers.stochastic import refuse_rising
@@ -107,7 +107,8 @@ class Multistep(Solver):
             raise ValueError("full_end: the data frame, and the variables log_sigma and t, have no end at sigma = 0")
         if not self.eta >= 0 or not self.data_scale > 0 or (self.eta and self.frame != "data"):
             raise ValueError("eta must be 0 or more, above 0 in the data frame only, and data_scale above 0")
-        if self.starter is not None and (self.starter.stochastic or self.starter.start_evaluations):
+        remembers = isinstance(self.starter, (Multistep, Invertible))
+        if self.starter is not None and (remembers or self.starter.stochastic or self.starter.start_evaluations):
             raise ValueError(f"starter must be a deterministic one-step solver without memory; got {self.starter}")
 
     @property
