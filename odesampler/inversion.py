@@ -35,7 +35,7 @@ def encode(
     model: Model,
     images: Tensor,
     *,
-    solver: AnySolver = "heun",
+    solver: AnySolver | None = None,
     num_steps: int | None = None,
     grid: AnyGrid | None = None,
     cond: Mapping[str, Any] | None = None,

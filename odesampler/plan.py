@@ -16,11 +16,12 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor
 
+from odesampler import defaults
 from odesampler.combine import within
 from odesampler.drive import Eps, Tally, run
 from odesampler.grid import Grid, make_grid
 from odesampler.guidance import AnyGuidance, checked_guidance, guided
-from odesampler.integrate import solve
+from odesampler.integrate import OnGrid, solve
 from odesampler.model import Model
 from odesampler.noise import Streams
 from odesampler.observe import Progress, Recorder, Trajectory, tell_all
@@ -28,8 +29,6 @@ from odesampler.program import Course, Loop, Observer, Program, Solved, Solver, 
 from odesampler.registry import loop_for, spec_of
 from odesampler.threshold import AnyThreshold, checked_threshold, thresholded
 
-DEFAULT_STEPS = 20
-DEFAULT_GRID = "log_snr"  # measured on the embedded model: docs/defaults.md
 AnyGrid: TypeAlias = "Grid | Sequence[float] | str"
 AnySolver: TypeAlias = "Solver | Loop | str"
 
@@ -58,7 +57,7 @@ class Outcome:
 
 def make_plan(
     model: Model,
-    solver: AnySolver,
+    solver: AnySolver | None,
     *,
     num_steps: int | None,
     grid: AnyGrid | None,
@@ -80,11 +79,12 @@ def make_plan(
         if num_steps not in (None, steps):
             raise ValueError(f"num_steps={num_steps}, but the given grid has {steps} transitions: leave num_steps out")
         num_steps = steps
-    loop = loop_for(solver, num_steps, rtol, atol)
+    steps = defaults.STEPS if num_steps is None else num_steps
+    chosen = defaults.solver_for(steps, adaptive=(rtol, atol) != (None, None)) if solver is None else solver
+    loop = loop_for(chosen, num_steps, rtol, atol)
     low, high = model.range
     if loop.takes_steps:
-        name = ("linspace" if math.isinf(high) else DEFAULT_GRID) if grid is None else grid
-        steps = DEFAULT_STEPS if num_steps is None else num_steps
+        name = defaults.grid_for(model.schedule, high, _evaluations(loop, steps)) if grid is None else grid
         made = make_grid(name, model.schedule, steps, into_zero=into_zero, sigma_min=low, sigma_max=high)
     elif grid is None:
         made = Grid(_ends(low, high, loop, into_zero), "ends")
@@ -140,6 +140,11 @@ def execute(
 def program_of(plan: Plan, model: Model, start: State, grid: Grid, observe: Observer | None = None) -> Program[Solved]:
     """The solve along `grid`, the plan's in either direction, kept within the model's range."""
     return within(*model.range, spec_of(plan.loop), solve(plan.loop, start, grid.sigmas, observe))
+
+
+def _evaluations(loop: Loop, num_steps: int) -> int:
+    """What `num_steps` of it cost; loops of other libraries are taken to ask once a step."""
+    return loop.solver.cost(num_steps) if isinstance(loop, OnGrid) else num_steps
 
 
 def eps_of(plan: Plan, model: Model) -> Eps:

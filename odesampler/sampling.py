@@ -47,7 +47,7 @@ def sample(
     model: Model,
     num_samples: int | None = None,
     *,
-    solver: AnySolver = "heun",
+    solver: AnySolver | None = None,
     num_steps: int | None = None,
     grid: AnyGrid | None = None,
     seed: int | Sequence[int] = 0,
@@ -68,10 +68,11 @@ def sample(
     Args:
         model: The model; see `ods.load`, `ods.Model`.
         num_samples: How many; left out, as many as `x` has.
-        solver: A name of `ods.solvers()` or an object such as `ods.Heun()`.
+        solver: A name of `ods.solvers()` or an object such as `ods.Heun()`. By default the one that was measured to be
+            best for so many steps, docs/defaults.md; for tolerances Dormand-Prince.
         num_steps: Transitions of a fixed grid, 20 by default. The last one is an Euler step into sigma = 0.
-        grid: A name ("karras", "trailing", ...), a Grid, or falling sigmas. "log_snr" by default, "linspace" for models
-            that start at sigma = infinity.
+        grid: A name of `ods.grids()` such as "karras(rho=5)", a Grid, or falling sigmas. By default one chosen by the
+            number of evaluations, likewise; "linspace" for models that start at sigma = infinity.
         seed: An int s (sample i then has seed s + i), or one a sample. Sample and seed belong together in any batch.
         x: Latents to start from, (batch, *shape), in the model's own scale, about N(0, 1): instead of drawing them.
         cond: Conditions, {"label": 3} or one value a sample; missing ones mean "none".

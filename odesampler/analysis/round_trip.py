@@ -18,11 +18,12 @@ import torch
 from torch import Tensor
 
 from odesampler.analysis import tables
+from odesampler.defaults import STEPS
 from odesampler.guidance import AnyGuidance
 from odesampler.inversion import decode, encode, refuse_stochastic
 from odesampler.latent import Latent
 from odesampler.model import Model
-from odesampler.plan import DEFAULT_STEPS, AnyGrid, AnySolver, checked_batch, checked_cond, checked_model, make_plan
+from odesampler.plan import AnyGrid, AnySolver, checked_batch, checked_cond, checked_model, make_plan
 from odesampler.program import Loop, Solver
 from odesampler.registry import find_solver, spec_of
 
@@ -131,7 +132,7 @@ def round_trip(
     model: Model,
     images: Tensor,
     solvers: AnySolver | Sequence[AnySolver] = DEFAULT_SOLVERS,
-    num_steps: int | Sequence[int] = DEFAULT_STEPS,
+    num_steps: int | Sequence[int] = STEPS,
     *,
     grid: AnyGrid | None = None,
     cond: Mapping[str, Any] | None = None,

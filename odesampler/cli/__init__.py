@@ -44,6 +44,14 @@ def solvers() -> None:
     click.echo(str(ods.solvers()))
 
 
+@cli.command()
+def grids() -> None:
+    """List the named grids, with their parameters."""
+    import odesampler as ods
+
+    click.echo(str(ods.grids()))
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line; exits with 0, or with 2 after one line on what is wrong."""
     warnings.filterwarnings("ignore", ".*did not arrive", RuntimeWarning)  # said by an error, once

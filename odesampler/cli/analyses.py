@@ -81,7 +81,7 @@ def roundtrip(
 @options(MODEL)
 @click.option("--solvers", help="Names, separated by commas.  [default: ddim, midpoint, heun, bosh3, rk4]")
 @click.option("--steps", "num_steps", help="Numbers, separated by commas.  [default: 15 to 120 evaluations]")
-@click.option("--grid", help="One of those of `sample`, or several separated by commas.  [default: log_snr]")
+@click.option("--grid", help="One of those of `sample`, or several separated by commas.")
 @click.option("--tolerances", help="For solvers that choose their own steps, separated by commas.")
 @click.option("--num", type=int, default=16, show_default=True, help="How many samples.")
 @click.option("--seed", type=int, default=0, show_default=True, help="Of the first sample; the next has seed + 1.")

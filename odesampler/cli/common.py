@@ -6,6 +6,7 @@ import re
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
+from functools import wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -25,10 +26,9 @@ MODEL = click.option("--model", default="digits", show_default=True, help="An em
 DEVICE = click.option("--device", default="cpu", show_default=True, help="Where to compute: cpu, cuda, cuda:1, mps.")
 BATCH = click.option("--max-batch", type=int, help="The most images to give the network at once.")
 LABEL = click.option("--label", help="Class by name or number, or one a sample separated by commas; none by default.")
-GUIDANCE = click.option("--guidance", "guidance_scale", type=float, default=1.0, help="Guidance scale; 1 is off.")
-GRID = click.option("--grid", help="log_snr, karras, trailing, leading, linspace or quadratic.  [default: log_snr]")
+GRID = click.option("--grid", help="See `odesampler grids`.  [default: by the number of evaluations]")
 HOW = (
-    click.option("--solver", default="heun", show_default=True, help="See `odesampler solvers`."),
+    click.option("--solver", help="See `odesampler solvers`.  [default: by the number of steps]"),
     click.option("--steps", "num_steps", type=int, help="Transitions of a fixed grid.  [default: 20]"),
     GRID,
     click.option("--rtol", type=float, help="Relative tolerance: adaptive steps, per sample."),
@@ -45,6 +45,25 @@ def options(*decorators: Callable[[F], F]) -> Callable[[F], F]:
         return command
 
     return decorate
+
+
+def GUIDANCE(command: F) -> F:  # one of the options above, though it takes three to say
+    """Guidance as the verbs take it: a number, or with more said an `ods.Guidance`."""
+
+    @wraps(command)
+    def guided(*args: Any, rescale: float, interval: tuple[float, float] | None, **how: Any) -> Any:
+        if rescale or interval:
+            from odesampler.guidance import Guidance
+
+            how["guidance_scale"] = Guidance(how["guidance_scale"], rescale, interval)
+        return command(*args, **how)
+
+    add = options(
+        click.option("--guidance", "guidance_scale", type=float, default=1.0, help="Guidance scale; 1 is off."),
+        click.option("--guidance-rescale", "rescale", type=float, default=0.0, help="0 to 1: keep the contrast."),
+        click.option("--guidance-interval", "interval", type=float, nargs=2, help="Guide between these sigmas only."),
+    )
+    return add(guided)  # type: ignore[return-value]  # the same command with other options
 
 
 def out_option(default: str | None, what: str, *, name: str = "--out", suffix: str = "") -> Callable[[F], F]:
