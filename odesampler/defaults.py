@@ -1,31 +1,47 @@
-"""What is taken where the user names no solver or no grid: by budget, chosen by measurement.
+"""What is taken where the user names no solver or no grid: by budget, chosen by measurement on trained networks.
 
-docs/defaults.md has the tables, the models that they were measured on, and the command that repeats them. All solvers
-here take one evaluation a step, so that steps are evaluations.
+docs/defaults.md has the tables and the command that repeats them. All solvers here take one evaluation a step.
 """
 
 from __future__ import annotations
 
+import math
+from typing import NamedTuple
+
 from odesampler.schedule import VP, ContinuousVP, Schedule
 
 STEPS = 20
-FEW, MANY = 7, 25  # evaluations at which another setting is the better one
+MANY = 25  # evaluations from which on a grid that is even in log sigma is the better one
 
-FLOW_PC = "multistep"  # the flow frame, order 2 with a corrector through 3 points
-ON_CLOCK = "power(rho=2, variable='t')"  # even in the square root of the model's clock
+
+class Choice(NamedTuple):
+    """A solver for up to so many steps."""
+
+    most: float
+    solver: str
+
+
+CHOICES = (
+    Choice(6, "multistep(frame='data')"),
+    Choice(24, "multistep"),
+    Choice(39, "multistep(predictor=3, corrector=4)"),
+    Choice(math.inf, "multistep(frame='data', predictor=4, corrector=4)"),
+)
 
 
 def solver_for(num_steps: int, *, adaptive: bool) -> str:
     """The solver for a number of steps, or for steps chosen by tolerances."""
-    if adaptive:
-        return "dopri5"
-    if num_steps < FEW:
-        return "multistep(predictor=1, corrector=2)"
-    return FLOW_PC if num_steps < MANY else "multistep(predictor=3, corrector=4)"
+    return "dopri5" if adaptive else next(c.solver for c in CHOICES if num_steps <= c.most)
 
 
-def grid_for(schedule: Schedule, sigma_max: float, evaluations: int) -> str:
-    """The grid for a number of evaluations."""
-    if sigma_max == float("inf"):
+def grid_for(schedule: Schedule, low: float, high: float, num_steps: int, evaluations: int) -> str:
+    """The grid from `high` to `low` for a number of steps that take so many evaluations.
+
+    With few, even in the square root of the clock, and the last step into zero the longer the fewer there are.
+    """
+    if math.isinf(high):
         return "linspace"
-    return ON_CLOCK if isinstance(schedule, (VP, ContinuousVP)) and evaluations < MANY else "log_snr"
+    if evaluations >= MANY or not isinstance(schedule, (VP, ContinuousVP)):
+        return "log_snr"
+    last = min(max(low, round(2.5 / num_steps**2, 4)), math.sqrt(low * high))
+    return f"power(rho=2, variable='t', last={last!r})"

@@ -84,7 +84,7 @@ def make_plan(
     loop = loop_for(chosen, num_steps, rtol, atol)
     low, high = model.range
     if loop.takes_steps:
-        name = defaults.grid_for(model.schedule, high, _evaluations(loop, steps)) if grid is None else grid
+        name = defaults.grid_for(model.schedule, low, high, steps, _evaluations(loop, steps)) if grid is None else grid
         made = make_grid(name, model.schedule, steps, into_zero=into_zero, sigma_min=low, sigma_max=high)
     elif grid is None:
         made = Grid(_ends(low, high, loop, into_zero), "ends")

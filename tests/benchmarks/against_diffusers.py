@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 import odesampler as ods
+from odesampler import defaults
 from odesampler.registry import find_solver
 
 BUDGETS = (6, 10, 20, 50)
@@ -52,7 +53,7 @@ SIGMAS = {
     **{spacing: {"timestep_spacing": spacing} for spacing in ("leading", "linspace", "trailing")},
     **{kind: {f"use_{kind}": True} for kind in ("karras_sigmas", "exponential_sigmas", "beta_sigmas", "lu_lambdas")},
 }
-OURS = ("multistep", "unipc", "unipc_3", "dpmpp_2m", "multistep(frame='data', predictor=3, corrector=4)")
+OURS = ("multistep", "ddim", "heun", "dpmpp_2m", "deis", "unipc", "lms", "adams_pc")
 
 
 class Setting(NamedTuple):
@@ -168,11 +169,11 @@ def table(problem: Problem, budget: int, few: int) -> None:
     print(f"{problem.name}, {budget} evaluations: diffusers, best of {len(screened)} settings ({failed} impossible)")
     for error, name in theirs[:SHOWN]:
         print(f"  {error:.2e}  {name}")
-    default = str(inspect.signature(ods.sample).parameters["solver"].default)
-    for solver in (default, *OURS):
-        found = find_solver(solver)
-        num_steps = next(n for n in range(budget, 0, -1) if found.cost(n - 1) + 1 <= budget)
+    for solver in (None, *OURS):
+        num_steps = budget
+        if solver is not None:  # as many steps as the budget allows, the last of which asks once
+            num_steps = next(n for n in range(budget, 0, -1) if find_solver(solver).cost(n - 1) + 1 <= budget)
         sol = problem.ours(problem.samples, solver=solver, num_steps=num_steps)
         error = problem.error(sol.x, 0.0)
-        label = f"{solver}, the default" if solver == default else solver
+        label = solver or f"default, {defaults.solver_for(budget, adaptive=False)}"
         print(f"  {error:.2e}  {error / theirs[0][0]:5.2f} x  odesampler: {label} ({int(sol.nfe[0])})", flush=True)
