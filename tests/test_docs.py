@@ -1,6 +1,7 @@
 """Every code block of README and docs runs, and says what the project does."""
 
 import re
+import runpy
 import shlex
 from pathlib import Path
 
@@ -52,6 +53,13 @@ def test_commands_run(page, text, tmp_path, monkeypatch):
             defaults.table("digits", budgets=(10,), samples=1, reference=20)  # the same, in small
         else:
             pytest.fail(f"nothing runs {command!r}")
+
+
+def test_the_tables_of_solvers_and_grids_are_those_of_the_library():
+    page = (ROOT / "docs" / "solvers.md").read_text()
+    written = runpy.run_path(str(ROOT / "docs" / "make_tables.py"))["filled"](page)
+    assert written == page, "run `python docs/make_tables.py`"
+    assert page.count("\n| `") > 40, "the tables are empty"
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)

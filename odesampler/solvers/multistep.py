@@ -24,6 +24,8 @@ from odesampler.solvers.runge_kutta import RK4, Heun
 from odesampler.solvers.stochastic import refuse_rising
 from odesampler.solvers.weights import RULES, Weights, combined
 
+_PLMS = {"frame": "noise", "predictor": 4, "corrector": 0, "rule": "equal", "starter": Heun(), "full_end": True}
+
 
 @dataclass(frozen=True)
 class Multistep(Solver):
@@ -70,14 +72,8 @@ class Multistep(Solver):
     names: ClassVar = {
         "lms": {"frame": "noise", "variable": "sigma", "predictor": 4, "corrector": 0, "full_end": True},
         "ipndm": {"frame": "noise", "predictor": 4, "corrector": 0, "rule": "equal", "full_end": True},
-        "plms": {
-            "frame": "noise",
-            "predictor": 4,
-            "corrector": 0,
-            "rule": "equal",
-            "starter": Heun(),
-            "full_end": True,
-        },
+        "plms": _PLMS,
+        "pndm": _PLMS,
         "deis": {"frame": "noise", "predictor": 3, "corrector": 0},
         "deis_tab": {"frame": "noise", "variable": "t", "predictor": 3, "corrector": 0},
         "dpm_solver_2m": {"frame": "noise", "corrector": 0, "rule": "dpm"},
@@ -116,7 +112,8 @@ class Multistep(Solver):
         corrector = f" + corrector {self.corrector}" if self.corrector else ""
         rule = "" if self.rule == "exact" else f", rule {self.rule}"
         how = f"{self.frame} frame in {self.variable}, order {self.predictor}{corrector}{rule}"
-        return f"multistep: {how}" + (f", started by {type(self.starter).__name__}" if self.starter else "")
+        noise = f", noise of eta {self.eta:g}" if self.eta else ""
+        return f"multistep: {how}{noise}" + (f", started by {type(self.starter).__name__}" if self.starter else "")
 
     @property
     def order(self) -> int:
