@@ -51,6 +51,7 @@ if TYPE_CHECKING:
     from odesampler.solvers import RK4 as RK4
     from odesampler.solvers import Ancestral as Ancestral
     from odesampler.solvers import Bosh3 as Bosh3
+    from odesampler.solvers import Churn as Churn
     from odesampler.solvers import Dopri5 as Dopri5
     from odesampler.solvers import Euler as Euler
     from odesampler.solvers import Heun as Heun
@@ -60,6 +61,7 @@ if TYPE_CHECKING:
     from odesampler.solvers import Reversible as Reversible
     from odesampler.solvers import Scipy as Scipy
     from odesampler.solvers import Singlestep as Singlestep
+    from odesampler.solvers import StochasticMidpoint as StochasticMidpoint
     from odesampler.solvers import Torchdiffeq as Torchdiffeq
     from odesampler.threshold import DynamicThreshold as DynamicThreshold
     from odesampler.zoo.models import held_out as held_out
@@ -84,7 +86,7 @@ _HOMES = {
     "registry": ("register", "solvers"),
     "sampling": ("Solution", "sample"),
     "schedule": ("ContinuousVP", "RectifiedFlow", "Schedule", "VE", "VP"),
-    "solvers": ("Ancestral", "Euler", "Multistep", "Reversible", "Singlestep"),
+    "solvers": ("Ancestral", "Churn", "Euler", "Multistep", "Reversible", "Singlestep", "StochasticMidpoint"),
     "solvers.runge_kutta": ("Bosh3", "Dopri5", "Heun", "Midpoint", "RK4", "Ralston"),
     "solvers.external": ("Scipy", "Torchdiffeq"),
     "threshold": ("DynamicThreshold",),

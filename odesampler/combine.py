@@ -140,7 +140,7 @@ def together(*programs: Program[T]) -> Program[list[T]]:
                 first = sum(len(b) for b in blocks)
                 blocks.append(torch.arange(first, first + len(asked[0]), device=asked[0].device))
             while isinstance(asked, Draw):
-                noise = yield Draw(asked.like, _rows_in(blocks[i], asked.rows))
+                noise = yield asked._replace(rows=_rows_in(blocks[i], asked.rows))
                 asked = question(programs[i].send(noise))
             pending[i] = asked
         except StopIteration as stop:

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from odesampler.combine import question, together
 from odesampler.model import Cond
-from odesampler.noise import Streams
+from odesampler.noise import Noise
 from odesampler.program import Draw, Program, Request, column
 
 T = TypeVar("T")
@@ -63,7 +63,7 @@ def run(
     *programs: Program[T],
     model: Eps,
     cond: Cond | Sequence[Cond] = (),
-    noise: Streams | None = None,
+    noise: Noise | None = None,
     max_batch: int | None = None,
     tally: Tally | None = None,
 ) -> list[T]:
@@ -152,10 +152,10 @@ def _joined_cond(cond: Cond | Sequence[Cond]) -> Cond:
     return {k: torch.cat([c[k] for c in cond]) for k in (cond[0] if cond else ())}
 
 
-def _draw(asked: Draw, noise: Streams | None) -> Tensor:
+def _draw(asked: Draw, noise: Noise | None) -> Tensor:
     if noise is None:
         raise ValueError("a stochastic solver drew noise, and no streams were given: pass noise=Streams(seeds)")
-    return noise.draw(asked.like, asked.rows)
+    return noise.draw(*asked)
 
 
 def _where(asked: Request) -> str:

@@ -23,7 +23,7 @@ from odesampler.grid import Grid, make_grid
 from odesampler.guidance import AnyGuidance, checked_guidance, guided
 from odesampler.integrate import OnGrid, solve
 from odesampler.model import Model
-from odesampler.noise import Streams
+from odesampler.noise import Noise
 from odesampler.observe import Progress, Recorder, Trajectory, tell_all
 from odesampler.program import Course, Loop, Observer, Program, Solved, Solver, State
 from odesampler.registry import loop_for, spec_of
@@ -104,7 +104,7 @@ def execute(
     *,
     rising: bool = False,
     cond: Mapping[str, Tensor] | None = None,
-    noise: Streams | None = None,
+    noise: Noise | None = None,
     max_batch: int | None = None,
     progress: str | None = None,
     trajectory: bool = False,

@@ -41,10 +41,15 @@ class Request(NamedTuple):
 
 
 class Draw(NamedTuple):
-    """The question "give me standard normal noise of the shape of `like`", answered from one stream a sample."""
+    """The question "give me standard normal noise of the shape of `like`", answered from one stream a sample.
+
+    A solver of a stochastic equation also says of what its noise is the increment: (W(b) - W(a)) / sqrt(|b - a|), where
+    W is a Brownian motion in some clock and (a, b) the `span`. Only a `noise.BrownianPath` listens to that.
+    """
 
     like: Tensor  # (n, *shape)
     rows: Tensor | None = None  # as in Request
+    span: tuple[Sigma, Sigma] | None = None  # above 0, one for all or one a sample; None: noise of no path
 
 
 class State(NamedTuple):

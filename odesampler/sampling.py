@@ -17,7 +17,7 @@ from torch import Tensor
 from odesampler.adaptive import Status
 from odesampler.guidance import AnyGuidance
 from odesampler.model import Model
-from odesampler.noise import Streams, seeds_for
+from odesampler.noise import noise_for, seeds_for
 from odesampler.observe import Trajectory
 from odesampler.plan import AnyGrid, AnySolver, Outcome, Plan, checked_batch, checked_cond, execute, make_plan
 from odesampler.program import Invertible, State
@@ -51,6 +51,7 @@ def sample(
     num_steps: int | None = None,
     grid: AnyGrid | None = None,
     seed: int | Sequence[int] = 0,
+    noise: str = "independent",
     x: Tensor | None = None,
     cond: Mapping[str, Any] | None = None,
     guidance_scale: AnyGuidance = 1.0,
@@ -74,6 +75,8 @@ def sample(
         grid: A name of `ods.grids()` such as "karras(rho=5)", a Grid, or falling sigmas. By default one chosen by the
             number of evaluations, likewise; "linspace" for models that start at sigma = infinity.
         seed: An int s (sample i then has seed s + i), or one a sample. Sample and seed belong together in any batch.
+        noise: What stochastic solvers draw: "independent" from step to step, or increments of one path a sample,
+            "brownian", so that with more steps the same images come out better.
         x: Latents to start from, (batch, *shape), in the model's own scale, about N(0, 1): instead of drawing them.
         cond: Conditions, {"label": 3} or one value a sample; missing ones mean "none".
         guidance_scale: As in diffusers, eps_u + scale * (eps_c - eps_u); 1 is off. An `ods.Guidance` can also rescale
@@ -106,12 +109,11 @@ def sample(
         clip_denoised=clip_denoised,
         state_dtype=state_dtype,
     )
-    noise = Streams(seeds_for(seed, checked_count(num_samples, x)))
-    top = plan.grid[0]
+    count = checked_count(num_samples, x)
+    drawn, top = noise_for(noise, seeds_for(seed, count)), plan.grid[0]
     if x is None:
-        shape = (checked_count(num_samples, x), *checked_shape(model))
-        like = torch.empty(shape, dtype=plan.state_dtype, device=model.device)
-        x_t = noise.draw(like) * model.schedule.latent_scale(top)
+        like = torch.empty((count, *checked_shape(model)), dtype=plan.state_dtype, device=model.device)
+        x_t = drawn.draw(like) * model.schedule.latent_scale(top)
     else:
         x_t = checked_batch(model, x, "x").to(model.device, plan.state_dtype)
     outcome = execute(
@@ -119,7 +121,7 @@ def sample(
         model,
         State(model.schedule.from_model_scale(x_t, top)),
         cond=checked_cond(model, cond, len(x_t)),
-        noise=noise,
+        noise=drawn,
         max_batch=max_batch,
         progress="sampling" if progress else None,
         trajectory=trajectory,

@@ -20,7 +20,17 @@ from odesampler.model import Model
 from odesampler.noise import Streams
 from odesampler.program import Course, Draw, Program, Solver, State, column
 from odesampler.schedule import VE, ContinuousVP
-from odesampler.solvers import RK4, Ancestral, Euler, Multistep, Reversible, Singlestep
+from odesampler.solvers import (
+    RK4,
+    Ancestral,
+    Churn,
+    Euler,
+    Midpoint,
+    Multistep,
+    Reversible,
+    Singlestep,
+    StochasticMidpoint,
+)
 
 HIGH, LOW = 3.0, 0.2  # the range in which all is smooth
 
@@ -107,7 +117,7 @@ class Spy:
 class SameNoise:
     """In place of streams: the same noise for every sample, so that samples may change their rows."""
 
-    def draw(self, like: Tensor, rows: Tensor | None = None) -> Tensor:
+    def draw(self, like: Tensor, rows: Tensor | None = None, span: Any = None) -> Tensor:
         return torch.full_like(like, 0.3)
 
 
@@ -155,6 +165,10 @@ VARIANTS = [
     Reversible(RK4()),
     Ancestral(eta=0.0),
     Ancestral(eta=0.5),
+    Ancestral(eta=0.5, base=Midpoint()),
+    Churn(RK4(), s_churn=5.0, s_tmin=0.5, s_tmax=2.0),
+    Churn(s_churn=0.0),
+    StochasticMidpoint(eta=0.5),
     Multistep("noise", "sigma", 4, 0, starter=RK4()),
     Multistep("noise", "log_sigma", 3, 0, starter=RK4()),
     Multistep("data", "log_sigma", 3, 4, starter=RK4()),

@@ -8,11 +8,12 @@ import torch
 from odesampler.drive import Tally, run
 from odesampler.integrate import OnGrid, back_along, on_grid, solve
 from odesampler.noise import Streams
-from odesampler.program import Draw, Invertible, State, column
+from odesampler.program import Course, Draw, Invertible, State, column
 from odesampler.registry import SOLVERS as REGISTERED
 from odesampler.solvers import RK4, Bosh3, Dopri5, Euler, Heun
 from tests.problems import (
     BOTH_WAYS,
+    COURSE,
     DETERMINISTIC,
     HIGH,
     LOW,
@@ -97,7 +98,8 @@ def test_goes_there_and_back_with_no_more_than_its_own_error(solver):
 @every_solver
 def test_one_step_into_zero_returns_the_denoised_image(solver):
     x, eps = noise(), mixture()
-    [done] = run(solve(OnGrid(solver), State(x), [1.5, 0.0]), model=eps)
+    there = OnGrid(solver).prepared(Course(COURSE.clock, (1.5, 0.0)))
+    [done] = run(solve(there, State(x), [1.5, 0.0]), model=eps)
     torch.testing.assert_close(done.state.x, x - 1.5 * eps(x, 1.5), rtol=0, atol=1e-14)
 
 
@@ -269,8 +271,8 @@ def test_it_draws_noise_only_if_it_says_so(solver):
     asked = []
 
     class Listening(SameNoise):
-        def draw(self, like, rows=None):
-            asked.append(Draw(like, rows))
+        def draw(self, like, rows=None, span=None):
+            asked.append(Draw(like, rows, span))
             return super().draw(like, rows)
 
     run(on_grid(solver, noise(), geometric(2)), model=mixture(), noise=Listening())

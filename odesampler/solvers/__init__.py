@@ -20,6 +20,8 @@ from odesampler.solvers.runge_kutta import Heun as Heun
 from odesampler.solvers.runge_kutta import Midpoint as Midpoint
 from odesampler.solvers.runge_kutta import Ralston as Ralston
 from odesampler.solvers.stochastic import Ancestral as Ancestral
+from odesampler.solvers.stochastic import Churn as Churn
+from odesampler.solvers.stochastic import StochasticMidpoint as StochasticMidpoint
 
 if TYPE_CHECKING:
     from odesampler.registry import SolverList

@@ -33,8 +33,8 @@ class Multistep(Solver):
 
     Order: 3 by default; in general min(predictor + 1, corrector), or `predictor` without a corrector, but 2 at most for
     the rules "dpm" and "equal", and, by the first step of order 1, 3 at most with and 2 without a corrector unless a
-    `starter` does better; with noise 2 at most, in law. Evaluations: 1 a step. Error estimate: none. Memory: g at
-    earlier sigmas, and with a corrector what the last step carried. Exactly invertible: no.
+    `starter` does better; with noise 2 at most, in law, and 1 on a path. Evaluations: 1 a step. Error estimate: none.
+    Memory: g at earlier sigmas, and with a corrector what the last step carried. Exactly invertible: no.
 
     Args:
         frame: What is interpolated: "noise", "data", "v" or "flow" (see `frames`).
@@ -82,6 +82,7 @@ class Multistep(Solver):
         "dpmpp_3m": {"frame": "data", "predictor": 3, "corrector": 0, "rule": "dpm"},
         "dpmpp_2m_sde": {"frame": "data", "corrector": 0, "rule": "dpm", "eta": 1.0},
         "dpmpp_3m_sde": {"frame": "data", "predictor": 3, "corrector": 0, "rule": "dpm", "eta": 1.0},
+        "sa_solver": {"frame": "data", "corrector": 2, "rule": "bh1", "eta": 1.0},
         "unipc": {"frame": "data", "rule": "bh2"},
         "unipc_bh1": {"frame": "data", "rule": "bh1"},
         "unipc_3": {"frame": "data", "predictor": 3, "corrector": 4, "rule": "bh2"},
@@ -151,7 +152,7 @@ class Multistep(Solver):
         here = self._corrected(state, k0, s0)
         base = times(self._frame.carried(s0, s1), here.x) if self.frame != "noise" else here.x
         if self.eta:
-            z = yield Draw(here.x)
+            z = yield Draw(here.x, span=(s0 ** (-2 * self.eta), s1 ** (-2 * self.eta)))
             base = base + times(DataFrame(self.eta).drawn(s0, s1), z)
         weights = self._weights(s0, s1, here.sigmas[: self.predictor])
         return self._kept(combined(1, base, weights, here.memory[: len(weights)]), base, here)
