@@ -11,7 +11,7 @@ from typing import NamedTuple
 from odesampler.schedule import VP, ContinuousVP, Schedule
 
 STEPS = 20
-MANY = 25  # evaluations from which on a grid that is even in log sigma is the better one
+MANY = 25  # evaluations from which on a grid that is nearly even in log sigma is the better one
 
 
 class Choice(NamedTuple):
@@ -22,10 +22,10 @@ class Choice(NamedTuple):
 
 
 CHOICES = (
-    Choice(6, "multistep(frame='data')"),
+    Choice(6, "unipc"),
     Choice(24, "multistep"),
     Choice(39, "multistep(predictor=3, corrector=4)"),
-    Choice(math.inf, "multistep(frame='data', predictor=4, corrector=4)"),
+    Choice(math.inf, "multistep(variable='log1p', predictor=4, corrector=5)"),
 )
 
 
@@ -42,6 +42,6 @@ def grid_for(schedule: Schedule, low: float, high: float, num_steps: int, evalua
     if math.isinf(high):
         return "linspace"
     if evaluations >= MANY or not isinstance(schedule, (VP, ContinuousVP)):
-        return "log_snr"
+        return "polyexponential(rho=0.9)"
     last = min(max(low, round(2.5 / num_steps**2, 4)), math.sqrt(low * high))
     return f"power(rho=2, variable='t', last={last!r})"

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+import odesampler
 from odesampler.cli import main
 from tests.benchmarks import defaults
 
@@ -50,7 +51,7 @@ def test_commands_run(page, text, tmp_path, monkeypatch):
         elif words == ["pytest"]:
             assert re.search(r"pip install .*-c constraints.txt -e '.\[test\]' && pytest$", script, re.MULTILINE)
         elif words == ["python", "-m", "tests.benchmarks", "defaults"]:
-            defaults.table("digits", budgets=(10,), samples=1, reference=20)  # the same, in small
+            defaults.table(odesampler.load("digits"), budgets=(6,), samples=2, reference=60)  # the same, in small
         else:
             pytest.fail(f"nothing runs {command!r}")
 

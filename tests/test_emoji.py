@@ -30,7 +30,7 @@ def losses(model: ods.Model) -> list[float]:
 
 def is_trained(found: list[float]) -> bool:
     """Bounds a tenth above the shipped model's; one of 1,000 steps of training fails them at t = 50 and on the mean."""
-    return sum(found) / len(found) < 0.155 and found[0] < 0.18
+    return sum(found) / len(found) < 0.167 and found[0] < 0.181
 
 
 @pytest.mark.slow

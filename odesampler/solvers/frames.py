@@ -162,6 +162,7 @@ def _arctan(sigma: Any) -> Any:
 VARIABLES: dict[str, Variable] = {  # and "t", the model's clock, which only its schedule knows
     "sigma": lambda sigma: sigma,
     "log_sigma": log,
+    "log1p": lambda sigma: log(1 + sigma / 0.1),  # log sigma where it is large, sigma itself near 0
     "phi": _arctan,
     "flow": lambda sigma: sigma / (1 + sigma),
 }

@@ -20,7 +20,7 @@ from torch import Tensor
 from odesampler.combine import remembering
 from odesampler.program import Course, Draw, Invertible, Program, Sigma, Solver, State
 from odesampler.solvers.frames import FRAMES, VARIABLES, DataFrame, Frame, Variable, times
-from odesampler.solvers.runge_kutta import RK4, Heun
+from odesampler.solvers.runge_kutta import Heun
 from odesampler.solvers.stochastic import refuse_rising
 from odesampler.solvers.weights import RULES, Weights, combined
 
@@ -38,8 +38,8 @@ class Multistep(Solver):
 
     Args:
         frame: What is interpolated: "noise", "data", "v" or "flow" (see `frames`).
-        variable: In what: "sigma", "log_sigma", "phi" (arctan sigma), "flow" (sigma / (1 + sigma)), or "t", the clock
-            of the model that it is used for.
+        variable: In what: "sigma", "log_sigma", "log1p" (log(1 + sigma / 0.1)), "phi" (arctan sigma), "flow"
+            (sigma / (1 + sigma)), or "t", the clock of the model that it is used for.
         predictor: Points through which the explicit formula goes, 1 to 4.
         corrector: Points through which a step is done anew, 0 (never) to 5.
         rule: How the polynomial is integrated: "exact", or as published: "bh1", "bh2", "dpm", "equal" (see `weights`).
@@ -87,7 +87,7 @@ class Multistep(Solver):
         "unipc_bh1": {"frame": "data", "rule": "bh1"},
         "unipc_3": {"frame": "data", "predictor": 3, "corrector": 4, "rule": "bh2"},
         "v_adams": {"frame": "v", "variable": "phi", "predictor": 3, "corrector": 0},
-        "adams_pc": {"frame": "v", "variable": "phi", "predictor": 4, "corrector": 5, "starter": RK4()},
+        "adams_pc": {"frame": "v", "variable": "phi", "predictor": 4, "corrector": 5},
     }
 
     def __post_init__(self) -> None:
