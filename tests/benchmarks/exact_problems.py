@@ -1,4 +1,4 @@
-"""Error against evaluations on problems whose eps is exact: what a solver can do where a network does not stand in its way.
+"""Error against evaluations where eps is exact: what a solver can do with no network in its way.
 
 The one fixed setting "adams_pc" on its grid, the defaults, and a few that are well known. Error as in `defaults`.
 """
