@@ -8,10 +8,11 @@ from __future__ import annotations
 import math
 from typing import NamedTuple
 
+from odesampler.program import Solver
 from odesampler.schedule import VP, ContinuousVP, Schedule
 
 STEPS = 20
-MANY = 25  # evaluations from which on a grid that is nearly even in log sigma is the better one
+MANY = 25  # steps from which on a grid that is nearly even in log sigma is the better one
 
 
 class Choice(NamedTuple):
@@ -34,14 +35,17 @@ def solver_for(num_steps: int, *, adaptive: bool) -> str:
     return "dopri5" if adaptive else next(c.solver for c in CHOICES if num_steps <= c.most)
 
 
-def grid_for(schedule: Schedule, low: float, high: float, num_steps: int, evaluations: int) -> str:
-    """The grid from `high` to `low` for a number of steps that take so many evaluations.
+def grid_for(schedule: Schedule, low: float, high: float, num_steps: int, solver: Solver | None) -> str:
+    """The grid from `high` to `low` for a number of steps of a solver (None: of another library).
 
-    With few, even in the square root of the clock, and the last step into zero the longer the fewer there are.
+    For a few steps of one evaluation each, and for Euler always, even in the square root of the clock, the last step
+    into zero the longer the fewer there are. Else nearly even in log sigma: the first steps of methods of several
+    stages must not be long.
     """
     if math.isinf(high):
         return "linspace"
-    if evaluations >= MANY or not isinstance(schedule, (VP, ContinuousVP)):
+    few = solver is not None and solver.cost(num_steps) == num_steps and (num_steps < MANY or solver.order == 1)
+    if not few or not isinstance(schedule, (VP, ContinuousVP)):
         return "polyexponential(rho=0.9)"
-    last = min(max(low, round(2.5 / num_steps**2, 4)), math.sqrt(low * high))
+    last = min(max(float(low), round(2.5 / num_steps**2, 4)), math.sqrt(low * high))
     return f"power(rho=2, variable='t', last={last!r})"

@@ -19,7 +19,7 @@ from torch import Tensor
 from odesampler import defaults
 from odesampler.combine import within
 from odesampler.drive import Eps, Tally, run
-from odesampler.grid import Grid, make_grid
+from odesampler.grid import Grid, check_num_steps, make_grid
 from odesampler.guidance import AnyGuidance, checked_guidance, guided
 from odesampler.integrate import OnGrid, solve
 from odesampler.model import Model
@@ -79,12 +79,15 @@ def make_plan(
         if num_steps not in (None, steps):
             raise ValueError(f"num_steps={num_steps}, but the given grid has {steps} transitions: leave num_steps out")
         num_steps = steps
-    steps = defaults.STEPS if num_steps is None else num_steps
+    if num_steps is not None:
+        check_num_steps(num_steps)
+    steps = defaults.STEPS if num_steps is None else int(num_steps)
     chosen = defaults.solver_for(steps, adaptive=(rtol, atol) != (None, None)) if solver is None else solver
     loop = loop_for(chosen, num_steps, rtol, atol)
     low, high = model.range
     if loop.takes_steps:
-        name = defaults.grid_for(model.schedule, low, high, steps, _evaluations(loop, steps)) if grid is None else grid
+        walker = loop.solver if isinstance(loop, OnGrid) else None
+        name = defaults.grid_for(model.schedule, low, high, steps, walker) if grid is None else grid
         made = make_grid(name, model.schedule, steps, into_zero=into_zero, sigma_min=low, sigma_max=high)
     elif grid is None:
         made = Grid(_ends(low, high, loop, into_zero), "ends")
@@ -140,11 +143,6 @@ def execute(
 def program_of(plan: Plan, model: Model, start: State, grid: Grid, observe: Observer | None = None) -> Program[Solved]:
     """The solve along `grid`, the plan's in either direction, kept within the model's range."""
     return within(*model.range, spec_of(plan.loop), solve(plan.loop, start, grid.sigmas, observe))
-
-
-def _evaluations(loop: Loop, num_steps: int) -> int:
-    """What `num_steps` of it cost; loops of other libraries are taken to ask once a step."""
-    return loop.solver.cost(num_steps) if isinstance(loop, OnGrid) else num_steps
 
 
 def eps_of(plan: Plan, model: Model) -> Eps:
