@@ -33,8 +33,8 @@ from odesampler.registry import find_solver, spec_of
 from odesampler.sampling import checked_count, checked_shape
 from odesampler.threshold import AnyThreshold
 
-DEFAULT_SOLVERS = ("ddim", "midpoint", "heun", "bosh3", "rk4")
-BUDGETS = (15, 30, 60, 120)  # evaluations
+DEFAULT_SOLVERS = ("ddim", "dpmpp_2m", "unipc", "multistep", "heun", "rk4")
+BUDGETS = (10, 20, 50, 100)  # evaluations
 DEFAULT_SAMPLES = 16
 REFERENCE_STEPS = 400
 
@@ -79,8 +79,9 @@ def compare(
     Args:
         model: The model.
         solvers: Names or objects, as for `sample`, or one.
-        num_steps: Transitions, one number or several. By default as many as spend about 15, 30, 60 and 120 evaluations.
-        grid: As for `sample`, one or several. A Grid or a sequence of sigmas has its own number of steps.
+        num_steps: Transitions, one number or several. By default as many as spend about 10, 20, 50 and 100 evaluations.
+        grid: As for `sample`, one or several; "default" in the table is what a solver gets where none is named. A Grid
+            or a sequence of sigmas has its own number of steps.
         tolerances: One number or several, each for rtol and atol of the solvers that choose their own steps, such as
             "adaptive:dopri5"; those get one row a tolerance. By default one row, at their own.
         num_samples: How many, 16 by default.
@@ -152,7 +153,8 @@ def _cases(
         for grid in grids:
             for n in [None] if isinstance(grid, Grid) else steps or _affordable(found):
                 plan = _plan(model, found, n, grid, options)
-                cases.append(_Case(name, plan.grid.name, plan.grid.num_steps, None, plan))
+                called = "default" if grid is None else plan.grid.name  # one name, though it changes with the steps
+                cases.append(_Case(name, called, plan.grid.num_steps, None, plan))
     _check_used(cases, grids, steps, tolerances)
     names = [str(case) for case in cases]
     twice = next((name for name in names if names.count(name) > 1), None)
