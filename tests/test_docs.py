@@ -9,8 +9,13 @@ import pytest
 
 import odesampler
 from odesampler.cli import main
-from tests.benchmarks import defaults
+from tests.benchmarks import against_diffusers, defaults, exact_problems
 
+IN_SMALL = {  # the benchmarks that the pages name: the same, in small
+    "defaults": lambda: defaults.table(odesampler.load("digits"), budgets=(6,), samples=2, reference=60),
+    "exact_problems": lambda: exact_problems.table(exact_problems.problems()["ring"], budgets=(6,)),
+    "against_diffusers": lambda: against_diffusers.table(against_diffusers.Problem("digits", 4, 40), 5, 1),
+}
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("**/*.md"))]
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
@@ -34,6 +39,7 @@ def test_python_blocks_run(page, text, tmp_path, monkeypatch):
     exec(compile(text, str(page), "exec"), {"__name__": "__main__"})
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning:diffusers", "ignore::FutureWarning")  # of the benchmark's peer
 @pytest.mark.parametrize(("page", "text"), blocks("bash"))
 def test_commands_run(page, text, tmp_path, monkeypatch):
     """Each `odesampler` command is run; installing and testing are .ci/run's, which must use the same words."""
@@ -50,8 +56,8 @@ def test_commands_run(page, text, tmp_path, monkeypatch):
             assert (ROOT / "constraints.txt").is_file()
         elif words == ["pytest"]:
             assert re.search(r"pip install .*-c constraints.txt -e '.\[test\]' && pytest$", script, re.MULTILINE)
-        elif words == ["python", "-m", "tests.benchmarks", "defaults"]:
-            defaults.table(odesampler.load("digits"), budgets=(6,), samples=2, reference=60)  # the same, in small
+        elif words[:3] == ["python", "-m", "tests.benchmarks"]:
+            IN_SMALL[words[3]]()
         else:
             pytest.fail(f"nothing runs {command!r}")
 

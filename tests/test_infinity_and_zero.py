@@ -11,10 +11,10 @@ from odesampler.drive import Tally, run
 from odesampler.integrate import BackAlong, OnGrid, solve
 from odesampler.model import Model
 from odesampler.prediction import PREDICTIONS
-from odesampler.program import State
+from odesampler.program import Course, State
 from odesampler.schedule import VE, VP, RectifiedFlow
 from odesampler.solvers import RK4, Dopri5, Euler, Heun, Multistep, Reversible
-from tests.problems import BOTH_WAYS, Spy, gaussian, geometric, mixture, noise, slope
+from tests.problems import BOTH_WAYS, DETERMINISTIC, Spy, gaussian, geometric, mixture, noise, slope
 
 INF = math.inf
 ENDLESS = {"flow": RectifiedFlow(1000.0), "zero SNR": VP.scaled_linear().with_zero_snr()}
@@ -70,6 +70,18 @@ def test_samples_from_infinity_have_the_law_of_the_data(schedule, solver):
     grids = [[INF, *geometric(150, first, low), 0.0] for first in firsts]
     errors = [(solved(OnGrid(solver), x_t, grid, model) - want).norm().item() for grid in grids]
     assert slope(errors, firsts) == pytest.approx(2, abs=0.35), errors
+
+
+@every_schedule
+@pytest.mark.parametrize("solver", DETERMINISTIC, ids=repr)
+def test_every_solver_starts_at_infinity_and_arrives_where_the_flow_leads(schedule, solver):
+    problem, x_t, low = gaussian(), noise(scale=1.0), 1e-2
+    model = problem.model(schedule, "v", sigma_min=low)
+    grid = (INF, *geometric(100, 40.0, low), 0.0)
+    prepared = solver.prepared(Course(schedule.t, grid))
+    end = solved(OnGrid(prepared), x_t, grid, model)
+    want = problem.means + 0.5**0.5 * x_t
+    assert (end - want).abs().max() < (0.3 if solver.order == 1 else 5e-3)
 
 
 @every_schedule
