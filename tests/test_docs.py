@@ -39,7 +39,7 @@ def test_python_blocks_run(page, text, tmp_path, monkeypatch):
     exec(compile(text, str(page), "exec"), {"__name__": "__main__"})
 
 
-@pytest.mark.filterwarnings("ignore::DeprecationWarning:diffusers", "ignore::FutureWarning")  # of the benchmark's peer
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")  # of a benchmark's peer
 @pytest.mark.parametrize(("page", "text"), blocks("bash"))
 def test_commands_run(page, text, tmp_path, monkeypatch):
     """Each `odesampler` command is run; installing and testing are .ci/run's, which must use the same words."""
