@@ -296,10 +296,12 @@ def test_into_zero_a_corrector_moves_the_denoised_image_by_what_is_carried_there
         state = by_hand(solver.step(state, s0, s1), eps)
     low = sigmas[-1]
     chart = {"noise": NoiseFrame(), "data": DataFrame(), "flow": FlowFrame(), "v": VFrame()}[frame]
-    u, (base, *g) = U, state.memory
+    u, g = U, state.memory
     seen = [chart.seen(eps(state.x, low), state.x, low), *g]
     at = [low, *state.sigmas]
     weights = RULES["exact"](chart, u, at[1], low, at[:3])
+    predicted = RULES["exact"](chart, u, at[1], low, at[1:3])
+    base = state.x - sum(w * v for w, v in zip(predicted, g, strict=False))  # what the last step carried
     corrected = base + sum(w * v for w, v in zip(weights, seen, strict=False))
     moved = chart.carried(low, 0.0) * (corrected - state.x)
     got = by_hand(solver.into_zero(state, low), eps)

@@ -12,6 +12,7 @@ settings of this class, listed in its `names`.
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
+from itertools import zip_longest
 from typing import Any, ClassVar
 
 import torch
@@ -19,7 +20,7 @@ from torch import Tensor
 
 from odesampler.combine import remembering
 from odesampler.program import Course, Draw, Invertible, Program, Sigma, Solver, State
-from odesampler.solvers.frames import FRAMES, VARIABLES, DataFrame, Frame, Variable, times
+from odesampler.solvers.frames import FRAMES, VARIABLES, DataFrame, Frame, Variable, plus
 from odesampler.solvers.runge_kutta import Heun
 from odesampler.solvers.stochastic import refuse_rising
 from odesampler.solvers.weights import RULES, Weights, combined
@@ -145,50 +146,48 @@ class Multistep(Solver):
 
     def step(self, state: State, s0: Sigma, s1: Sigma) -> Program[State]:
         if self.starter is not None and len(state.sigmas) < self._starts:
-            return (yield from self._started(self.starter, state, s0, s1))
+            after, k0 = yield from remembering(self.starter.step(State(state.x), s0, s1))
+            return self._kept(after.x, *self._known(state, k0, s0))
         if self.eta:
             refuse_rising(self, s0, s1)
         k0 = yield state.x, s0
-        here = self._corrected(state, k0, s0)
-        base = times(self._frame.carried(s0, s1), here.x) if self.frame != "noise" else here.x
+        g, sigmas = self._known(state, k0, s0)
+        carried = self._frame.carried(s0, s1)
+        ahead = self._weights(s0, s1, sigmas[: self.predictor])
+        x1 = combined(carried, state.x, _sum(ahead, self._correction(sigmas), carried), g)
         if self.eta:
-            z = yield Draw(here.x, span=(s0 ** (-2 * self.eta), s1 ** (-2 * self.eta)))
-            base = base + times(DataFrame(self.eta).drawn(s0, s1), z)
-        weights = self._weights(s0, s1, here.sigmas[: self.predictor])
-        return self._kept(combined(1, base, weights, here.memory[: len(weights)]), base, here)
+            z = yield Draw(x1, span=(s0 ** (-2 * self.eta), s1 ** (-2 * self.eta)))
+            x1 = plus(x1, DataFrame(self.eta).drawn(s0, s1), z)
+        return self._kept(x1, g, sigmas)
 
     def into_zero(self, state: State, s0: Sigma) -> Program[State]:
         k0 = yield state.x, s0
-        here = self._corrected(state, k0, s0)
-        carried = self._frame.carried(s0, 0.0)
+        g, sigmas = self._known(state, k0, s0)
+        carried, correction = self._frame.carried(s0, 0.0), self._correction(sigmas)
         if self.full_end:
-            weights = self._weights(s0, 0.0, here.sigmas[: self.predictor])
-            return State(combined(carried, here.x, weights, here.memory[: len(weights)]))
-        denoised = state.x - s0 * k0
-        return State(denoised if here.x is state.x else denoised + times(carried, here.x - state.x))
+            ahead = self._weights(s0, 0.0, sigmas[: self.predictor])
+            return State(combined(carried, state.x, _sum(ahead, correction, carried), g))
+        return State(combined(1, state.x - s0 * k0, _sum([], correction, carried), g))
 
-    def _corrected(self, state: State, k0: Tensor, s0: Sigma) -> State:
-        """The state at s0 once eps is known there: x corrected, memory g at s0 and before."""
-        g = self._frame.seen(k0, state.x, s0)
-        sigmas = (s0, *state.sigmas)
-        if not self.corrector or not state.sigmas:
-            return State(state.x, (g, *state.memory), sigmas=sigmas)
-        base, *past = state.memory
-        here = State(state.x, (g, *past), sigmas=sigmas)
-        if len(state.sigmas) <= self._starts:  # the starter did better
-            return here
-        weights = self._weights(state.sigmas[0], s0, sigmas[: self.corrector])
-        return here._replace(x=combined(1, base, weights, here.memory[: len(weights)]))
+    def _known(self, state: State, k0: Tensor, s0: Sigma) -> tuple[tuple[Tensor, ...], tuple[Sigma, ...]]:
+        """g at s0 and before, and where that is."""
+        return (self._frame.seen(k0, state.x, s0), *state.memory), (s0, *state.sigmas)
 
-    def _kept(self, x1: Tensor, base: Tensor, here: State) -> State:
+    def _correction(self, sigmas: tuple[Sigma, ...]) -> Weights:
+        """What each g counts more in the step that led to `sigmas[0]`, now that the first of them is known.
+
+        Corrected x = predicted x + sum_j correction_j g_j: it is added up with the next step, at no operation more.
+        """
+        if not self.corrector or len(sigmas) - 1 <= self._starts:  # nothing yet, or the starter did better
+            return []
+        now, before = sigmas[:2]
+        predicted = self._weights(before, now, sigmas[1 : 1 + self.predictor])
+        return _sum(self._weights(before, now, sigmas[: self.corrector]), [0.0, *predicted], -1.0)
+
+    def _kept(self, x1: Tensor, g: tuple[Tensor, ...], sigmas: tuple[Sigma, ...]) -> State:
         """The state at s1, with as much of the past as later steps look at."""
-        keep = max(self.predictor - 1, self.corrector - 1, self._starts + 1 if self.corrector else 0)
-        memory = ((base,) if self.corrector else ()) + here.memory[:keep]
-        return State(x1, memory, sigmas=here.sigmas[:keep])
-
-    def _started(self, starter: Solver, state: State, s0: Sigma, s1: Sigma) -> Program[State]:
-        after, k0 = yield from remembering(starter.step(State(state.x), s0, s1))
-        return self._kept(after.x, after.x, self._corrected(state, k0, s0))
+        keep = max(self.predictor, self.corrector - 1, self._starts + 1) if self.corrector else self.predictor - 1
+        return State(x1, g[:keep], sigmas=sigmas[:keep])
 
     def _weights(self, s0: Sigma, s1: Sigma, points: tuple[Sigma, ...]) -> Weights:
         u = self.clock if self.variable == "t" else VARIABLES[self.variable]
@@ -204,3 +203,8 @@ class Multistep(Solver):
     def _starts(self) -> int:
         """Steps that the starter takes."""
         return 0 if self.starter is None else min(self.starter.order, self.predictor) - 1
+
+
+def _sum(weights: Weights, others: Weights, factor: Any) -> Weights:
+    """weights + factor * others, the shorter filled up with 0."""
+    return [w + factor * other for w, other in zip_longest(weights, others, fillvalue=0.0)]

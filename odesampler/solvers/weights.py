@@ -88,9 +88,9 @@ RULES: dict[str, Rule] = {"exact": exact, "bh1": bh1, "bh2": bh2, "dpm": dpm, "e
 
 
 def combined(carried: Any, x: Tensor, weights: Weights, g: Sequence[Tensor]) -> Tensor:
-    """carried * x + sum_j weights_j g_j, one operation a term that counts."""
+    """carried * x + sum_j weights_j g_j over as many g as there are weights, one operation a term that counts."""
     total = x if not isinstance(carried, Tensor) and carried == 1 else times(carried, x)
-    for weight, one in zip(weights, g, strict=True):
+    for weight, one in zip(weights, g, strict=False):
         if isinstance(weight, Tensor) or weight != 0:
             total = plus(total, weight, one)
     return total
