@@ -58,7 +58,9 @@ class Adaptive(Loop):
         if not isinstance(self.solver, Solver):
             raise TypeError(f"Adaptive takes a solver such as ods.Dopri5(); got {self.solver!r}")
         if self.solver.error_order is None:
-            raise ValueError(f"{self.solver} estimates no error, so it cannot choose steps: give num_steps")
+            raise ValueError(
+                f"{type(self.solver).__name__} estimates no error, so it cannot choose steps: give num_steps"
+            )
         check_tolerances(self.rtol, self.atol)
         if self.max_steps < 1:
             raise ValueError(f"max_steps must be 1 or more; got {self.max_steps}")

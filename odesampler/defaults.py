@@ -12,7 +12,7 @@ from odesampler.program import Solver
 from odesampler.schedule import VP, ContinuousVP, Schedule
 
 STEPS = 20
-MANY = 25  # steps from which on a grid that is nearly even in log sigma is the better one
+MANY = 28  # steps from which on a grid that is nearly even in log sigma is the better one
 
 
 class Choice(NamedTuple):
@@ -24,8 +24,8 @@ class Choice(NamedTuple):
 
 CHOICES = (
     Choice(6, "unipc"),
-    Choice(24, "multistep"),
-    Choice(39, "multistep(predictor=3, corrector=4)"),
+    Choice(27, "multistep"),
+    Choice(41, "multistep(predictor=3, corrector=4)"),
     Choice(math.inf, "multistep(variable='log1p', predictor=4, corrector=5)"),
 )
 
@@ -43,7 +43,7 @@ def grid_for(schedule: Schedule, low: float, high: float, num_steps: int, solver
     stages must not be long.
     """
     if math.isinf(high):
-        return "linspace"
+        return "power(rho=1.5)"
     few = solver is not None and solver.cost(num_steps) == num_steps and (num_steps < MANY or solver.order == 1)
     if not few or not isinstance(schedule, (VP, ContinuousVP)):
         return "polyexponential(rho=0.9)"

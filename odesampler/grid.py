@@ -179,6 +179,8 @@ def make_grid(
     if isinstance(grid, Grid):
         return grid.down()
     if not isinstance(grid, str):
+        if isinstance(grid, (int, float)) or any(isinstance(s, (str, Grid)) for s in grid):
+            raise TypeError(f"grid must be a name, a Grid or a sequence of sigmas; got {grid!r}")
         return Grid(tuple(grid)).down()
     name, arguments = parsed(grid, "grid")
     if name not in NAMED:
@@ -193,7 +195,10 @@ def make_grid(
     high = schedule.sigma_max if sigma_max is None else sigma_max
     if not 0 < low < high:
         raise ValueError(f"a named grid runs between 0 < sigma_min < sigma_max; got [{low:g}, {high:g}]")
-    sigmas = NAMED[name](Span(grid.strip(), schedule, low, high, num_steps, into_zero), **arguments)
+    try:
+        sigmas = NAMED[name](Span(grid.strip(), schedule, low, high, num_steps, into_zero), **arguments)
+    except (TypeError, OverflowError) as error:  # a list for a number, a number beyond all floats
+        raise ValueError(f"the {name} grid cannot be made with these arguments: {grid} ({error})") from error
     for i, (s0, s1) in enumerate(pairwise(sigmas)):
         if not s0 > s1:
             raise ValueError(

@@ -74,6 +74,8 @@ def make_plan(
         ValueError: What does not go together, or not with this model.
     """
     checked_model(model)
+    if isinstance(grid, (int, float)):
+        raise TypeError(f"grid must be a name, a Grid or a sequence of sigmas; got {grid!r}")
     if grid is not None and not isinstance(grid, str):  # a given grid asks for its own number of steps
         steps = len(grid) - 1
         if num_steps not in (None, steps):

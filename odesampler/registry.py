@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable
 from dataclasses import MISSING, fields, is_dataclass
+from difflib import get_close_matches
 from functools import partial
 from importlib import import_module
 from inspect import isabstract
@@ -116,7 +117,8 @@ def find_solver(solver: Solver | Loop | str) -> Solver | Loop:
     name, arguments = parsed(rest, "solver", solver)
     makers: dict[str, Callable[..., Loop]] = {"torchdiffeq": Torchdiffeq, "scipy": Scipy}
     if driver == "adaptive":
-        return _called(lambda **options: Adaptive(_named(name), **options), arguments, solver)
+        own: dict[str, Any] = {k: arguments.pop(k) for k in ("rtol", "atol", "max_steps") if k in arguments}
+        return _called(lambda **options: Adaptive(_made(name, arguments, solver), **options), own, solver)
     if driver not in makers:
         raise ValueError(f"unknown solver {solver!r}: before the colon stands one of {', '.join(DRIVERS)}")
     return _called(lambda **options: makers[driver](name, **options), arguments, solver)
@@ -127,7 +129,9 @@ def spec_of(solver: Solver | Loop) -> str:
     if isinstance(solver, OnGrid):
         return spec_of(solver.solver)
     if isinstance(solver, Adaptive):
-        return f"adaptive:{spec_of(solver.solver)}{_arguments(solver, skip=('solver',))}"
+        inner, own = spec_of(solver.solver), _arguments(solver, skip=("solver",))
+        both = f"{inner[:-1]}, {own[1:]}" if inner.endswith(")") and own else inner + own
+        return f"adaptive:{both}"
     if isinstance(solver, (Torchdiffeq, Scipy)):
         return f"{type(solver).__name__.lower()}:{solver.method}{_arguments(solver, skip=('method',))}"
     for name, maker in SOLVERS.items():
@@ -192,10 +196,17 @@ def _listed() -> list[Facts]:
 
 
 def _named(spec: str) -> Solver:
-    name, arguments = parsed(spec, "solver")
+    return _made(*parsed(spec, "solver"), spec)
+
+
+def _made(name: str, arguments: dict[str, Any], spec: str) -> Solver:
     if name not in SOLVERS:
+        near = get_close_matches(name.lower(), SOLVERS, n=3)
+        meant = f"did you mean {' or '.join(near)}? " if near else ""
         known = [*SOLVERS, *LOOPS, *(f"{d}:..." for d in DRIVERS)]
-        raise ValueError(f"unknown solver {name!r}; known: {', '.join(known)}. Your own: ods.register(name, class)")
+        raise ValueError(
+            f"unknown solver {name!r}; {meant}known: {', '.join(known)}. Your own: ods.register(name, class)"
+        )
     for key, value in arguments.items():
         if key in ("base", "starter") and isinstance(value, str):
             arguments[key] = _named(value)

@@ -71,12 +71,13 @@ def sample(
         num_samples: How many; left out, as many as `x` has.
         solver: A name of `ods.solvers()` or an object such as `ods.Heun()`. By default the one that was measured to be
             best for so many steps, docs/defaults.md; for tolerances Dormand-Prince.
-        num_steps: Transitions of a fixed grid, 20 by default. The last one is an Euler step into sigma = 0.
-        grid: A name of `ods.grids()` such as "karras(rho=5)", a Grid, or falling sigmas. By default one chosen by the
-            number of evaluations, likewise; "linspace" for models that start at sigma = infinity.
+        num_steps: Transitions of a fixed grid, 20 by default. The last one goes into sigma = 0 and returns the
+            denoised image, but for a few solvers that say so.
+        grid: A name of `ods.grids()` such as "karras(rho=5)", a Grid, or falling sigmas. By default one that
+            suits the solver and the number of steps, likewise.
         seed: An int s (sample i then has seed s + i), or one a sample. Sample and seed belong together in any batch.
         noise: What stochastic solvers draw: "independent" from step to step, or increments of one path a sample,
-            "brownian", so that with more steps the same images come out better.
+            "brownian", so that with more steps the same images come out better. Churn's are always independent.
         x: Latents to start from, (batch, *shape), in the model's own scale, about N(0, 1): instead of drawing them.
         cond: Conditions, {"label": 3} or one value a sample; missing ones mean "none".
         guidance_scale: As in diffusers, eps_u + scale * (eps_c - eps_u); 1 is off. An `ods.Guidance` can also rescale

@@ -11,6 +11,7 @@ from PIL import Image
 
 import odesampler as ods
 from odesampler.cli import main
+from odesampler.cli.common import separated
 
 
 @pytest.fixture(autouse=True)
@@ -130,7 +131,7 @@ MISTAKES = [
     (["sample", "--steps", "0"], "num_steps is the number of transitions"),
     (["sample", "--steps", "-3"], "num_steps is the number of transitions"),
     (["sample", "--num", "0"], "num_samples must be"),
-    (["sample", "--solver", "huen"], "unknown solver 'huen'; known:"),
+    (["sample", "--solver", "huen"], "unknown solver 'huen'; did you mean heun"),
     (["sample", "--grid", "karas"], "unknown grid 'karas'; known:"),
     (["sample", "--model", "digit"], "unknown model 'digit'"),
     (["sample", "--device", "tpu:x"], "device 'tpu:x' cannot be used"),
@@ -165,7 +166,7 @@ MISTAKES = [
     (["compare", "--steps", "10,x"], "--steps takes whole numbers separated by commas; got '10,x'"),
     (["compare", "--steps", "10,2.5"], "--steps takes whole numbers"),
     (["compare", "--tolerances", "small"], "--tolerances takes numbers separated by commas"),
-    (["compare", "--solvers", "ddim,huen"], "unknown solver 'huen'; known:"),
+    (["compare", "--solvers", "ddim,huen"], "unknown solver 'huen'; did you mean heun"),
     (["compare", "--grid", "log_snr,karas"], "unknown grid 'karas'; known:"),
     (["compare", "--num", "0"], "num_samples must be"),
     (["compare", "--reference-steps", "7"], "must be even"),
@@ -262,3 +263,25 @@ def test_help_does_not_import_torch():
     with script(asking) as process:
         out, _ = process.communicate(timeout=60)
     assert out.splitlines()[-1] == "False"
+
+
+def test_names_are_separated_by_the_commas_outside_of_parentheses():
+    text = "singlestep(frame='data', fractions=(0.2, 0.9)), ddim,ancestral(eta=0.5)"
+    assert separated(text) == ["singlestep(frame='data', fractions=(0.2, 0.9))", "ddim", "ancestral(eta=0.5)"]
+
+
+def test_guidance_can_be_rescaled_and_kept_to_an_interval(capsys):
+    how = ["--num", 2, "--steps", 4, "--label", 1, "--guidance", 3]
+    code, _, _ = run(capsys, "sample", *how, "--guidance-rescale", 0.5, "--guidance-interval", 0.1, 5, "--out", "g.png")
+    assert code == 0
+    guidance = ods.Guidance(3.0, 0.5, (0.1, 5.0))
+    x = ods.sample(ods.load("digits"), 2, num_steps=4, cond={"label": 1}, guidance_scale=guidance).x
+    drawn = torch.frombuffer(bytearray(Image.open("g.png").tobytes()), dtype=torch.uint8)
+    assert torch.equal(drawn, ods.images.grid(x).flatten())
+    assert "need --guidance" in refused(capsys, "sample", "--guidance-rescale", 0.5, "--num", 1)
+
+
+def test_grids_are_listed(capsys):
+    code, out, _ = run(capsys, "grids")
+    assert code == 0
+    assert out == f"{ods.grids()}\n"

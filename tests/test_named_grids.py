@@ -354,3 +354,15 @@ def test_verbs_take_names_with_arguments_and_recipes_show_them():
     assert latent.recipe.grid == "power(rho=3, variable='phi')"
     assert "power(rho=3, variable='phi')" in repr(latent)
     assert ods.sample(model, 1, num_steps=3, grid="log_snr(last=0.05)").nfe.tolist() == [3]
+
+
+@pytest.mark.parametrize("grid", ["shift(mu=1000.0)", "ays(model=['x'])", "karras(rho='x')"])
+def test_arguments_of_the_wrong_kind_are_a_value_error_that_shows_them(grid):
+    with pytest.raises(ValueError, match="grid"):
+        ods.make_grid(grid, ods.VP.linear(), 5, into_zero=True)
+
+
+@pytest.mark.parametrize("grid", [3.0, ["a", "b"]])
+def test_what_is_no_grid_is_a_type_error(grid):
+    with pytest.raises(TypeError, match="a name, a Grid or a sequence of sigmas"):
+        ods.sample(ods.exact.GaussianMixture.ring().model(), 1, grid=grid)

@@ -17,6 +17,8 @@ NAMES = [
     "ancestral(eta=0.5)",
     "adaptive:dopri5(rtol=1e-06)",
     "adaptive:rk23",
+    "adaptive:singlestep(frame='data', rtol=0.001)",
+    "adaptive:singlestep(fractions=(0.25, 0.75))",
     "reversible(base='rk4', coupling=0.9)",
     "scipy:LSODA(rtol=1e-08, atol=1e-08)",
 ]
@@ -57,7 +59,7 @@ def test_names_mean_what_the_literature_means(name, solver):
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("huen", r"unknown solver 'huen'; known: .*ddim.*heun.*torchdiffeq:"),
+        ("huen", r"unknown solver 'huen'; did you mean heun or churn\? known: .*ddim.*heun.*torchdiffeq:"),
         ("scypy:RK45", "before the colon stands one of adaptive, torchdiffeq, scipy"),
         ("scipy:RK44", "scipy's solve_ivp has no method 'RK44'"),
         ("heun(", "cannot read solver"),

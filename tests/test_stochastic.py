@@ -251,7 +251,7 @@ def test_churn_that_was_told_no_grid_says_what_it_needs():
 
 @pytest.mark.parametrize("what", ["s_churn", "s_tmin", "s_tmax", "s_noise"])
 def test_negative_churn_is_refused(what):
-    with pytest.raises(ValueError, match=f"{what} must be 0 or more"):
+    with pytest.raises(ValueError, match=f"{what} must be from 0 to"):
         Churn(**{what: -0.1})
 
 

@@ -78,7 +78,8 @@ def compare(
 
     Args:
         model: The model.
-        solvers: Names or objects, as for `sample`, or one.
+        solvers: Names or objects, as for `sample`, or one. Stochastic ones solve another equation: their distance from
+            the ODE's solution is no error of theirs.
         num_steps: Transitions, one number or several. By default as many as spend about 10, 20, 50 and 100 evaluations.
         grid: As for `sample`, one or several; "default" in the table is what a solver gets where none is named. A Grid
             or a sequence of sigmas has its own number of steps.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
@@ -26,7 +25,7 @@ MODEL = click.option("--model", default="digits", show_default=True, help="An em
 DEVICE = click.option("--device", default="cpu", show_default=True, help="Where to compute: cpu, cuda, cuda:1, mps.")
 BATCH = click.option("--max-batch", type=int, help="The most images to give the network at once.")
 LABEL = click.option("--label", help="Class by name or number, or one a sample separated by commas; none by default.")
-GRID = click.option("--grid", help="See `odesampler grids`.  [default: by the number of evaluations]")
+GRID = click.option("--grid", help="See `odesampler grids`.  [default: by solver and number of steps]")
 HOW = (
     click.option("--solver", help="See `odesampler solvers`.  [default: by the number of steps]"),
     click.option("--steps", "num_steps", type=int, help="Transitions of a fixed grid.  [default: 20]"),
@@ -53,6 +52,8 @@ def GUIDANCE(command: F) -> F:  # one of the options above, though it takes thre
     @wraps(command)
     def guided(*args: Any, rescale: float, interval: tuple[float, float] | None, **how: Any) -> Any:
         if rescale or interval:
+            if how["guidance_scale"] == 1:
+                raise click.BadParameter("--guidance-rescale and --guidance-interval need --guidance, which is off")
             from odesampler.guidance import Guidance
 
             how["guidance_scale"] = Guidance(how["guidance_scale"], rescale, interval)
@@ -90,7 +91,14 @@ def out_option(default: str | None, what: str, *, name: str = "--out", suffix: s
 
 def separated(text: str) -> list[str]:
     """The parts between commas, those inside parentheses left alone: `ddim,ancestral(eta=0.5, sigma_hat=True)`."""
-    return [part.strip() for part in re.split(r",(?![^(]*\))", text)]
+    parts, depth = [""], 0
+    for letter in text:
+        depth += (letter == "(") - (letter == ")")
+        if letter == "," and depth == 0:
+            parts.append("")
+        else:
+            parts[-1] += letter
+    return [part.strip() for part in parts]
 
 
 def numbers(option: str, text: str | None, kind: type[N]) -> list[N] | None:

@@ -30,6 +30,7 @@ from odesampler.cli.common import (
 @click.option("--num", type=int, default=16, show_default=True, help="How many images.")
 @options(MODEL, *HOW)
 @click.option("--seed", type=int, default=0, show_default=True, help="Of the first image; the next has seed + 1.")
+@click.option("--noise", default="independent", show_default=True, help="Of stochastic solvers; or brownian.")
 @click.option("--clip", "clip_denoised", type=float, help="Clamp the predicted image to -CLIP .. CLIP.")
 @options(LABEL, GUIDANCE, BATCH, DEVICE, out_option("samples.png", "Picture to write."))
 def sample(num: int, model: str, device: str, label: str | None, out: Path, **how: Any) -> None:

@@ -11,6 +11,7 @@ settings of this class, listed in its `names`.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field, replace
 from itertools import zip_longest
 from typing import Any, ClassVar
@@ -19,12 +20,15 @@ import torch
 from torch import Tensor
 
 from odesampler.combine import remembering
-from odesampler.program import Course, Draw, Invertible, Program, Sigma, Solver, State
+from odesampler.program import Course, Draw, Program, Sigma, Solver, State
+from odesampler.solvers.bases import checked_base
 from odesampler.solvers.frames import FRAMES, VARIABLES, DataFrame, Frame, Variable, plus
-from odesampler.solvers.runge_kutta import Heun
+from odesampler.solvers.runge_kutta import RK4, Heun
 from odesampler.solvers.stochastic import refuse_rising
 from odesampler.solvers.weights import RULES, Weights, combined
 
+MOST_NOISE = 10.0  # beyond, powers of sigma leave the range of floats
+_LMS = {"frame": "noise", "variable": "sigma", "predictor": 4, "corrector": 0, "full_end": True}
 _PLMS = {"frame": "noise", "predictor": 4, "corrector": 0, "rule": "equal", "starter": Heun(), "full_end": True}
 
 
@@ -71,7 +75,9 @@ class Multistep(Solver):
 
     evaluations = 1
     names: ClassVar = {
-        "lms": {"frame": "noise", "variable": "sigma", "predictor": 4, "corrector": 0, "full_end": True},
+        "lms": _LMS,
+        "ipndm_v": _LMS,
+        "adams_bashforth": {**_LMS, "starter": RK4()},
         "ipndm": {"frame": "noise", "predictor": 4, "corrector": 0, "rule": "equal", "full_end": True},
         "plms": _PLMS,
         "pndm": _PLMS,
@@ -85,6 +91,7 @@ class Multistep(Solver):
         "dpmpp_3m_sde": {"frame": "data", "predictor": 3, "corrector": 0, "rule": "dpm", "eta": 1.0},
         "sa_solver": {"frame": "data", "corrector": 2, "rule": "bh1", "eta": 1.0},
         "unipc": {"frame": "data", "rule": "bh2"},
+        "unipc_bh2": {"frame": "data", "rule": "bh2"},
         "unipc_bh1": {"frame": "data", "rule": "bh1"},
         "unipc_3": {"frame": "data", "predictor": 3, "corrector": 4, "rule": "bh2"},
         "v_adams": {"frame": "v", "variable": "phi", "predictor": 3, "corrector": 0},
@@ -93,21 +100,24 @@ class Multistep(Solver):
 
     def __post_init__(self) -> None:
         for what, known in (("frame", FRAMES), ("variable", {*VARIABLES, "t"}), ("rule", RULES)):
-            if getattr(self, what) not in known:
+            if getattr(self, what) not in tuple(known):
                 raise ValueError(f"{what} must be one of {', '.join(sorted(known))}; got {getattr(self, what)!r}")
         for what, low, high in (("predictor", 1, 4), ("corrector", 0, 5)):
-            if getattr(self, what) not in range(low, high + 1):
+            if type(getattr(self, what)) is not int or not low <= getattr(self, what) <= high:
                 raise ValueError(f"{what} must be a whole number from {low} to {high}; got {getattr(self, what)!r}")
         published = self.variable == "log_sigma" and self.frame in ("data", "noise")
         if self.rule in ("bh1", "bh2", "dpm") and not published:
             raise ValueError(f'the rule {self.rule!r} belongs to the frames "data" and "noise" and to log_sigma')
         if self.full_end and self.rule != "equal" and (self.frame == "data" or self.variable in ("log_sigma", "t")):
             raise ValueError("full_end: the data frame, and the variables log_sigma and t, have no end at sigma = 0")
-        if not self.eta >= 0 or not self.data_scale > 0 or (self.eta and self.frame != "data"):
-            raise ValueError("eta must be 0 or more, above 0 in the data frame only, and data_scale above 0")
-        remembers = isinstance(self.starter, (Multistep, Invertible))
-        if self.starter is not None and (remembers or self.starter.stochastic or self.starter.start_evaluations):
-            raise ValueError(f"starter must be a deterministic one-step solver without memory; got {self.starter}")
+        if not 0 <= self.eta <= MOST_NOISE:
+            raise ValueError(f"eta must be from 0 (no noise) to {MOST_NOISE:g}; got {self.eta!r}")
+        if self.eta and self.frame != "data":
+            raise ValueError(f'noise is drawn in the frame "data" only; got eta={self.eta!r} in {self.frame!r}')
+        if not 0 < self.data_scale < math.inf:
+            raise ValueError(f"data_scale must be above 0 and finite; got {self.data_scale!r}")
+        if self.starter is not None:
+            checked_base("starter", self.starter)
 
     @property
     def summary(self) -> str:  # type: ignore[override]  # a fact of the setting here, not of the class

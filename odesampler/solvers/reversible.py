@@ -14,6 +14,7 @@ from typing import ClassVar
 from torch import Tensor
 
 from odesampler.program import Invertible, Program, Sigma, Solver, State
+from odesampler.solvers.bases import checked_base
 from odesampler.solvers.runge_kutta import Heun
 
 
@@ -43,10 +44,7 @@ class Reversible(Invertible):
     names: ClassVar = {"reversible_heun": {}}
 
     def __post_init__(self) -> None:
-        if not isinstance(self.base, Solver):
-            raise TypeError(f"Reversible takes a solver such as ods.Heun(); got {self.base!r}")
-        if self.base.stochastic or self.base.start_evaluations or isinstance(self.base, Invertible):
-            raise ValueError(f"Reversible needs a deterministic one-step solver without memory; got {self.base}")
+        checked_base("Reversible", self.base)
         if not 0 < self.coupling <= 1:
             raise ValueError(f"coupling must be in (0, 1]; got {self.coupling}")
 

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from odesampler.combine import within
 from odesampler.program import Course, Draw, Program, Sigma, Solver, State
+from odesampler.solvers.bases import checked_base
 from odesampler.solvers.exponential import Singlestep
 from odesampler.solvers.frames import DataFrame, times
 from odesampler.solvers.runge_kutta import Euler, Heun
@@ -65,7 +66,7 @@ class Ancestral(Solver):
     def __post_init__(self) -> None:
         if not 0 <= self.eta <= 1:
             raise ValueError(f"eta must be from 0 (DDIM) to 1 (DDPM); got {self.eta}")
-        lowest = _checked_base("Ancestral", self.base)
+        lowest = checked_base("Ancestral", self.base)
         if lowest < 0.9 * (1 - 1e-6):  # of eta = 1, which goes furthest down: from 1 to 0.9 by way of 0.81
             raise ValueError(
                 f"Ancestral steps below s1 and must not ask there, as {self.base} would; try ods.Midpoint()"
@@ -111,7 +112,8 @@ class Churn(Solver):
     sampling only.
     hat = (1 + gamma) s0, gamma = min(s_churn / steps, sqrt(2) - 1) where s_tmin <= s0 <= s_tmax, else 0; but never
     above the top of the grid, where no model is asked: so the first step has no churn, unlike in the paper. The step
-    into zero has. `steps` is of the whole grid, which verbs tell (`prepared`).
+    into zero has. `steps` is of the whole grid, which verbs tell (`prepared`). The noise is independent from step to
+    step, on a Brownian path too.
 
     Args:
         base: A deterministic solver without memory of its own.
@@ -139,10 +141,11 @@ class Churn(Solver):
     names: ClassVar = {"edm_stochastic": {}, "edm_heun_stochastic": {}, "edm_euler_stochastic": {"base": Euler()}}
 
     def __post_init__(self) -> None:
-        _checked_base("Churn", self.base)
+        checked_base("Churn", self.base)
         for what in ("s_churn", "s_tmin", "s_tmax", "s_noise"):
-            if not getattr(self, what) >= 0:
-                raise ValueError(f"{what} must be 0 or more; got {getattr(self, what)}")
+            most = float("inf") if what == "s_tmax" else 1e6
+            if not 0 <= getattr(self, what) <= most:
+                raise ValueError(f"{what} must be from 0 to {most:g}; got {getattr(self, what)!r}")
 
     @property
     def stochastic(self) -> bool:  # type: ignore[override]  # a fact of the setting here, not of the class
@@ -251,32 +254,3 @@ def refuse_rising(solver: Solver, s0: Sigma, s1: Sigma) -> None:
         raise ValueError(
             f"{solver} draws noise and cannot go from sigma = {s0:g} up to {s1:g}: encode with an ODE solver"
         )
-
-
-def _checked_base(name: str, base: Solver) -> float:
-    """The lowest sigma at which `base` asks in a step from 1 to 0.81, found out by trying, with eps = 0.
-
-    Raises:
-        TypeError: It is no solver.
-        ValueError: It draws noise, or carries memory from one step to the next.
-    """
-    if not isinstance(base, Solver):
-        raise TypeError(f"{name} takes a solver such as ods.Euler(); got {base!r}")
-    asked: list[float] = []
-    remembers = True
-    if not base.stochastic:
-        program = _one_step(base.prepared(Course(torch.log, (1.0, 0.81))))
-        try:
-            asked.append(next(program)[1])
-            while True:
-                asked.append(program.send(torch.zeros(1, 1))[1])
-        except StopIteration as stop:
-            remembers = bool(stop.value.memory)
-    if remembers:
-        raise ValueError(f"{name} needs a deterministic one-step solver without memory; got {base}")
-    return min(asked)
-
-
-def _one_step(base: Solver) -> Program[State]:
-    state = yield from base.init(torch.zeros(1, 1), 1.0)
-    return (yield from base.step(state, 1.0, 0.81))
