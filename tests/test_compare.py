@@ -315,6 +315,7 @@ def test_solvers_that_choose_their_own_steps_get_a_row_a_tolerance():
     assert found.orders["adaptive:dopri5", "own"] is None
 
 
+@pytest.mark.filterwarnings("ignore:the smallest error found")
 def test_by_default_solvers_spend_about_the_same():
     found = ods.compare(MODEL, num_samples=2)
     budgets = [c.nfe[0].item() for c in found.cells]
@@ -457,3 +458,12 @@ def test_a_model_or_a_reference_of_another_kind_is_a_type_error():
         ods.compare("digits")
     with pytest.raises(TypeError, match="reference must be a tensor or an earlier Comparison"):
         ods.compare(MODEL, reference=3)
+
+
+def test_the_default_is_compared_by_that_name():
+    found = ods.compare(MODEL, ["default", "ddim"], [5, 30], num_samples=3)
+    assert [c.solver for c in found.cells] == ["default", "default", "ddim", "ddim"]
+    for cell, n in zip(found.cells, (5, 30), strict=False):
+        alone = ods.sample(MODEL, 3, num_steps=n, state_dtype=torch.float64)
+        torch.testing.assert_close(cell.x, alone.x, rtol=0, atol=1e-12)
+    assert found.best(30).solver == "default"

@@ -33,7 +33,8 @@ from odesampler.registry import find_solver, spec_of
 from odesampler.sampling import checked_count, checked_shape
 from odesampler.threshold import AnyThreshold
 
-DEFAULT_SOLVERS = ("ddim", "dpmpp_2m", "unipc", "multistep", "heun", "rk4")
+DEFAULT = "default"  # the solver that `sample` takes where none is named
+DEFAULT_SOLVERS = (DEFAULT, "ddim", "dpmpp_2m", "unipc", "heun", "rk4")
 BUDGETS = (10, 20, 50, 100)  # evaluations
 DEFAULT_SAMPLES = 16
 REFERENCE_STEPS = 400
@@ -78,8 +79,8 @@ def compare(
 
     Args:
         model: The model.
-        solvers: Names or objects, as for `sample`, or one. Stochastic ones solve another equation: their distance from
-            the ODE's solution is no error of theirs.
+        solvers: Names or objects, as for `sample`, or one; "default" is what `sample` takes where none is named.
+            Stochastic ones solve another equation: their distance from the ODE's solution is no error of theirs.
         num_steps: Transitions, one number or several. By default as many as spend about 10, 20, 50 and 100 evaluations.
         grid: As for `sample`, one or several; "default" in the table is what a solver gets where none is named. A Grid
             or a sequence of sigmas has its own number of steps.
@@ -145,7 +146,9 @@ def _cases(
     steps = None if num_steps is None else _listed(num_steps, (int,), "num_steps")
     cases: list[_Case] = []
     for solver in solvers:
-        name, found = solver if isinstance(solver, str) else spec_of(solver), find_solver(solver)
+        named = None if solver == DEFAULT else solver
+        found = find_solver("euler" if named is None else named)  # defaults cost one evaluation a step, as Euler does
+        name = solver if isinstance(solver, str) else spec_of(solver)
         if isinstance(found, Loop) and not found.takes_steps:
             for tolerance in tolerances or (None,):
                 loop = _with_tolerance(found, tolerance)
@@ -153,7 +156,7 @@ def _cases(
             continue
         for grid in grids:
             for n in [None] if isinstance(grid, Grid) else steps or _affordable(found):
-                plan = _plan(model, found, n, grid, options)
+                plan = _plan(model, named, n, grid, options)
                 called = "default" if grid is None else plan.grid.name  # one name, though it changes with the steps
                 cases.append(_Case(name, called, plan.grid.num_steps, None, plan))
     _check_used(cases, grids, steps, tolerances)
@@ -164,7 +167,9 @@ def _cases(
     return cases
 
 
-def _plan(model: Model, solver: AnySolver, n: int | None, grid: AnyGrid | None, options: Mapping[str, Any]) -> Plan:
+def _plan(
+    model: Model, solver: AnySolver | None, n: int | None, grid: AnyGrid | None, options: Mapping[str, Any]
+) -> Plan:
     return make_plan(model, solver, num_steps=n, grid=grid, rtol=None, atol=None, into_zero=True, **options)
 
 

@@ -79,7 +79,7 @@ def roundtrip(
 
 @click.command()
 @options(MODEL)
-@click.option("--solvers", help="Names, separated by commas.  [default: ddim, dpmpp_2m, unipc, multistep, heun, rk4]")
+@click.option("--solvers", help="Names, separated by commas.  [default: default, ddim, dpmpp_2m, unipc, heun, rk4]")
 @click.option("--steps", "num_steps", help="Numbers, separated by commas.  [default: 10 to 100 evaluations]")
 @click.option("--grid", help="One of those of `sample`, or several separated by commas.")
 @click.option("--tolerances", help="For solvers that choose their own steps, separated by commas.")
