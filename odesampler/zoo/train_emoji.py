@@ -3,8 +3,10 @@
     python -m odesampler.zoo.train_emoji              # writes emoji.safetensors, emoji_heldout.safetensors
     python -m odesampler.zoo.train_emoji --evaluate   # measures the weights that are there
 
-Needs the Debian packages fonts-noto-color-emoji and unicode-data, and fontTools; nothing is downloaded. An interrupted
-run goes on when the command is repeated. See EMOJI.md for the data's origin and licence and for what was measured.
+Two stages of training; the second begins from the averaged weights of the first, its learning rate at the start of the
+schedule again. Needs the Debian packages fonts-noto-color-emoji and unicode-data, and fontTools; nothing is downloaded.
+An interrupted run goes on, in either stage, when the command is repeated. See EMOJI.md for the data's origin and
+licence and for what was measured.
 """
 
 import argparse
@@ -12,7 +14,7 @@ import json
 import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -37,6 +39,7 @@ NOT_MIRRORED = ("time", "money", "mail", "writing", "office", "Symbols")
 LICENCE = "weights: MIT; pictures: Noto Color Emoji, font SIL OFL 1.1, image sources Apache-2.0, Copyright Google Inc."
 WIDTH, MULTIPLIERS, ATTENTION, PATCH = 48, (1, 2, 3), (1, 2), 2
 RECIPE = Recipe(steps=15_000, batch_size=64, learning_rate=1e-3, warmup=300, average=0.9995, prediction="v", bf16=True)
+STAGES = (RECIPE, replace(RECIPE, steps=20_000, seed=1))
 NOISE_LEVELS = (50, 200, 400, 600, 800, 950)  # t at which the held-out loss is measured
 COPIED = (0.05, 0.1)  # root mean square differences, black to white being 1, that are counted
 COLUMNS = 16  # of the picture that --evaluate writes
@@ -47,6 +50,7 @@ class Sampling(NamedTuple):
 
     each: int  # samples of each group
     solver: str
+    grid: str
     num_steps: int
     guidance_scale: float
     seed: int
@@ -72,32 +76,73 @@ def alpha_bar_table() -> Tensor:
     return torch.tensor(VP.linear().alpha_bar, dtype=torch.float64)
 
 
-def train_and_save(out: Path, recipe: Recipe, start: Path | None) -> None:
-    """Train the model, from new weights or from those at `start`, and write its weights and the held-out pictures."""
-    seen, held_out = split(emoji())
-    classes = len(seen.classes)
-    torch.manual_seed(recipe.seed)
-    network = UNet(UNetConfig(3, classes, WIDTH, MULTIPLIERS, attention=ATTENTION, patch=PATCH))
-    if start is not None:
-        network.load_state_dict(load_unet(start)[0].state_dict())
-    checkpoint = out.with_suffix(".checkpoint")
-    images, labels = with_mirrored(seen)
-    average = train(network, images, labels, classes, alpha_bar_table(), recipe, checkpoint)
-    network.load_state_dict(average.state_dict())
+def stages_for(count: int, steps: int | None, seed: int) -> list[Recipe]:
+    """The first `count` stages, with other numbers of steps if given; the seed of each is one above the last."""
+    return [replace(stage, steps=steps or stage.steps, seed=seed + i) for i, stage in enumerate(STAGES[:count])]
+
+
+def first_weights(classes: int, seed: int) -> UNet:
+    """The network before training."""
+    torch.manual_seed(seed)
+    return UNet(UNetConfig(3, classes, WIDTH, MULTIPLIERS, attention=ATTENTION, patch=PATCH))
+
+
+def metadata_of(stages: Sequence[Recipe], seen: Emoji) -> dict[str, str]:
+    """What the file of weights says of itself after these stages."""
     schedule = {"family": "VP.linear", "steps": 1000, "beta_start": 1e-4, "beta_end": 0.02}
-    metadata = {
+    return {
         "description": "32x32 colour emoji, class-conditional; see EMOJI.md",
-        "prediction": recipe.prediction,
+        "prediction": stages[-1].prediction,
         "schedule": json.dumps(schedule),
         "data_shape": json.dumps(SHAPE),
         "data_range": json.dumps([-1, 1]),
         "classes": json.dumps(seen.classes),
         "groups": json.dumps(seen.groups),
-        "null_label": str(classes),
-        "training": json.dumps({**asdict(recipe), "images": len(seen.images), "continued": start is not None}),
+        "null_label": str(len(seen.classes)),
+        "training": json.dumps({"stages": [asdict(recipe) for recipe in stages], "images": len(seen.images)}),
         "licence": LICENCE,
     }
-    save_unet(out, network, metadata)
+
+
+def after_stage(path: Path, metadata: dict[str, str]) -> UNet | None:
+    """The weights that a stage left at `path`, or None if it is still to be done.
+
+    Raises:
+        ValueError: They are of another training.
+    """
+    if not path.exists():
+        return None
+    network, found = load_unet(path)
+    if found.get("training") != metadata["training"]:
+        raise ValueError(
+            f"{path} was made with {found.get('training')}, not with {metadata['training']}; "
+            "repeat the command that made it, or delete the file to start again"
+        )
+    return network
+
+
+def train_and_save(out: Path, stages: Sequence[Recipe]) -> None:
+    """Train the model, stage after stage, and write its weights and the held-out pictures.
+
+    Beside `out` lie a checkpoint of the stage under way and, until the last is done, the weights of those before it.
+    """
+    seen, held_out = split(emoji())
+    classes = len(seen.classes)
+    images, labels = with_mirrored(seen)
+    network, left = first_weights(classes, stages[0].seed), []
+    for number, recipe in enumerate(stages, 1):
+        result = out if number == len(stages) else out.with_suffix(f".stage{number}.safetensors")
+        checkpoint = out.with_suffix(f".stage{number}.checkpoint")
+        metadata = metadata_of(stages[:number], seen)
+        done = None if result == out else after_stage(result, metadata)
+        if done is None:
+            print(f"stage {number} of {len(stages)}: {recipe.steps} steps")
+            average = train(network, images, labels, classes, alpha_bar_table(), recipe, checkpoint)
+            network.load_state_dict(average.state_dict())
+            save_unet(result, network, metadata)
+            done = load_unet(result)[0]  # rounded to float16, as a run that stops here and goes on will find them
+        left += [checkpoint, result]
+        network = done.requires_grad_(True)
     about = {
         "description": "Noto Color Emoji 2.042 at 32x32 on white, held out from training",
         "images": "uint8, 0 to 255, (n, 3, 32, 32); the model's data range is images / 127.5 - 1",
@@ -107,12 +152,13 @@ def train_and_save(out: Path, recipe: Recipe, start: Path | None) -> None:
     }
     tensors = {"images": held_out.images, "labels": held_out.labels}
     save_tensors(out.with_name(out.stem + "_heldout.safetensors"), tensors, about)
-    checkpoint.unlink()
+    for path in reversed(left[:-1]):  # the last checkpoint first: without it the others are still of use
+        path.unlink(missing_ok=True)
 
 
 @torch.no_grad()
 def losses(network: Callable[..., Tensor], data: Emoji, seed: int, repeats: int = 4) -> list[float]:
-    """Mean squared error of v at each of `NOISE_LEVELS`, on pictures with their labels.
+    """Mean squared error of v at each of `NOISE_LEVELS`, on pictures with the labels that they have in `data`.
 
     Args:
         network: Takes (x_t, t, label).
@@ -155,19 +201,34 @@ def describe(name: str, distance: NDArray[np.float64]) -> str:
     return f"  {name:<20} median {np.median(distance):.3f}, least {distance.min():.3f}, {close}"
 
 
-def evaluate(path: Path, options: Sampling) -> None:
-    """Measure saved weights: loss on held-out pictures, samples by group as a PNG, distance from training pictures."""
-    model = model_from(path, "emoji")
-    seen, held_out = split(emoji())
+def print_losses(network: Callable[..., Tensor], seen: Emoji, held_out: Emoji, seed: int) -> None:
+    """Print the loss with labels and without, on pictures held out and trained on, and that of the answer 0."""
+
+    def unlabelled(data: Emoji) -> Emoji:
+        return replace(data, labels=torch.full_like(data.labels, len(data.classes)))
+
     rows = {
-        "held-out pictures": losses(model.network, held_out, options.seed),
-        "training pictures": losses(model.network, seen, options.seed, repeats=1),
-        "answer 0": losses(lambda x_t, t, label: torch.zeros_like(x_t), held_out, options.seed),
+        "held-out pictures": losses(network, held_out, seed),
+        "held-out, null label": losses(network, unlabelled(held_out), seed),
+        "training pictures": losses(network, seen, seed, repeats=1),
+        "training, null label": losses(network, unlabelled(seen), seed, repeats=1),
+        "answer 0": losses(lambda x_t, t, label: torch.zeros_like(x_t), held_out, seed),
     }
     print("mean squared error of v at t =".ljust(32) + "".join(f"{level:>8}" for level in NOISE_LEVELS))
     for name, row in rows.items():
         print(f"  {name:<30}" + "".join(f"{loss:8.4f}" for loss in row))
 
+
+def picture_of(path: Path) -> Path:
+    """Where the picture of the samples goes: beside the weights, but never into the package."""
+    return Path(path.with_suffix(".png").name) if HERE.parent in path.resolve().parents else path.with_suffix(".png")
+
+
+def evaluate(path: Path, options: Sampling) -> None:
+    """Measure saved weights: loss on held-out pictures, samples by group as a PNG, distance from training pictures."""
+    model = model_from(path, "emoji")
+    seen, held_out = split(emoji())
+    print_losses(model.network, seen, held_out, options.seed)
     groups = seen.groups
     labels = labels_by_group(groups, options.each)
     began = time.perf_counter()
@@ -175,6 +236,7 @@ def evaluate(path: Path, options: Sampling) -> None:
         model,
         len(labels),
         solver=options.solver,
+        grid=options.grid,
         num_steps=options.num_steps,
         seed=options.seed,
         cond={"label": labels},
@@ -183,7 +245,7 @@ def evaluate(path: Path, options: Sampling) -> None:
     ).x
     print(f"{len(labels)} samples, {options}: {time.perf_counter() - began:.1f} s")
     shown = torch.arange(len(labels)).reshape(-1, options.each)[:, :: max(1, options.each // COLUMNS)][:, :COLUMNS]
-    picture = path.with_suffix(".png")
+    picture = picture_of(path)
     save_grid(samples[shown.flatten()], picture, columns=shown.shape[1])
     print(f"{picture}: a row for each of {', '.join(dict.fromkeys(groups))}")
 
@@ -195,29 +257,42 @@ def evaluate(path: Path, options: Sampling) -> None:
         print(describe(group, apart(part, reference)))
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     """Read the command line, then train, or measure what is there."""
-    parser = argparse.ArgumentParser(description="Train the embedded emoji model, or measure it.")
+    parser = argparse.ArgumentParser(prog="train_emoji", description="Train the embedded emoji model, or measure it.")
     parser.add_argument("--out", type=Path, default=HERE / "emoji.safetensors", help="the weights (default: in place)")
-    parser.add_argument("--steps", type=int, default=RECIPE.steps, help="optimiser steps (default: %(default)s)")
-    parser.add_argument("--start", type=Path, help="weights to train further, instead of new ones")
-    parser.add_argument("--seed", type=int, default=RECIPE.seed, help="of training, or of the samples with --evaluate")
+    parser.add_argument("--stages", type=int, choices=(1, 2), default=2, help="how many (default: %(default)s)")
+    steps = " and ".join(str(recipe.steps) for recipe in STAGES)
+    parser.add_argument("--steps", type=int, help=f"of each stage, for a quick trial (default: {steps})")
+    parser.add_argument(
+        "--seed", type=int, default=0, help="of the first stage, the second has the next; or of --evaluate's samples"
+    )
     parser.add_argument("--evaluate", action="store_true", help="measure the weights at --out instead of training")
     parser.add_argument("--samples", type=int, default=64, help="of each group (default: %(default)s)")
     parser.add_argument("--solver", default="ddim", help="to sample with (default: %(default)s)")
+    parser.add_argument("--grid", default="log_snr", help="to sample on (default: %(default)s)")
     parser.add_argument("--sampling-steps", type=int, default=50, help="default: %(default)s")
     parser.add_argument("--guidance", type=float, default=2.5, help="guidance scale (default: %(default)s)")
-    args = parser.parse_args()
+    args = parser.parse_args(arguments)
+    if not args.out.parent.is_dir():
+        parser.error(f"--out {args.out}: there is no folder {args.out.parent}, make it first")
+    if args.steps is not None and args.steps < 1:
+        parser.error(f"--steps {args.steps}: expected 1 or more")
     torch.set_num_threads(1)  # sums are then made in one order
     try:
         if args.evaluate:
-            options = Sampling(args.samples, args.solver, args.sampling_steps, args.guidance, args.seed)
+            options = Sampling(args.samples, args.solver, args.grid, args.sampling_steps, args.guidance, args.seed)
             evaluate(args.out, options)
         else:
-            recipe = Recipe(**{**asdict(RECIPE), "steps": args.steps, "seed": args.seed})
-            train_and_save(args.out, recipe, args.start)
+            train_and_save(args.out, stages_for(args.stages, args.steps, args.seed))
     except (FileNotFoundError, ModuleNotFoundError) as error:
         sys.exit(f"train_emoji: {error}")
+    except ValueError as error:
+        print(f"train_emoji: {error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("train_emoji: interrupted; repeat the same command and training goes on where it was", file=sys.stderr)
+        sys.exit(130)
 
 
 if __name__ == "__main__":

@@ -8,8 +8,13 @@ minutes, so that the same recipe gives the same weights on the same machine, int
 """
 
 import copy
+import hashlib
 import math
+import signal
+import threading
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -105,11 +110,46 @@ def learning_rate_factor(step: int, recipe: Recipe) -> float:
     return 0.5 * (1 + math.cos(math.pi * done))
 
 
+def digest(network: nn.Module) -> str:
+    """SHA-256 of a network's weights, in hexadecimal: the same for the same bits, wherever they lie."""
+    found = hashlib.sha256()
+    for name, tensor in network.state_dict().items():
+        found.update(name.encode())
+        found.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+    return found.hexdigest()
+
+
+@contextmanager
+def interruption() -> Iterator[Callable[[], bool]]:
+    """Inside, the first Ctrl-C is only noted, and the function given tells of it; a second one acts at once.
+
+    An exception in the middle of a step would leave weights half updated, from which no run goes on as it was.
+    Where Ctrl-C does something else, in a background job or under another handler, or comes to another thread, it is
+    left as it is.
+    """
+    noted = threading.Event()
+    before = signal.getsignal(signal.SIGINT)
+    if threading.current_thread() is not threading.main_thread() or before is not signal.default_int_handler:
+        yield noted.is_set
+        return
+
+    def note(*_: object) -> None:
+        noted.set()
+        signal.signal(signal.SIGINT, before)
+
+    signal.signal(signal.SIGINT, note)
+    try:
+        yield noted.is_set
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
 class Run:
     """A training run under way: all that must survive an interruption."""
 
     def __init__(self, network: nn.Module, recipe: Recipe) -> None:
         self.recipe = recipe
+        self.start = digest(network)
         self.network = network
         self.average = copy.deepcopy(network).requires_grad_(False)
         self.optimizer = torch.optim.AdamW(
@@ -142,6 +182,7 @@ class Run:
         """Write the run to a file, all or nothing."""
         state = {
             "recipe": asdict(self.recipe),
+            "start": self.start,
             "network": self.network.state_dict(),
             "average": self.average.state_dict(),
             "optimizer": self.optimizer.state_dict(),
@@ -155,12 +196,17 @@ class Run:
         """Continue from a file that `save` wrote.
 
         Raises:
-            ValueError: The file belongs to a run with another recipe.
+            ValueError: The file belongs to a run with another recipe, or from other first weights.
         """
         state: dict[str, Any] = torch.load(path, weights_only=True, map_location="cpu")
         if state["recipe"] != asdict(self.recipe):
             raise ValueError(
                 f"{path} was made with {state['recipe']}, not with {asdict(self.recipe)}; "
+                "repeat the command that made it, or delete the file to start again"
+            )
+        if state.get("start") != self.start:
+            raise ValueError(
+                f"{path} is of a run that began from other weights than this one; "
                 "repeat the command that made it, or delete the file to start again"
             )
         self.network.load_state_dict(state["network"])
@@ -183,7 +229,7 @@ def train(
     """Train a network and return the moving average of its weights.
 
     If `checkpoint` exists the run continues from it, to the same weights as if it had never stopped. The file stays
-    when the run is done: delete it once the result is safe.
+    when the run is done: delete it once the result is safe. At Ctrl-C the step under way is finished and the run saved.
 
     Args:
         network: Takes (x_t, t, label); trained in place, on the device where it lies.
@@ -199,14 +245,18 @@ def train(
         The averaged network, in evaluation mode, without gradients.
 
     Raises:
-        ValueError: The checkpoint belongs to another recipe.
+        ValueError: The checkpoint belongs to another recipe, or to a run from other first weights.
+        KeyboardInterrupt: Ctrl-C came, and the checkpoint has been written.
     """
     run = Run(network.train(), recipe)
     if checkpoint.exists():
         run.load(checkpoint)
     written, mean_loss = time.monotonic(), math.nan
-    with tqdm(total=recipe.steps, initial=run.step, desc="training", mininterval=1.0) as bar:
-        while run.step < recipe.steps:
+    with (
+        interruption() as interrupted,
+        tqdm(total=recipe.steps, initial=run.step, desc="training", mininterval=1.0) as bar,
+    ):
+        while run.step < recipe.steps and not interrupted():
             loss = run.advance(draw(images, labels, alpha_bar, recipe, null_label, run.generator))
             mean_loss = loss if math.isnan(mean_loss) else 0.99 * mean_loss + 0.01 * loss
             bar.set_postfix(loss=f"{mean_loss:.4f}", refresh=False)
@@ -214,5 +264,7 @@ def train(
             if time.monotonic() - written > 60 * checkpoint_minutes:
                 run.save(checkpoint)
                 written = time.monotonic()
-    run.save(checkpoint)
+        run.save(checkpoint)
+        if interrupted():
+            raise KeyboardInterrupt
     return run.average.eval()
