@@ -35,16 +35,15 @@ class Tally:
 class _Watch:
     """Looks for NaN and infinity in the model's answers.
 
-    On the CPU at once. Elsewhere reading a value would wait for the device, so sums are kept and read together, every
-    `patience` calls and at the end.
+    On the CPU at once. Elsewhere reading a value would wait for the device, so sums are kept and read together at the
+    end; the first that is not finite names where it happened.
     """
 
-    patience: int = 64
     kept: list[tuple[str, Tensor]] = field(default_factory=list)
 
     def see(self, answer: Tensor, where: str) -> None:
         self.kept.append((where, answer.sum(dtype=torch.promote_types(answer.dtype, torch.float32))))
-        if answer.device.type == "cpu" or len(self.kept) >= self.patience:
+        if answer.device.type == "cpu":
             self.settle()
 
     def settle(self) -> None:
