@@ -285,3 +285,12 @@ def test_grids_are_listed(capsys):
     code, out, _ = run(capsys, "grids")
     assert code == 0
     assert out == f"{ods.grids()}\n"
+
+
+def test_stochastic_solvers_draw_independent_noise_unless_a_path_is_asked_for(capsys):
+    model, how = ods.load("digits"), ["sample", "--num", 2, "--steps", 4, "--solver", "euler_a"]
+    for noise, words in (("independent", []), ("brownian", ["--noise", "brownian"])):
+        assert run(capsys, *how, *words, "--out", f"{noise}.png")[0] == 0
+        x = ods.sample(model, 2, num_steps=4, solver="euler_a", noise=noise).x
+        drawn = torch.frombuffer(bytearray(Image.open(f"{noise}.png").tobytes()), dtype=torch.uint8)
+        assert torch.equal(drawn, ods.images.grid(x).flatten())

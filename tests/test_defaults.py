@@ -90,3 +90,13 @@ def test_the_default_is_far_closer_to_the_solution_than_ddim(num_steps, bound):
     error = (found.x - truth).flatten(1).square().mean(1).sqrt().median().item()
     assert error < bound
     assert math.isfinite(error)
+
+
+def test_a_verb_tells_solvers_the_clock_and_the_grid():
+    """deis_tab interpolates in the model's clock, and EDM's churn is a share of all steps."""
+    how = {"num_steps": 6, "state_dtype": torch.float64}
+    clocked, logarithmic = (ods.sample(MODEL, 3, solver=s, **how).x for s in ("deis_tab", "deis"))
+    assert clocked.isfinite().all()
+    assert (clocked - logarithmic).abs().max() > 1e-4
+    churned, more = (ods.sample(MODEL, 3, solver=f"churn(s_churn={s})", **how).x for s in (1.0, 2.0))
+    assert (churned - more).abs().max() > 1e-4

@@ -11,10 +11,10 @@ from odesampler.drive import Tally, run
 from odesampler.integrate import BackAlong, OnGrid, solve
 from odesampler.model import Model
 from odesampler.prediction import PREDICTIONS
-from odesampler.program import Course, State
+from odesampler.program import Course, Solved, State
 from odesampler.schedule import VE, VP, RectifiedFlow
 from odesampler.solvers import RK4, Dopri5, Euler, Heun, Multistep, Reversible
-from tests.problems import BOTH_WAYS, DETERMINISTIC, Spy, gaussian, geometric, mixture, noise, slope
+from tests.problems import BOTH_WAYS, DETERMINISTIC, Spy, gaussian, geometric, labelled, mixture, noise, slope
 
 INF = math.inf
 ENDLESS = {"flow": RectifiedFlow(1000.0), "zero SNR": VP.scaled_linear().with_zero_snr()}
@@ -204,3 +204,21 @@ def test_observers_count_the_steps_at_both_ends():
 def test_a_range_that_the_schedule_does_not_cover_is_refused(low, high):
     with pytest.raises(ValueError, match="0 < sigma_min < sigma_max <= 80"):
         Model(lambda x, t: x, VE(), sigma_min=low, sigma_max=high)
+
+
+def test_the_last_step_of_those_that_arrived_keeps_each_its_own_conditions():
+    """One sample is given no steps enough to arrive; the conditions of the others must not move up into its row."""
+    model = labelled()
+    label = torch.tensor([0.0, 5.0, 1.0], dtype=torch.float64)
+    loop = Adaptive(Heun(), rtol=1e-4, atol=1e-4)
+    at_low = noise(3)
+
+    class FirstStays(type(loop)):
+        def across(self, state, sigmas, observe=None):
+            yield state.x, sigmas[0]  # a program's first question is about its whole batch
+            return Solved(state, torch.tensor([1, 0, 0]))
+
+    [done] = run(solve(FirstStays(Heun()), State(at_low), [2.0, 0.5, 0.0]), model=model, cond={"label": label})
+    want = at_low - 0.5 * model(at_low, 0.5, label=label)
+    torch.testing.assert_close(done.state.x[1:], want[1:], rtol=0, atol=1e-12)
+    assert torch.equal(done.state.x[0], at_low[0])

@@ -330,3 +330,10 @@ def test_the_variable_t_is_log_sigma_where_that_is_the_clock(corrector):
     torch.testing.assert_close(solved(clocked, noise(), sigmas), want, rtol=0, atol=1e-13)
     other = Multistep("flow", "t", 2, corrector).prepared(Course(torch.sqrt, tuple(sigmas)))
     assert (solved(other, noise(), sigmas) - want).abs().max() > 1e-5
+
+
+def test_the_variable_log1p_is_sigma_below_a_tenth_and_its_logarithm_above():
+    u = VARIABLES["log1p"]
+    assert u(0.1) == pytest.approx(math.log(2), rel=1e-12)
+    assert u(1e-6) == pytest.approx(1e-5, rel=1e-4)
+    assert u(1e4) - u(1e3) == pytest.approx(math.log(10), rel=1e-3)
