@@ -114,6 +114,15 @@ class Spy:
         return [s for s in self.sigmas if not low <= s <= high]
 
 
+class Float64:
+    """torch, for a module of a peer's, where its float32 is float64."""
+
+    float32 = torch.float64
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(torch, name)
+
+
 class SameNoise:
     """In place of streams: the same noise for every sample, so that samples may change their rows."""
 

@@ -18,7 +18,7 @@ from odesampler.program import Solver, State
 from odesampler.registry import find_solver
 from odesampler.schedule import VP
 from odesampler.solvers import RK4, Multistep
-from tests.problems import geometric, mixture, noise, slope, solved_by_scipy
+from tests.problems import Float64, geometric, mixture, noise, slope, solved_by_scipy
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore:__array:DeprecationWarning",  # their tensors, given to numpy
@@ -29,15 +29,6 @@ CLOSE = {"rtol": 1e-9, "atol": 1e-10}
 KARRAS = tuple(make_grid("karras", VP.linear(), 11, into_zero=False, sigma_min=0.05, sigma_max=20.0))
 GRIDS = {"log_snr": tuple(geometric(12)), "karras": KARRAS}
 every_grid = pytest.mark.parametrize("sigmas", GRIDS.values(), ids=GRIDS)
-
-
-class Float64:
-    """torch, in which float32 is float64."""
-
-    float32 = torch.float64
-
-    def __getattr__(self, name):
-        return getattr(torch, name)
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ from odesampler.drive import run
 from odesampler.integrate import OnGrid, solve
 from odesampler.program import Course, State
 from odesampler.solvers import Ancestral, Churn, Euler, Multistep, StochasticMidpoint
-from tests.problems import geometric, mixture, noise
+from tests.problems import Float64, geometric, mixture, noise
 from tests.test_peers import Recorded
 
 STEPS = 6
@@ -19,15 +19,6 @@ INNER = geometric(STEPS - 1)
 INTO_ZERO = [*INNER, 0.0]
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # theirs, of numpy 2
 same = pytest.mark.parametrize("eps", [mixture()], ids=["mixture"])
-
-
-class InFloat64:
-    """torch, for a module of theirs, where its float32 is float64."""
-
-    float32 = torch.float64
-
-    def __getattr__(self, name):
-        return getattr(torch, name)
 
 
 @pytest.fixture
@@ -40,7 +31,7 @@ def theirs(diffusers, monkeypatch):
         assert len(scheduler.sigmas) == len(sigmas)
         scheduler.sigmas = torch.tensor(sigmas, dtype=torch.float64)
         code, left = importlib.import_module(f"diffusers.schedulers.{module}"), list(drawn)
-        monkeypatch.setattr(code, "torch", InFloat64())
+        monkeypatch.setattr(code, "torch", Float64())
         monkeypatch.setattr(code, "randn_tensor", lambda *_args, **_kwargs: left.pop(0))
         return scheduler
 
