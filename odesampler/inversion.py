@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from odesampler.adjoint import AnyGrad
 from odesampler.guidance import AnyGuidance
 from odesampler.integrate import BackAlong
 from odesampler.latent import Latent, Recipe
@@ -46,6 +47,7 @@ def encode(
     state_dtype: torch.dtype | None = None,
     max_batch: int | None = None,
     progress: bool = False,
+    grad: AnyGrad = False,
 ) -> Latent:
     """Turn images into latents.
 
@@ -65,6 +67,7 @@ def encode(
         state_dtype: torch.float64 by default, where the device has it.
         max_batch: As for `sample`.
         progress: As for `sample`.
+        grad: As for `sample`; gradients flow from the latent, with its memory, to the images.
 
     Returns:
         A `Latent`, which knows how it was made: `decode(model, latent)` needs nothing else.
@@ -103,6 +106,7 @@ def encode(
         cond=conditions,
         max_batch=max_batch,
         progress="encoding" if progress else None,
+        grad=grad,
     )
     state = outcome.solved.state
     x, _ = arrived(model.schedule.to_model_scale(state.x, plan.grid[0]), outcome)
@@ -118,6 +122,7 @@ def decode(
     max_batch: int | None = None,
     progress: bool = False,
     trajectory: bool = False,
+    grad: AnyGrad = False,
 ) -> Solution:
     """Turn latents back into images, the way they came.
 
@@ -128,6 +133,7 @@ def decode(
         max_batch: As for `sample`.
         progress: As for `sample`.
         trajectory: As for `sample`.
+        grad: As for `sample`; gradients flow from the images to the latent, with its memory and conditions.
 
     Returns:
         A `Solution`; its `x` are the images at sigma_min.
@@ -155,6 +161,7 @@ def decode(
         max_batch=max_batch,
         progress="decoding" if progress else None,
         trajectory=trajectory,
+        grad=grad,
     )
     return to_solution(model, plan, outcome)
 
