@@ -169,7 +169,7 @@ class _Through(torch.autograd.Function):
             state = stretch.answered(link.ahead(state), watched, stretch.tape, loop.tally)
             if observe is not None and link.number:
                 observe(link.number, link.sigma, state.x, None)
-        out = _apart((state.x, *state.memory), given)
+        out = (state.x, *state.memory)
         kept = before if stretch.links[0].back is None else State(out[0], out[1:], sigmas=state.sigmas)
         stretch.sigmas, stretch.kept = state.sigmas, kept.sigmas
         ctx.stretch, ctx.width = stretch, 1 + len(kept.memory)
@@ -251,16 +251,6 @@ def _between(loop: Loop, sigmas: Sequence[float]) -> Callable[[State], Program[S
         return (yield from loop.across(state, sigmas)).state
 
     return link
-
-
-def _apart(tensors: Sequence[Tensor], given: Sequence[Tensor]) -> tuple[Tensor, ...]:
-    """`tensors`, each an object of its own, as autograd wants its outputs; the storage is shared."""
-    seen = {id(t) for t in given}
-    made = []
-    for t in tensors:
-        made.append(t.view_as(t) if id(t) in seen else t)
-        seen.add(id(t))
-    return tuple(made)
 
 
 def _check_leaves(tensors: Sequence[Tensor], known: Sequence[Tensor]) -> None:

@@ -234,6 +234,8 @@ def test_memory_grows_with_the_steps_unless_states_are_rebuilt():
     state = 2 * 50 * 2 * 8  # x and its second copy
     assert checkpointed[1] - checkpointed[0] == 15 * state
     assert plain[1] - plain[0] > 50 * 15 * state
+    activations = 50 * 256 * 8  # of one evaluation
+    assert max(checkpointed[0], reversible[0]) < activations < plain[0]
 
 
 def test_second_derivatives_are_refused():
