@@ -24,6 +24,7 @@ from odesampler.guidance import AnyGuidance
 from odesampler.integrate import BackAlong
 from odesampler.latent import Latent, Recipe
 from odesampler.model import Model
+from odesampler.null_steps import with_null_steps
 from odesampler.plan import AnyGrid, AnySolver, Plan, checked_batch, checked_cond, checked_model, execute, make_plan
 from odesampler.precision import finest_dtype
 from odesampler.program import State
@@ -153,15 +154,19 @@ def decode(
             stacklevel=2,
         )
     memory = tuple(m.to(model.device, plan.state_dtype) for m in latent.memory)
+    conditions, eps = checked_cond(model, latent.cond, len(x_t)), None
+    if latent.null is not None:
+        plan, eps, conditions = with_null_steps(plan, model, conditions, latent.null)
     outcome = execute(
         plan,
         model,
         State(model.schedule.from_model_scale(x_t, plan.grid[0]), memory),
-        cond=checked_cond(model, latent.cond, len(x_t)),
+        cond=conditions,
         max_batch=max_batch,
         progress="decoding" if progress else None,
         trajectory=trajectory,
         grad=grad,
+        eps=eps,
     )
     return to_solution(model, plan, outcome)
 
