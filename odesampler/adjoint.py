@@ -7,9 +7,10 @@
     reversible      zN is kept, and z_k rebuilt from z_{k+1} by the inverse step: the same for any number of steps
 
 z is the whole state of a solver, x and memory. Both are exact gradients of the steps taken, not of the equation: equal
-to plain backpropagation up to rounding, which rebuilding amplifies as the solver's inverse does. The backward pass asks
-a checkpointed step once more than plain, and a reversible one twice, forward; none of that is in `Solution.nfe`. States
-are kept at every step, not at every sqrt(N)-th: a state is small beside what a network keeps of one evaluation.
+to plain backpropagation up to rounding, which rebuilding amplifies as the solver's inverse does (McCallum-Foster, 40
+steps of "digits": 3e-5 relative in float32, 5e-14 in float64). The backward pass asks a checkpointed step once more than
+plain, and a reversible one twice, forward; none of that is in `Solution.nfe`. States are kept at every step, not at
+every sqrt(N)-th: a state is small beside what a network keeps of one evaluation.
 
 The network must answer the same when asked again (no dropout). Steps out of and into infinity, one evaluation each,
 keep their graph.
@@ -187,7 +188,8 @@ class _Through(torch.autograd.Function):
         stretch: _Stretch = ctx.stretch
         x, *others = ctx.saved_tensors
         memory, rest = others[: ctx.width - 1], others[ctx.width - 1 :]
-        watched, leaves = rest[: len(stretch.watched)], rest[len(stretch.watched) :]
+        watched = rest[: len(stretch.watched)]
+        leaves = stretch.loop.leaves  # they are saved to notice changes only: hooks may hand back other objects
         state, totals = State(x, tuple(memory), sigmas=stretch.kept), cast("list[Tensor | None]", [None] * len(rest))
         for link in reversed(stretch.links):
             if link.back is not None:

@@ -238,6 +238,17 @@ def test_memory_grows_with_the_steps_unless_states_are_rebuilt():
     assert max(checkpointed[0], reversible[0]) < activations < plain[0]
 
 
+@both
+def test_what_is_kept_may_be_kept_elsewhere(how, solver):
+    one, x, tag = model(), points(), tags()
+
+    def solve(grad):
+        with torch.autograd.graph.saved_tensors_hooks(lambda t: t.detach().clone(), lambda t: t):
+            return ods.sample(one, x=x, cond={"tag": tag}, solver=solver, grad=grad, **OPTIONS).x
+
+    compare(solve, [x, tag, *trained(one.network)], how)
+
+
 def test_second_derivatives_are_refused():
     for how in ("checkpointed", "reversible"):
         x = points()

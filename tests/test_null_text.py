@@ -125,10 +125,12 @@ def test_where_sigma_is_infinite_the_step_out_of_it_is_searched_too():
 
 
 def test_steps_outside_the_guidance_interval_leave_the_null_condition_as_it_is():
-    latent = found(guidance_scale=ods.Guidance(3.0, interval=(0.5, 1.5)))
+    latent = found(guidance_scale=ods.Guidance(3.0, interval=(0.5, 1.5)), early_stop=0.0)
     sigmas = torch.tensor(latent.recipe.sigmas[:-1])
     moved = latent.null["label"].diff(dim=1, prepend=torch.zeros(5, 1)).abs().amax(0) > 0
-    assert torch.equal(moved, (sigmas >= 0.5) & (sigmas <= 1.5))
+    inside = (sigmas >= 0.5) & (sigmas <= 1.5)
+    assert torch.equal(moved, inside)
+    assert latent.nfe.tolist() == [6 + int((~inside).sum()) + 11 * int(inside.sum())] * 5
 
 
 def test_null_conditions_are_searched_in_float32_at_least_and_given_in_their_own_dtype():
