@@ -8,9 +8,9 @@
 
 z is the whole state of a solver, x and memory. Both are exact gradients of the steps taken, not of the equation: equal
 to plain backpropagation up to rounding, which rebuilding amplifies as the solver's inverse does (McCallum-Foster, 40
-steps of "digits": 3e-5 relative in float32, 5e-14 in float64). The backward pass asks a checkpointed step once more than
-plain, and a reversible one twice, forward; none of that is in `Solution.nfe`. States are kept at every step, not at
-every sqrt(N)-th: a state is small beside what a network keeps of one evaluation.
+steps of "digits": 3e-5 relative in float32, 5e-14 in float64). The backward pass asks a checkpointed step once more
+than plain, and a reversible one twice, forward; none of that is in `Solution.nfe`. States are kept at every step, not
+at every sqrt(N)-th: a state is small beside what a network keeps of one evaluation.
 
 The network must answer the same when asked again (no dropout). Steps out of and into infinity, one evaluation each,
 keep their graph.
