@@ -48,6 +48,7 @@ if TYPE_CHECKING:
     from odesampler.schedule import ContinuousVP as ContinuousVP
     from odesampler.schedule import RectifiedFlow as RectifiedFlow
     from odesampler.schedule import Schedule as Schedule
+    from odesampler.solvers import ALF as ALF
     from odesampler.solvers import RK4 as RK4
     from odesampler.solvers import Ancestral as Ancestral
     from odesampler.solvers import Bosh3 as Bosh3
@@ -86,7 +87,7 @@ _HOMES = {
     "registry": ("register", "solvers"),
     "sampling": ("Solution", "sample"),
     "schedule": ("ContinuousVP", "RectifiedFlow", "Schedule", "VE", "VP"),
-    "solvers": ("Ancestral", "Churn", "Euler", "Multistep", "Reversible", "Singlestep", "StochasticMidpoint"),
+    "solvers": ("ALF", "Ancestral", "Churn", "Euler", "Multistep", "Reversible", "Singlestep", "StochasticMidpoint"),
     "solvers.runge_kutta": ("Bosh3", "Dopri5", "Heun", "Midpoint", "RK4", "Ralston"),
     "solvers.external": ("Scipy", "Torchdiffeq"),
     "threshold": ("DynamicThreshold",),

@@ -108,6 +108,7 @@ class Course(NamedTuple):
 
     clock: Callable[[Tensor], Tensor]  # the model's clock t at a sigma, elementwise, float64
     sigmas: tuple[float, ...]  # the grid, falling
+    low: float = math.inf  # the least sigma at which the model may be asked, where that is known
 
 
 class Solver(ABC):

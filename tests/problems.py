@@ -21,6 +21,7 @@ from odesampler.noise import Streams
 from odesampler.program import Course, Draw, Program, Solver, State, column
 from odesampler.schedule import VE, ContinuousVP
 from odesampler.solvers import (
+    ALF,
     RK4,
     Ancestral,
     Churn,
@@ -170,6 +171,9 @@ def draws_noise(solver: Solver) -> bool:
 
 COURSE = Course(ContinuousVP().t, (HIGH, LOW))
 VARIANTS = [
+    ALF("angle", damping=3.0),
+    ALF("data"),
+    ALF("asinh", delta=1.0),
     Reversible(Euler()),
     Reversible(RK4()),
     Ancestral(eta=0.0),

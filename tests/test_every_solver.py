@@ -281,14 +281,14 @@ def test_it_draws_noise_only_if_it_says_so(solver):
 
 @pytest.mark.parametrize("solver", [s for s in SOLVERS if isinstance(s, Invertible)], ids=repr)
 @pytest.mark.parametrize("rising", [False, True], ids=["falling", "rising"])
-def test_an_invertible_solver_undoes_its_steps_exactly_at_the_same_cost(solver, rising):
+def test_an_invertible_solver_undoes_its_steps_exactly_at_no_higher_cost(solver, rising):
     high, low = mixture_ends()
     x, sigmas = (low, geometric(20)[::-1]) if rising else (high, geometric(20))
     there, tally = Tally(), Tally()
     end = solved(solver, x, sigmas, tally=there)
     [back] = run(back_along(solver, end, sigmas[::-1]), model=mixture(), tally=tally)
     assert (back.x - x).abs().max() < 1e-11
-    assert tally.calls == there.calls
+    assert 0 < there.calls - tally.calls + 1 <= 1 + solver.start_evaluations
     [without] = run(back_along(solver, end.x, sigmas[::-1]), model=mixture())
     assert (without.x - x).abs().max() > 1e-9, "its memory is not what makes it exact"
 

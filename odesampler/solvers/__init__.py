@@ -7,6 +7,7 @@ import sys
 from types import ModuleType
 from typing import TYPE_CHECKING
 
+from odesampler.solvers.alf import ALF as ALF
 from odesampler.solvers.exponential import Singlestep as Singlestep
 from odesampler.solvers.external import Scipy as Scipy
 from odesampler.solvers.external import Torchdiffeq as Torchdiffeq
