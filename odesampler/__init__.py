@@ -55,6 +55,7 @@ if TYPE_CHECKING:
     from odesampler.solvers import Churn as Churn
     from odesampler.solvers import Dopri5 as Dopri5
     from odesampler.solvers import Euler as Euler
+    from odesampler.solvers import FixedPoint as FixedPoint
     from odesampler.solvers import Heun as Heun
     from odesampler.solvers import Midpoint as Midpoint
     from odesampler.solvers import Multistep as Multistep
@@ -87,7 +88,17 @@ _HOMES = {
     "registry": ("register", "solvers"),
     "sampling": ("Solution", "sample"),
     "schedule": ("ContinuousVP", "RectifiedFlow", "Schedule", "VE", "VP"),
-    "solvers": ("ALF", "Ancestral", "Churn", "Euler", "Multistep", "Reversible", "Singlestep", "StochasticMidpoint"),
+    "solvers": (
+        "ALF",
+        "Ancestral",
+        "Churn",
+        "Euler",
+        "FixedPoint",
+        "Multistep",
+        "Reversible",
+        "Singlestep",
+        "StochasticMidpoint",
+    ),
     "solvers.runge_kutta": ("Bosh3", "Dopri5", "Heun", "Midpoint", "RK4", "Ralston"),
     "solvers.external": ("Scipy", "Torchdiffeq"),
     "threshold": ("DynamicThreshold",),

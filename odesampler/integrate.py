@@ -26,6 +26,10 @@ class OnGrid(Loop):
 
     solver: Solver
 
+    @property
+    def differentiable(self) -> bool:  # type: ignore[override]  # a fact of its solver
+        return self.solver.differentiable
+
     def across(self, state: State, sigmas: Sequence[float], observe: Observer | None = None) -> Program[Solved]:
         return Solved((yield from on_grid(self.solver, state, sigmas, observe)))
 

@@ -146,7 +146,7 @@ def decode(
             f"this latent has no memory, without which {latent.recipe.solver} is not exact: see Latent.without_memory",
             stacklevel=2,
         )
-    memory = tuple(m.to(model.device, plan.state_dtype) for m in latent.memory)
+    memory = tuple(m.to(model.device, plan.state_dtype if m.is_floating_point() else m.dtype) for m in latent.memory)
     outcome = execute(
         plan,
         model,

@@ -121,6 +121,7 @@ class Solver(ABC):
     summary: str = ""  # one line for listings
     stochastic: bool = False  # draws noise; such a solver cannot encode
     adaptive: bool = False  # chooses its own steps when the user gives no number of steps
+    differentiable: bool = True  # its step keeps the graph from x to the result
     start_evaluations: int = 0  # evaluations that starting costs beyond `evaluations` a step
     names: ClassVar[Mapping[str, Mapping[str, Any]]] = {}  # other names that users type -> the arguments they stand for
 

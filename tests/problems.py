@@ -26,6 +26,7 @@ from odesampler.solvers import (
     Ancestral,
     Churn,
     Euler,
+    FixedPoint,
     Midpoint,
     Multistep,
     Reversible,
@@ -173,6 +174,7 @@ COURSE = Course(ContinuousVP().t, (HIGH, LOW))
 VARIANTS = [
     ALF("angle", damping=3.0),
     ALF("data"),
+    FixedPoint(ALF("angle", damping=3.0)),
     ALF("asinh", delta=1.0),
     Reversible(Euler()),
     Reversible(RK4()),

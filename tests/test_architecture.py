@@ -43,7 +43,7 @@ CORE = {  # what each module of the core may import of ours
     "observe": {"program", "schedule"},
     "exact": {"model", "prediction", "schedule"},
 }
-A_SOLVER = {"program", "combine", "solvers"}
+A_SOLVER = {"precision", "program", "combine", "solvers"}
 FACES = {"analysis", "adapters", "cli", "zoo"}  # known to no one but each other
 OPTIONAL = {
     "diffusers",

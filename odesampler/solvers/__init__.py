@@ -11,6 +11,7 @@ from odesampler.solvers.alf import ALF as ALF
 from odesampler.solvers.exponential import Singlestep as Singlestep
 from odesampler.solvers.external import Scipy as Scipy
 from odesampler.solvers.external import Torchdiffeq as Torchdiffeq
+from odesampler.solvers.fixed_point import FixedPoint as FixedPoint
 from odesampler.solvers.multistep import Multistep as Multistep
 from odesampler.solvers.reversible import Reversible as Reversible
 from odesampler.solvers.runge_kutta import RK4 as RK4

@@ -59,7 +59,7 @@ class ALF(Invertible):
         return replace(self, course=course)
 
     def init(self, x: Tensor, sigma: Sigma) -> Program[State]:
-        chart = self._chart
+        chart = self.chart
         v = yield from chart.slope(chart.inward(x, sigma), sigma)
         return State(x, (v,))
 
@@ -73,7 +73,7 @@ class ALF(Invertible):
         """A step like the others, if its middle may be asked; else Euler's."""
         if self.course is None or isinstance(s0, Tensor) or self.coordinate == "data":
             return (yield from euler_into_zero(state, s0))
-        chart = self._chart
+        chart = self.chart
         if chart.sigma((chart.time(s0) + chart.time(0.0)) / 2) < self.course.low:
             return (yield from euler_into_zero(state, s0))
         if not state.memory:
@@ -83,9 +83,9 @@ class ALF(Invertible):
 
     def _across(self, state: State, s0: Sigma, s1: Sigma, *, undo: bool) -> Program[State]:
         """From s0 to s1. To undo a step is to step backwards, with 1 / kappa for kappa = 1 - 2 eta."""
-        chart, (v,) = self._chart, state.memory
+        chart, (v,) = self.chart, state.memory
         t0, t1 = chart.time(s0), chart.time(s1)
-        half, kappa = (t1 - t0) / 2, self._kappa(t1 - t0)
+        half, kappa = (t1 - t0) / 2, self.kappa(t1 - t0)
         if undo:
             kappa = 1 / kappa
         middle = plus(chart.inward(state.x, s0), half, v)
@@ -94,15 +94,16 @@ class ALF(Invertible):
         return State(chart.outward(plus(middle, half, v), s1), (v,))
 
     @property
-    def _chart(self) -> Coordinate:
+    def chart(self) -> Coordinate:
+        """What it steps."""
         return coordinate(self.coordinate, self.delta)
 
-    def _kappa(self, h: Sigma) -> Any:
+    def kappa(self, h: Sigma) -> Any:
         """What a step of length `h` makes of the slope's parasitic part; over all of the course, D^-1."""
         if self.damping == 1:
             return -1.0
         if self.course is None:
             raise ValueError("damping is spread over the course: use a verb, or Solver.prepared(course)")
-        ends = [self._chart.time(s) for s in self.course.sigmas if 0 < s < math.inf]
-        shrunk: Any = self.damping ** (-abs(h) / abs(ends[0] - ends[-1]))
-        return -shrunk
+        ends = [self.chart.time(s) for s in self.course.sigmas if 0 < s < math.inf]
+        parts: Any = abs(h) / abs(ends[0] - ends[-1])
+        return -(self.damping**-parts)
