@@ -127,6 +127,11 @@ def guided(model: Model, guidance: AnyGuidance) -> Model | Guided:
     return Guided(model, wanted)
 
 
+def rows_a_sample(model: Model, guidance: AnyGuidance) -> int:
+    """Rows of the network for one sample. Raises as `guided`."""
+    return getattr(guided(model, guidance), "width", 1)
+
+
 def checked_guidance(guidance: AnyGuidance) -> AnyGuidance:
     """`guidance`, as a number where it is no more than a scale: so that equal ones compare equal. Raises as above."""
     wanted = guidance if isinstance(guidance, Guidance) else Guidance(guidance)

@@ -19,7 +19,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from odesampler.guidance import AnyGuidance
+from odesampler import lossless
+from odesampler.guidance import AnyGuidance, rows_a_sample
 from odesampler.integrate import BackAlong
 from odesampler.latent import Latent, Recipe
 from odesampler.model import Model
@@ -28,6 +29,7 @@ from odesampler.precision import finest_dtype
 from odesampler.program import State
 from odesampler.registry import spec_of
 from odesampler.sampling import Solution, arrived, is_reversible, to_solution
+from odesampler.solvers.fixed_point import FixedPoint
 from odesampler.threshold import AnyThreshold
 
 
@@ -45,6 +47,8 @@ def encode(
     clip_denoised: AnyThreshold = None,
     state_dtype: torch.dtype | None = None,
     max_batch: int | None = None,
+    exact: str | None = None,
+    micro_batch: int | None = None,
     progress: bool = False,
 ) -> Latent:
     """Turn images into latents.
@@ -64,6 +68,11 @@ def encode(
         clip_denoised: As for `sample`. Puts a floor under the round trip; warns.
         state_dtype: torch.float64 by default, where the device has it.
         max_batch: As for `sample`.
+        exact: What makes the round trip lossless, so that `decode` returns the very images: "bits", the solver "alf" in
+            whole numbers, which undoes its steps to the bit; or "residual", with any solver, which decodes at once and
+            keeps what that misses. Both need a network that answers twice with the same bits: what those depend on is
+            kept and compared by `decode`, which also compares a checksum a sample.
+        micro_batch: Samples in each call of the network, with `exact`; 1 makes the bits independent of the batch.
         progress: As for `sample`.
 
     Returns:
@@ -73,9 +82,11 @@ def encode(
         ValueError: What cannot be meant, before the model is called; a solver that draws noise.
     """
     x_t = checked_batch(checked_model(model), images, "images")
+    width = rows_a_sample(model, guidance_scale)
+    max_batch = lossless.checked(exact, micro_batch, max_batch, width)
     plan = make_plan(
         model,
-        solver,
+        lossless.in_whole_numbers(solver) if exact == "bits" else solver,
         num_steps=num_steps,
         grid=grid,
         rtol=rtol,
@@ -107,7 +118,15 @@ def encode(
     state = outcome.solved.state
     x, _ = arrived(model.schedule.to_model_scale(state.x, plan.grid[0]), outcome)
     memory = state.memory if reversible is not None else ()
-    return Latent(x, recipe, memory, conditions, outcome.nfe, plan)
+    latent = Latent(x, recipe, memory, conditions, outcome.nfe, plan)
+    if exact is None:
+        return latent
+    if isinstance(reversible, FixedPoint):  # what comes back is known: the lattice's nearest to each image
+        back = model.schedule.to_model_scale(reversible.snapped(start, plan.grid[-1]), plan.grid[-1])
+    else:
+        back = decode(model, latent, max_batch=max_batch, progress=progress).x
+    place = lossless.place_of(model, len(x_t), max_batch, width)
+    return replace(latent, sidecar=lossless.SideCar.of(images, back, place))
 
 
 def decode(
@@ -124,7 +143,7 @@ def decode(
     Args:
         model: The model that they were made with.
         latent: What `encode` returned, or `Latent.load`.
-        insist: Decode with another model all the same.
+        insist: Decode with another model all the same, or where the bits may come out otherwise.
         max_batch: As for `sample`.
         progress: As for `sample`.
         trajectory: As for `sample`.
@@ -133,8 +152,11 @@ def decode(
         A `Solution`; its `x` are the images at sigma_min.
 
     Raises:
-        ValueError: The latent was made with another model, and `insist` is not given.
+        ValueError: The latent was made with another model, or it should come back to the bit and that is not to be
+            had here, and `insist` is not given; one whose `x` has been changed, while its memory was kept.
         TypeError: Not a Latent.
+
+    Warns of samples that should have come back to the bit and did not.
     """
     if not isinstance(latent, Latent):
         raise TypeError(f"decode takes a Latent, which knows how it was made; got {type(latent).__name__}")
@@ -147,16 +169,24 @@ def decode(
             stacklevel=2,
         )
     memory = tuple(m.to(model.device, plan.state_dtype if m.is_floating_point() else m.dtype) for m in latent.memory)
+    start, solver = model.schedule.from_model_scale(x_t, plan.grid[0]), is_reversible(plan)
+    if isinstance(solver, FixedPoint) and len(memory) == 2:  # where sigma is infinite, memory holds a third: see Latent
+        lossless.check_unchanged(solver, start, memory[0], plan.grid[0])
+    if latent.sidecar is not None:
+        width = rows_a_sample(model, plan.guidance_scale)
+        max_batch = latent.sidecar.place["samples in a call"] * width if max_batch is None else max_batch
+        latent.sidecar.check_place(lossless.place_of(model, len(latent), max_batch, width), insist)
     outcome = execute(
         plan,
         model,
-        State(model.schedule.from_model_scale(x_t, plan.grid[0]), memory),
+        State(start, memory),
         cond=checked_cond(model, latent.cond, len(x_t)),
         max_batch=max_batch,
         progress="decoding" if progress else None,
         trajectory=trajectory,
     )
-    return to_solution(model, plan, outcome)
+    found = to_solution(model, plan, outcome)
+    return found if latent.sidecar is None else replace(found, x=latent.sidecar.checked(found.x))
 
 
 def check_model(model: Model, recipe: Recipe, insist: bool = False) -> None:

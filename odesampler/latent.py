@@ -15,6 +15,7 @@ from odesampler.files import written_whole
 from odesampler.grid import Grid
 from odesampler.guidance import AnyGuidance, Guidance, checked_guidance
 from odesampler.integrate import OnGrid
+from odesampler.lossless import SideCar
 from odesampler.model import Model
 from odesampler.plan import Plan
 from odesampler.program import Solver
@@ -77,6 +78,7 @@ class Latent:
     cond: Mapping[str, Tensor] = field(default_factory=dict)  # each (batch, ...)
     nfe: Tensor | None = None  # (batch,) evaluations that encoding took; not saved
     plan: Plan | None = None  # what the recipe describes, alive; not saved
+    sidecar: SideCar | None = None  # what `encode(exact=...)` keeps so that the images come back to the bit
 
     def __repr__(self) -> str:
         kept = f", memory={[tuple(m.shape) for m in self.memory]}" if self.memory else ""
@@ -92,9 +94,10 @@ class Latent:
     def without_memory(self) -> Latent:
         """This latent without what makes an exactly invertible solver exact: one tensor, of the images' size.
 
-        What is lost: decoding is approximate then, and with few steps worse than the solver that it is made of.
+        What is lost: decoding is approximate then, and with few steps worse than the solver that it is made of. What
+        was kept to come back to the bit goes too.
         """
-        return replace(self, memory=())
+        return replace(self, memory=(), sidecar=None)
 
     def select(self, rows: Tensor | list[int] | slice) -> Latent:
         """The samples `rows` of this latent."""
@@ -104,6 +107,7 @@ class Latent:
             memory=tuple(m[rows] for m in self.memory),
             cond={k: v[rows] for k, v in self.cond.items()},
             nfe=None if self.nfe is None else self.nfe[rows],
+            sidecar=None if self.sidecar is None else self.sidecar.select(rows),
         )
 
     def save(self, path: str | Path) -> None:
@@ -119,10 +123,14 @@ class Latent:
         tensors = {"x": self.x}
         tensors |= {f"memory.{i}": m for i, m in enumerate(self.memory)}
         tensors |= {f"cond.{k}": v for k, v in self.cond.items()}
+        facts = {"format": FORMAT, "recipe": json.dumps(asdict(self.recipe))}
+        if self.sidecar is not None:
+            kept, text = self.sidecar.packed()
+            tensors |= kept
+            facts["sidecar"] = text
         data = {k: v.detach().cpu().clone(memory_format=torch.contiguous_format) for k, v in tensors.items()}
-        text = save(data, metadata={"format": FORMAT, "recipe": json.dumps(asdict(self.recipe))})
         with written_whole(path) as file:
-            file.write(text)
+            file.write(save(data, metadata=facts))
 
     @classmethod
     def load(cls, path: str | Path, device: str | torch.device = "cpu") -> Latent:
@@ -153,9 +161,10 @@ class Latent:
                 raise ValueError("its tensors do not belong together")
             recipe = _recipe(json.loads(meta["recipe"]))
             recipe.plan()
+            sidecar = SideCar.unpacked(tensors, meta["sidecar"]) if "sidecar" in meta else None
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise ValueError(f"{path} is damaged, or its recipe cannot be read: {error}") from error
-        return cls(x, recipe, memory, cond)
+        return cls(x, recipe, memory, cond, sidecar=sidecar)
 
 
 def _recipe(facts: dict[str, Any]) -> Recipe:

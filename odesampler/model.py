@@ -107,6 +107,11 @@ class Model:
         tensor = next(self._tensors(), None)
         return torch.device("cpu") if tensor is None else tensor.device
 
+    @property
+    def network_dtype(self) -> torch.dtype | None:
+        """What the network is called with; None: the dtype of the state."""
+        return self.dtype or next((p.dtype for p in self._tensors() if p.is_floating_point()), None)
+
     def to(self, device: str | torch.device) -> Model:
         """This model with its network on `device` (the network itself is moved, as torch does)."""
         if isinstance(self.network, nn.Module):
@@ -182,7 +187,7 @@ class Model:
 
     def ask(self, x_t: Tensor, t: Tensor, cond: Cond) -> Tensor:
         """The network's answer (batch, *shape) to x_t (batch, *shape) at t (batch,), in the dtype of `x_t`."""
-        dtype = self.dtype or self._parameter_dtype() or x_t.dtype
+        dtype = self.network_dtype or x_t.dtype
         clock = t.round().long() if self.round_t else t.to(torch.promote_types(dtype, torch.float32))
         missing = {} if cond.keys() >= self.null_cond.keys() else self.nothing(len(x_t))
         casting = torch.autocast(x_t.device.type, self.autocast) if self.autocast else nullcontext()
@@ -197,9 +202,6 @@ class Model:
                 "a network must answer in the shape of its question (drop a learned variance first)"
             )
         return out.to(x_t.dtype)
-
-    def _parameter_dtype(self) -> torch.dtype | None:
-        return next((p.dtype for p in self._tensors() if p.is_floating_point()), None)
 
     def _tensors(self) -> Iterator[Tensor]:
         if isinstance(self.network, nn.Module):
