@@ -82,8 +82,7 @@ def encode(
         ValueError: What cannot be meant, before the model is called; a solver that draws noise.
     """
     x_t = checked_batch(checked_model(model), images, "images")
-    width = rows_a_sample(model, guidance_scale)
-    max_batch = lossless.checked(exact, micro_batch, max_batch, width)
+    max_batch = lossless.checked(exact, micro_batch, max_batch, rows_a_sample(model, guidance_scale))
     plan = make_plan(
         model,
         lossless.in_whole_numbers(solver) if exact == "bits" else solver,
@@ -119,14 +118,7 @@ def encode(
     x, _ = arrived(model.schedule.to_model_scale(state.x, plan.grid[0]), outcome)
     memory = state.memory if reversible is not None else ()
     latent = Latent(x, recipe, memory, conditions, outcome.nfe, plan)
-    if exact is None:
-        return latent
-    if isinstance(reversible, FixedPoint):  # what comes back is known: the lattice's nearest to each image
-        back = model.schedule.to_model_scale(reversible.snapped(start, plan.grid[-1]), plan.grid[-1])
-    else:
-        back = decode(model, latent, max_batch=max_batch, progress=progress).x
-    place = lossless.place_of(model, len(x_t), max_batch, width)
-    return replace(latent, sidecar=lossless.SideCar.of(images, back, place))
+    return latent if exact is None else replace(latent, sidecar=_sidecar(model, latent, images, max_batch, progress))
 
 
 def decode(
@@ -187,6 +179,19 @@ def decode(
     )
     found = to_solution(model, plan, outcome)
     return found if latent.sidecar is None else replace(found, x=latent.sidecar.checked(found.x))
+
+
+def _sidecar(model: Model, latent: Latent, images: Tensor, max_batch: int | None, progress: bool) -> lossless.SideCar:
+    """What decoding `latent` misses of `images`."""
+    assert latent.plan is not None  # fresh from encode
+    solver, end = is_reversible(latent.plan), latent.plan.grid[-1]
+    if isinstance(solver, FixedPoint):  # what comes back is known: what the lattice holds of each image
+        x = model.schedule.from_model_scale(images.to(latent.x), end)
+        back = model.schedule.to_model_scale(solver.snapped(x, end), end)
+    else:
+        back = decode(model, latent, max_batch=max_batch, progress=progress).x
+    width = rows_a_sample(model, latent.plan.guidance_scale)
+    return lossless.SideCar.of(images, back, lossless.place_of(model, len(images), max_batch, width))
 
 
 def check_model(model: Model, recipe: Recipe, insist: bool = False) -> None:

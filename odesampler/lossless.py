@@ -45,23 +45,23 @@ class SideCar:
         """What `decoded`, all (batch, *shape), misses of `images`.
 
         Raises:
-            ArithmeticError: Two floats do not hold what it misses: it is too far off.
+            ArithmeticError: What was decoded is not finite.
         """
         images = images.detach().cpu() + 0.0  # -0 becomes 0
         kept = cls(_checksum(images), str(images.dtype).removeprefix("torch."), place)
         levels = torch.unique(images)
-        if len(levels) <= MOST_LEVELS:
+        if len(levels) <= min(MOST_LEVELS, images.numel() // 2):
             missed = torch.searchsorted(levels, images) - _nearest(levels, decoded)
             kept = replace(kept, levels=levels, residual=(missed.to(torch.int16),) if bool(missed.any()) else ())
         else:
-            residual: list[Tensor] = []
+            if not bool(decoded.isfinite().all()):
+                raise ArithmeticError("what was decoded is not finite, so that nothing can be added to it")
+            residual: tuple[Tensor, ...] = ()
             found = kept._based(decoded)
-            while not torch.equal(found, images.double()):
-                if len(residual) == 2:
-                    raise ArithmeticError("the decoded images are too far off for a residual: take more steps")
-                residual.append(images.double() - found)
+            while not torch.equal(found, images.double()):  # twice at most: the second difference has no rounding
+                residual = (*residual, images.double() - found)
                 found = found + residual[-1]
-            kept = replace(kept, residual=tuple(residual))
+            kept = replace(kept, residual=residual)
         return kept
 
     def restored(self, decoded: Tensor) -> Tensor:
@@ -118,9 +118,7 @@ class SideCar:
         Raises:
             ValueError: The network would answer with other bits, there are no levels, and `insist` is not given.
         """
-        other = [
-            f"{what} was {self.place[what]} and is {place.get(what)}" for what in self.place if self._moved(what, place)
-        ]
+        other = [f"{k} was {v} and is {place.get(k)}" for k, v in self.place.items() if v != place.get(k)]
         if not other:
             return
         message = (
