@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from odesampler.data_range import check_images
 from odesampler.guidance import AnyGuidance
 from odesampler.integrate import BackAlong
 from odesampler.latent import Latent, Recipe
@@ -70,9 +71,11 @@ def encode(
         A `Latent`, which knows how it was made: `decode(model, latent)` needs nothing else.
 
     Raises:
-        ValueError: What cannot be meant, before the model is called; a solver that draws noise.
+        ValueError: What cannot be meant, before the model is called: images far outside the model's data range, a
+            solver that draws noise. Images a little outside are encoded, with a warning.
     """
     x_t = checked_batch(checked_model(model), images, "images")
+    check_images(x_t, model.data_range, model.name)
     plan = make_plan(
         model,
         solver,
