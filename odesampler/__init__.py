@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from odesampler.adaptive import Status as Status
     from odesampler.analysis.compare import compare as compare
     from odesampler.analysis.comparison import Comparison as Comparison
+    from odesampler.analysis.diagnose import Diagnosis as Diagnosis
+    from odesampler.analysis.diagnose import diagnose as diagnose
     from odesampler.analysis.round_trip import RoundTrip as RoundTrip
     from odesampler.analysis.round_trip import round_trip as round_trip
     from odesampler.grid import Grid as Grid
@@ -75,6 +77,7 @@ _HOMES = {
     "adaptive": ("Adaptive", "Status"),
     "analysis.compare": ("compare",),
     "analysis.comparison": ("Comparison",),
+    "analysis.diagnose": ("Diagnosis", "diagnose"),
     "analysis.round_trip": ("RoundTrip", "round_trip"),
     "grid": ("Grid", "concatenate", "grids", "make_grid"),
     "guidance": ("Guidance",),

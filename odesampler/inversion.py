@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from odesampler import lossless
+from odesampler.data_range import check_images
 from odesampler.guidance import AnyGuidance, rows_a_sample
 from odesampler.integrate import BackAlong
 from odesampler.latent import Latent, Recipe
@@ -79,10 +80,12 @@ def encode(
         A `Latent`, which knows how it was made: `decode(model, latent)` needs nothing else.
 
     Raises:
-        ValueError: What cannot be meant, before the model is called; a solver that draws noise.
+        ValueError: What cannot be meant, before the model is called: images far outside the model's data range, a
+            solver that draws noise. Images a little outside are encoded, with a warning.
     """
     x_t = checked_batch(checked_model(model), images, "images")
     max_batch = lossless.checked(exact, micro_batch, max_batch, rows_a_sample(model, guidance_scale))
+    check_images(x_t, model.data_range, model.name)
     plan = make_plan(
         model,
         lossless.in_whole_numbers(solver) if exact == "bits" else solver,

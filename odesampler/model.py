@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from odesampler import prediction as predictions
+from odesampler.data_range import check_data_range
 from odesampler.precision import finest_dtype
 from odesampler.prediction import Prediction
 from odesampler.schedule import Schedule
@@ -56,10 +57,12 @@ class Model:
         autocast: Run the network under torch.autocast with this dtype.
         name: For reports and recipes.
         labels: Names of the classes, where `cond` has a "label".
+        data_range: The least and the greatest value of its data, (-1, 1) for most, if known: images outside are noticed
+            before they are encoded. No part of the fingerprint.
 
     Raises:
         TypeError: A network that cannot be called, or no schedule.
-        ValueError: An unknown prediction, or a range that the schedule does not cover.
+        ValueError: An unknown prediction, a range that the schedule does not cover, or a data range that is none.
     """
 
     network: Callable[..., Tensor]
@@ -74,6 +77,7 @@ class Model:
     autocast: torch.dtype | None = None
     name: str = "model"
     labels: tuple[str, ...] = ()
+    data_range: tuple[float, float] | None = None
 
     def __post_init__(self) -> None:
         if not callable(self.network) or not isinstance(self.schedule, Schedule):
@@ -82,6 +86,7 @@ class Model:
                 f"got {type(self.network).__name__} and {self.schedule!r}"
             )
         predictions.check(self.prediction)
+        check_data_range(self.data_range)
         low, high = self.range
         top = self.schedule.sigma_max
         if not (0 < low < high <= top):

@@ -36,7 +36,8 @@ CORE = {  # what each module of the core may import of ours
     "adaptive": {"program", "combine"},
     "registry": {"program", "combine", "integrate", "adaptive", "names", "solvers"},
     "solvers": {"solvers", "registry"},  # the package answers `odesampler.solvers()`
-    "model": {"schedule", "prediction", "precision"},
+    "data_range": set(),
+    "model": {"schedule", "prediction", "precision", "data_range"},
     "guidance": {"model", "precision"},
     "threshold": {"precision"},
     "drive": {"program", "combine", "model", "noise"},
