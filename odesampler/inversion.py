@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from odesampler import lossless
+from odesampler.adjoint import AnyGrad
 from odesampler.data_range import check_images
 from odesampler.guidance import AnyGuidance, rows_a_sample
 from odesampler.integrate import BackAlong
@@ -51,6 +52,7 @@ def encode(
     exact: str | None = None,
     micro_batch: int | None = None,
     progress: bool = False,
+    grad: AnyGrad = False,
 ) -> Latent:
     """Turn images into latents.
 
@@ -75,6 +77,7 @@ def encode(
             kept and compared by `decode`, which also compares a checksum a sample.
         micro_batch: Samples in each call of the network, with `exact`; 1 makes the bits independent of the batch.
         progress: As for `sample`.
+        grad: As for `sample`; gradients flow from the latent, with its memory, to the images.
 
     Returns:
         A `Latent`, which knows how it was made: `decode(model, latent)` needs nothing else.
@@ -116,6 +119,7 @@ def encode(
         cond=conditions,
         max_batch=max_batch,
         progress="encoding" if progress else None,
+        grad=grad,
     )
     state = outcome.solved.state
     x, _ = arrived(model.schedule.to_model_scale(state.x, plan.grid[0]), outcome)
@@ -132,6 +136,7 @@ def decode(
     max_batch: int | None = None,
     progress: bool = False,
     trajectory: bool = False,
+    grad: AnyGrad = False,
 ) -> Solution:
     """Turn latents back into images, the way they came.
 
@@ -142,6 +147,7 @@ def decode(
         max_batch: As for `sample`.
         progress: As for `sample`.
         trajectory: As for `sample`.
+        grad: As for `sample`; gradients flow from the images to the latent, with its memory and conditions.
 
     Returns:
         A `Solution`; its `x` are the images at sigma_min.
@@ -179,6 +185,7 @@ def decode(
         max_batch=max_batch,
         progress="decoding" if progress else None,
         trajectory=trajectory,
+        grad=grad,
     )
     found = to_solution(model, plan, outcome)
     return found if latent.sidecar is None else replace(found, x=latent.sidecar.checked(found.x))

@@ -11,12 +11,13 @@ import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, TypeVar
 
 import torch
 from torch import Tensor
 
 from odesampler import defaults
+from odesampler.adjoint import AnyGrad, checked_grad, differentiated
 from odesampler.combine import within
 from odesampler.drive import Eps, Tally, run
 from odesampler.grid import Grid, check_num_steps, make_grid
@@ -29,6 +30,7 @@ from odesampler.program import Course, Loop, Observer, Program, Solved, Solver, 
 from odesampler.registry import loop_for, spec_of
 from odesampler.threshold import AnyThreshold, checked_threshold, thresholded
 
+T = TypeVar("T")
 AnyGrid: TypeAlias = "Grid | Sequence[float] | str"
 AnySolver: TypeAlias = "Solver | Loop | str"
 
@@ -113,14 +115,13 @@ def execute(
     max_batch: int | None = None,
     progress: str | None = None,
     trajectory: bool = False,
-    grad: bool = False,
+    grad: AnyGrad = False,
 ) -> Outcome:
     """Carry out `plan` from `start`, in the equation's scale, up or down its grid. Arguments as for the verbs."""
     grid = plan.grid.up() if rising else plan.grid.down()
     if trajectory and not (plan.loop.takes_steps and plan.loop.observable):
         raise ValueError("a trajectory is recorded by our own solvers on a fixed grid: give num_steps, not tolerances")
-    if grad and not plan.loop.differentiable:
-        raise ValueError(f"{spec_of(plan.loop)} computes outside torch, so its result cannot be differentiated")
+    checked_grad(grad, plan.loop)
     tally = Tally()
     recorder = Recorder(start.x, grid[0]) if trajectory else None
     steps = plan.loop.takes_steps
@@ -131,11 +132,15 @@ def execute(
         counts_samples=not steps,
     )
     began = time.perf_counter()
-    with torch.set_grad_enabled(grad), bar:
+    eps, given = eps_of(plan, model), {"cond": cond or {}, "noise": noise, "tally": tally}
+
+    def ask(program: Program[Any], **given: Any) -> Any:
+        return run(_kept_within(plan, model, program), model=eps, max_batch=max_batch, **given)[0]
+
+    with torch.set_grad_enabled(bool(grad)), bar:
         observers: list[Observer] = [o for o in (recorder, bar if progress is not None else None) if o is not None]
-        program = program_of(plan, model, start, grid, tell_all(observers))
-        eps = eps_of(plan, model)
-        [solved] = run(program, model=eps, cond=cond or {}, noise=noise, max_batch=max_batch, tally=tally)
+        loop = differentiated(plan.loop, grad, model, ask, **given)
+        solved = ask(solve(loop, start, grid.sigmas, tell_all(observers)), **given)
     seconds = time.perf_counter() - began
     nfe = torch.zeros(len(start.x), dtype=torch.int64) if tally.nfe is None else tally.nfe.cpu()
     seen = recorder.trajectory(model.schedule) if recorder else None
@@ -144,12 +149,16 @@ def execute(
 
 def program_of(plan: Plan, model: Model, start: State, grid: Grid, observe: Observer | None = None) -> Program[Solved]:
     """The solve along `grid`, the plan's in either direction, kept within the model's range."""
-    return within(*model.range, spec_of(plan.loop), solve(plan.loop, start, grid.sigmas, observe))
+    return _kept_within(plan, model, solve(plan.loop, start, grid.sigmas, observe))
 
 
 def eps_of(plan: Plan, model: Model) -> Eps:
     """What the plan's solve asks: the model, guided and its image bounded as planned."""
     return thresholded(guided(model, plan.guidance_scale), plan.clip_denoised)
+
+
+def _kept_within(plan: Plan, model: Model, program: Program[T]) -> Program[T]:
+    return within(*model.range, spec_of(plan.loop), program)
 
 
 def checked_model(model: Any) -> Model:

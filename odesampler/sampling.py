@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from odesampler.adaptive import Status
+from odesampler.adjoint import AnyGrad
 from odesampler.guidance import AnyGuidance
 from odesampler.model import Model
 from odesampler.noise import noise_for, seeds_for
@@ -62,7 +63,7 @@ def sample(
     max_batch: int | None = None,
     progress: bool = False,
     trajectory: bool = False,
-    grad: bool = False,
+    grad: AnyGrad = False,
 ) -> Solution:
     """Draw images from a model.
 
@@ -90,7 +91,9 @@ def sample(
         max_batch: The most rows to give the network at once.
         progress: Show a progress bar.
         trajectory: Keep x at every step (fixed grids only).
-        grad: Keep the graph, so that the samples can be differentiated.
+        grad: Let the samples be differentiated in `x`, the network's parameters and floating-point conditions. True or
+            "plain" keeps the whole graph; "checkpointed" keeps the states between steps and asks again in the backward
+            pass; "reversible", for exactly invertible solvers, keeps the last state only. See `odesampler.adjoint`.
 
     Returns:
         A `Solution`; its `x` are the images.

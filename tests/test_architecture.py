@@ -42,6 +42,7 @@ CORE = {  # what each module of the core may import of ours
     "threshold": {"precision"},
     "drive": {"program", "combine", "model", "noise"},
     "observe": {"program", "schedule"},
+    "adjoint": {"program", "integrate", "drive", "model", "noise", "registry"},
     "exact": {"model", "prediction", "schedule"},
 }
 A_SOLVER = {"precision", "program", "combine", "solvers"}
