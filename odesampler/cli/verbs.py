@@ -45,7 +45,9 @@ def sample(num: int, model: str, device: str, label: str | None, out: Path, **ho
 
 
 @click.command()
-@options(PATHS, MODEL, *HOW, LABEL, GUIDANCE, BATCH, DEVICE)
+@options(PATHS, MODEL, *HOW)
+@click.option("--convention", help="How to step upward: source or target.  [default: source]")
+@options(LABEL, GUIDANCE, BATCH, DEVICE)
 @click.option("--num", type=int, default=8, show_default=True, help="Held-out images, where no pictures are given.")
 @out_option("latents.safetensors", "File to write.")
 def encode(paths: tuple[str, ...], model: str, device: str, label: str | None, num: int, out: Path, **how: Any) -> None:
