@@ -82,13 +82,15 @@ class Guided:
     guidance: Guidance
     width: int = 2  # rows of the network for one sample
 
-    def __call__(self, x: Tensor, sigma: float | Tensor, **cond: Tensor) -> Tensor:
-        """Guided noise; arguments as for `Model.__call__`."""
+    def __call__(
+        self, x: Tensor, sigma: float | Tensor, *, told: float | Tensor | None = None, **cond: Tensor
+    ) -> Tensor:
+        """Guided noise; arguments as for `Model.__call__`. Whether to guide is decided by `sigma`."""
         model, interval = self.model, self.guidance.interval
         low, high = interval or (0.0, math.inf)
         if not isinstance(sigma, Tensor) and not low <= sigma <= high:
-            return model(x, sigma, **cond)
-        place = model.place(x, sigma)
+            return model(x, sigma, told=told, **cond)
+        place = model.place(x, sigma, told)
         null = model.nothing(len(x))
         both = {k: torch.cat([cond.get(k, null[k]), null[k]]) for k in null}
         both |= {k: torch.cat([v, v]) for k, v in cond.items() if k not in null}

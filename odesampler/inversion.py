@@ -4,9 +4,7 @@
 
 The step into sigma = 0 cannot be undone, so neither takes it: what comes back is the point at sigma_min. An exactly
 invertible solver encodes by undoing its own steps and keeps what it needs for it in `Latent.memory`; any other encodes
-by stepping upward, with the network told the noise level that a step starts from (convention "source": explicit Euler
-upward is the reverse DDIM of Dhariwal & Nichol 2021, arXiv:2105.05233, appendix F), and comes back with an error that
-`round_trip` measures.
+by stepping upward, as `conventions` says: explicitly, which comes back with an error that `round_trip` measures.
 """
 
 from __future__ import annotations
@@ -21,9 +19,9 @@ from torch import Tensor
 
 from odesampler import lossless
 from odesampler.adjoint import AnyGrad
+from odesampler.conventions import AnyConvention, upward
 from odesampler.data_range import check_images
 from odesampler.guidance import AnyGuidance, rows_a_sample
-from odesampler.integrate import BackAlong
 from odesampler.latent import Latent, Recipe
 from odesampler.model import Model
 from odesampler.plan import AnyGrid, AnySolver, Plan, checked_batch, checked_cond, checked_model, execute, make_plan
@@ -44,6 +42,7 @@ def encode(
     grid: AnyGrid | None = None,
     cond: Mapping[str, Any] | None = None,
     guidance_scale: AnyGuidance = 1.0,
+    convention: AnyConvention = None,
     rtol: float | None = None,
     atol: float | None = None,
     clip_denoised: AnyThreshold = None,
@@ -66,6 +65,9 @@ def encode(
         cond: What the images show, as for `sample`. Kept in the latent.
         guidance_scale: As for `sample`. Off by default: guided encoding leaves the range of latents that a model was
             trained on.
+        convention: How to step upward with a solver that cannot be undone exactly: "source" (default) and "target" are
+            explicit, the network being told the level that a step starts from, or the one that it leads to (for Euler:
+            as null-text inversion and diffusers do).
         rtol: As for `sample`.
         atol: As for `sample`.
         clip_denoised: As for `sample`. Puts a floor under the round trip; warns.
@@ -107,12 +109,12 @@ def encode(
             f"clip_denoised={plan.clip_denoised} puts a floor under the round trip: what is clipped cannot come back",
             stacklevel=2,
         )
-    recipe = Recipe.of(plan, model)
+    loop, how = upward(plan.loop, convention)
+    recipe = replace(Recipe.of(plan, model), convention=how)
     conditions = checked_cond(model, cond, len(x_t))
     start = model.schedule.from_model_scale(x_t.to(model.device, plan.state_dtype), plan.grid[-1])
-    reversible = is_reversible(plan)
     outcome = execute(
-        plan if reversible is None else replace(plan, loop=BackAlong(reversible)),
+        replace(plan, loop=loop),
         model,
         State(start),
         rising=True,
@@ -123,7 +125,7 @@ def encode(
     )
     state = outcome.solved.state
     x, _ = arrived(model.schedule.to_model_scale(state.x, plan.grid[0]), outcome)
-    memory = state.memory if reversible is not None else ()
+    memory = state.memory if is_reversible(plan) else ()
     latent = Latent(x, recipe, memory, conditions, outcome.nfe, plan)
     return latent if exact is None else replace(latent, sidecar=_sidecar(model, latent, images, max_batch, progress))
 

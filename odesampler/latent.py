@@ -36,7 +36,7 @@ class Recipe:
     guidance_scale: AnyGuidance  # a number where it is no more than a scale
     clip_denoised: AnyThreshold
     state_dtype: str
-    convention: str  # which noise level the network is told when encoding: "source", explicit steps upward
+    convention: str  # how it was encoded, see `conventions`
     model: str
     fingerprint: str
     schedule: str  # its family

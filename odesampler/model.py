@@ -123,19 +123,24 @@ class Model:
             self.network.to(device)
         return self
 
-    def __call__(self, x: Tensor, sigma: float | Tensor, **cond: Tensor) -> Tensor:
+    def __call__(
+        self, x: Tensor, sigma: float | Tensor, *, told: float | Tensor | None = None, **cond: Tensor
+    ) -> Tensor:
         """Predicted noise at `x` (batch, *shape), `sigma` (a number, or one a sample, (batch,)): dx/dsigma.
 
         At sigma = infinity `x` is x_t itself, its eps is known without asking, and the answer is the denoised image.
+        The network is told the clock of `sigma`, or that of another level, `told`: all else is taken at `sigma`.
 
         Raises:
             ValueError: The network's answer has not the shape of its question.
         """
-        place = self.place(x, sigma)
+        place = self.place(x, sigma, told)
         return self.eps(self.ask(place.x_t, place.t, cond), place)
 
-    def place(self, x: Tensor, sigma: float | Tensor) -> Place:
+    def place(self, x: Tensor, sigma: float | Tensor, told: float | Tensor | None = None) -> Place:
         """`x` in the model's scale, and where that is; arguments as for a call."""
+        if told is not None:
+            return self.place(x, sigma)._replace(t=self.place(x, told).t)
         if not isinstance(sigma, Tensor):
             alpha, std, t = _levels(self.schedule, sigma)
             clock = torch.full((len(x),), t, dtype=finest_dtype(x.device), device=x.device)

@@ -32,7 +32,8 @@ CORE = {  # what each module of the core may import of ours
     "noise": set(),
     "program": {"precision"},
     "combine": {"program", "precision"},
-    "integrate": {"program", "combine"},
+    "trial": {"program", "combine"},
+    "integrate": {"program", "combine", "trial"},
     "adaptive": {"program", "combine"},
     "registry": {"program", "combine", "integrate", "adaptive", "names", "solvers"},
     "solvers": {"solvers", "registry"},  # the package answers `odesampler.solvers()`
