@@ -50,6 +50,10 @@ class BackAlong(Loop):
 
     solver: Invertible
 
+    @property
+    def differentiable(self) -> bool:  # type: ignore[override]  # a fact of its solver
+        return self.solver.differentiable
+
     def across(self, state: State, sigmas: Sequence[float], observe: Observer | None = None) -> Program[Solved]:
         return Solved((yield from back_along(self.solver, state, sigmas, observe)))
 

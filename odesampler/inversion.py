@@ -89,7 +89,7 @@ def encode(
             solver that draws noise. Images a little outside are encoded, with a warning.
     """
     x_t = checked_batch(checked_model(model), images, "images")
-    max_batch = lossless.checked(exact, micro_batch, max_batch, rows_a_sample(model, guidance_scale))
+    max_batch = lossless.checked(exact, micro_batch, max_batch, rows_a_sample(model, guidance_scale), grad)
     check_images(x_t, model.data_range, model.name)
     plan = make_plan(
         model,
@@ -176,6 +176,10 @@ def decode(
     if isinstance(solver, FixedPoint) and len(memory) == 2:  # where sigma is infinite, memory holds a third: see Latent
         lossless.check_unchanged(solver, start, memory[0], plan.grid[0])
     if latent.sidecar is not None:
+        if grad:
+            raise ValueError(
+                "this latent gives the images themselves back, which have no gradient: replace its sidecar"
+            )
         width = rows_a_sample(model, plan.guidance_scale)
         max_batch = latent.sidecar.place["samples in a call"] * width if max_batch is None else max_batch
         latent.sidecar.check_place(lossless.place_of(model, len(latent), max_batch, width), insist)

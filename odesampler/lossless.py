@@ -156,7 +156,7 @@ def place_of(model: Model, batch: int, max_batch: int | None, width: int) -> dic
     return place | {"cpu": cpu, "cuda": cuda}.get(device.type, {})
 
 
-def checked(exact: str | None, micro_batch: int | None, max_batch: int | None, width: int) -> int | None:
+def checked(exact: str | None, micro_batch: int | None, max_batch: int | None, width: int, grad: object) -> int | None:
     """The most rows to give the network at once, `width` a sample.
 
     Raises:
@@ -164,6 +164,8 @@ def checked(exact: str | None, micro_batch: int | None, max_batch: int | None, w
     """
     if exact not in (None, *KINDS):
         raise ValueError(f"exact must be one of {', '.join(map(repr, KINDS))}, or None; got {exact!r}")
+    if exact and grad:
+        raise ValueError(f"exact={exact!r} gives the images themselves back, which have no gradient: leave one out")
     if micro_batch is None:
         return max_batch
     if exact is None or max_batch is not None:

@@ -168,6 +168,8 @@ def test_another_dtype_or_flag_is_another_place():
     moved = replace(latent, sidecar=replace(latent.sidecar, place={**latent.sidecar.place, "mkldnn": False}))
     with pytest.raises(ValueError, match="mkldnn was False and is True"):
         ods.decode(model, moved)
+    with pytest.raises(ValueError, match="have no gradient"):
+        ods.decode(model, latent, grad=True)
     on_levels = ods.encode(model, X, exact="bits", num_steps=3)
     moved = replace(on_levels, sidecar=replace(on_levels.sidecar, place={**on_levels.sidecar.place, "torch": "1.0"}))
     with pytest.warns(UserWarning, match=r"torch was 1\.0"):
@@ -193,6 +195,8 @@ def test_a_changed_latent_is_not_decoded_from_its_old_memory():
         ({"exact": "bits", "micro_batch": 1, "max_batch": 4}, "micro_batch fixes"),
         ({"exact": "bits", "micro_batch": 0}, "whole number of samples, 1 or more; got 0"),
         ({"exact": "residual", "solver": "ddpm"}, "draws noise"),
+        ({"exact": "residual", "grad": True}, "have no gradient"),
+        ({"solver": "fixed_point", "grad": "reversible"}, "in whole numbers, so its result cannot be differentiated"),
     ],
 )
 def test_what_cannot_be_exact_is_refused_before_any_call(wrong, message):
