@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from odesampler.latent import Recipe as Recipe
     from odesampler.model import Model as Model
     from odesampler.named_grids import flow_mu as flow_mu
+    from odesampler.null_inversion import null_text as null_text
     from odesampler.observe import Trajectory as Trajectory
     from odesampler.program import Invertible as Invertible
     from odesampler.program import Solver as Solver
@@ -86,6 +87,7 @@ _HOMES = {
     "latent": ("Latent", "Recipe"),
     "model": ("Model",),
     "named_grids": ("flow_mu",),
+    "null_inversion": ("null_text",),
     "observe": ("Trajectory",),
     "program": ("Invertible", "Solver", "State"),
     "registry": ("register", "solvers"),

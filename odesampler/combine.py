@@ -91,6 +91,11 @@ def within(low: float, high: float, name: str, program: Program[T]) -> Program[T
     return _relayed(program, inside)
 
 
+def moved(program: Program[T], to: Callable[[Sigma], Sigma]) -> Program[T]:
+    """Run a program that asks at `to(sigma)` what it asks at sigma."""
+    return _relayed(program, lambda asked: asked if isinstance(asked, Draw) else asked._replace(sigma=to(asked.sigma)))
+
+
 def surviving(program: Program[T], failures: tuple[type[Exception], ...]) -> Program[T | Exception]:
     """Return the error, one of `failures`, with which a program fails after its first question, so that others go on.
 

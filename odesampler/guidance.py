@@ -22,7 +22,7 @@ from typing import TypeAlias
 import torch
 from torch import Tensor
 
-from odesampler.model import Model
+from odesampler.model import Cond, Model
 from odesampler.precision import is_number
 
 
@@ -86,12 +86,17 @@ class Guided:
         self, x: Tensor, sigma: float | Tensor, *, told: float | Tensor | None = None, **cond: Tensor
     ) -> Tensor:
         """Guided noise; arguments as for `Model.__call__`. Whether to guide is decided by `sigma`."""
+        return self.away_from(self.model.nothing(len(x)), x, sigma, cond, told)
+
+    def away_from(
+        self, null: Cond, x: Tensor, sigma: float | Tensor, cond: Cond, told: float | Tensor | None = None
+    ) -> Tensor:
+        """As a call, with null conditions `null`, each (batch, ...), in place of the model's own."""
         model, interval = self.model, self.guidance.interval
         low, high = interval or (0.0, math.inf)
         if not isinstance(sigma, Tensor) and not low <= sigma <= high:
             return model(x, sigma, told=told, **cond)
         place = model.place(x, sigma, told)
-        null = model.nothing(len(x))
         both = {k: torch.cat([cond.get(k, null[k]), null[k]]) for k in null}
         both |= {k: torch.cat([v, v]) for k, v in cond.items() if k not in null}
         out = model.ask(torch.cat([place.x_t] * 2), torch.cat([place.t] * 2), both)

@@ -24,6 +24,7 @@ from odesampler.data_range import check_images
 from odesampler.guidance import AnyGuidance, rows_a_sample
 from odesampler.latent import Latent, Recipe
 from odesampler.model import Model
+from odesampler.null_steps import with_null_steps
 from odesampler.plan import AnyGrid, AnySolver, Plan, checked_batch, checked_cond, checked_model, execute, make_plan
 from odesampler.precision import finest_dtype
 from odesampler.program import State
@@ -183,15 +184,19 @@ def decode(
         width = rows_a_sample(model, plan.guidance_scale)
         max_batch = latent.sidecar.place["samples in a call"] * width if max_batch is None else max_batch
         latent.sidecar.check_place(lossless.place_of(model, len(latent), max_batch, width), insist)
+    conditions, eps = checked_cond(model, latent.cond, len(x_t)), None
+    if latent.null is not None:
+        plan, eps, conditions = with_null_steps(plan, model, conditions, latent.null)
     outcome = execute(
         plan,
         model,
         State(start, memory),
-        cond=checked_cond(model, latent.cond, len(x_t)),
+        cond=conditions,
         max_batch=max_batch,
         progress="decoding" if progress else None,
         trajectory=trajectory,
         grad=grad,
+        eps=eps,
     )
     found = to_solution(model, plan, outcome)
     return found if latent.sidecar is None else replace(found, x=latent.sidecar.checked(found.x))

@@ -79,9 +79,11 @@ class Latent:
     nfe: Tensor | None = None  # (batch,) evaluations that encoding took; not saved
     plan: Plan | None = None  # what the recipe describes, alive; not saved
     sidecar: SideCar | None = None  # what `encode(exact=...)` keeps so that the images come back to the bit
+    null: Mapping[str, Tensor] | None = None  # each (batch, steps, ...): null conditions that `null_text` found
 
     def __repr__(self) -> str:
         kept = f", memory={[tuple(m.shape) for m in self.memory]}" if self.memory else ""
+        kept += f", null={list(self.null)}" if self.null else ""
         steps = len(self.recipe.sigmas) - 1
         return (
             f"Latent(x={tuple(self.x.shape)}{kept}, {self.recipe.solver}, {steps} transitions, "
@@ -99,6 +101,13 @@ class Latent:
         """
         return replace(self, memory=(), sidecar=None)
 
+    def without_null(self) -> Latent:
+        """This latent without the null conditions that `null_text` found: decoding is guided away from the model's own.
+
+        What is lost: the way back to the images.
+        """
+        return replace(self, null=None)
+
     def select(self, rows: Tensor | list[int] | slice) -> Latent:
         """The samples `rows` of this latent."""
         return replace(
@@ -108,6 +117,7 @@ class Latent:
             cond={k: v[rows] for k, v in self.cond.items()},
             nfe=None if self.nfe is None else self.nfe[rows],
             sidecar=None if self.sidecar is None else self.sidecar.select(rows),
+            null=None if self.null is None else {k: v[rows] for k, v in self.null.items()},
         )
 
     def save(self, path: str | Path) -> None:
@@ -128,6 +138,7 @@ class Latent:
             kept, text = self.sidecar.packed()
             tensors |= kept
             facts["sidecar"] = text
+        tensors |= {f"null.{k}": v for k, v in (self.null or {}).items()}
         data = {k: v.detach().cpu().clone(memory_format=torch.contiguous_format) for k, v in tensors.items()}
         with written_whole(path) as file:
             file.write(save(data, metadata=facts))
@@ -155,8 +166,10 @@ class Latent:
         try:
             memory = tuple(tensors[f"memory.{i}"] for i in range(sum(t.startswith("memory.") for t in tensors)))
             cond = {k.removeprefix("cond."): v for k, v in tensors.items() if k.startswith("cond.")}
+            null = {k.removeprefix("null."): v for k, v in tensors.items() if k.startswith("null.")}
             x = tensors["x"]
-            together = all(m.shape == x.shape for m in memory) and all(len(v) == len(x) for v in cond.values())
+            each = [*cond.values(), *null.values()]
+            together = all(m.shape == x.shape for m in memory) and all(len(v) == len(x) for v in each)
             if not (together and x.is_floating_point()):
                 raise ValueError("its tensors do not belong together")
             recipe = _recipe(json.loads(meta["recipe"]))
@@ -164,7 +177,7 @@ class Latent:
             sidecar = SideCar.unpacked(tensors, meta["sidecar"]) if "sidecar" in meta else None
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise ValueError(f"{path} is damaged, or its recipe cannot be read: {error}") from error
-        return cls(x, recipe, memory, cond, sidecar=sidecar)
+        return cls(x, recipe, memory, cond, sidecar=sidecar, null=null or None)
 
 
 def _recipe(facts: dict[str, Any]) -> Recipe:

@@ -11,7 +11,7 @@ import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeAlias, TypeVar
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
@@ -30,7 +30,6 @@ from odesampler.program import Course, Loop, Observer, Program, Solved, Solver, 
 from odesampler.registry import loop_for, spec_of
 from odesampler.threshold import AnyThreshold, checked_threshold, thresholded
 
-T = TypeVar("T")
 AnyGrid: TypeAlias = "Grid | Sequence[float] | str"
 AnySolver: TypeAlias = "Solver | Loop | str"
 
@@ -116,8 +115,12 @@ def execute(
     progress: str | None = None,
     trajectory: bool = False,
     grad: AnyGrad = False,
+    eps: Eps | None = None,
 ) -> Outcome:
-    """Carry out `plan` from `start`, in the equation's scale, up or down its grid. Arguments as for the verbs."""
+    """Carry out `plan` from `start`, in the equation's scale, up or down its grid.
+
+    Arguments as for the verbs. `eps` is asked instead of what the plan makes of the model.
+    """
     grid = plan.grid.up() if rising else plan.grid.down()
     if trajectory and not (plan.loop.takes_steps and plan.loop.observable):
         raise ValueError("a trajectory is recorded by our own solvers on a fixed grid: give num_steps, not tolerances")
@@ -132,10 +135,11 @@ def execute(
         counts_samples=not steps,
     )
     began = time.perf_counter()
-    eps, given = eps_of(plan, model), {"cond": cond or {}, "noise": noise, "tally": tally}
+    asked, name = eps_of(plan, model) if eps is None else eps, spec_of(plan.loop)
+    given = {"cond": cond or {}, "noise": noise, "tally": tally}
 
     def ask(program: Program[Any], **given: Any) -> Any:
-        return run(_kept_within(plan, model, program), model=eps, max_batch=max_batch, **given)[0]
+        return run(within(*model.range, name, program), model=asked, max_batch=max_batch, **given)[0]
 
     with torch.set_grad_enabled(bool(grad)), bar:
         observers: list[Observer] = [o for o in (recorder, bar if progress is not None else None) if o is not None]
@@ -149,16 +153,12 @@ def execute(
 
 def program_of(plan: Plan, model: Model, start: State, grid: Grid, observe: Observer | None = None) -> Program[Solved]:
     """The solve along `grid`, the plan's in either direction, kept within the model's range."""
-    return _kept_within(plan, model, solve(plan.loop, start, grid.sigmas, observe))
+    return within(*model.range, spec_of(plan.loop), solve(plan.loop, start, grid.sigmas, observe))
 
 
 def eps_of(plan: Plan, model: Model) -> Eps:
     """What the plan's solve asks: the model, guided and its image bounded as planned."""
     return thresholded(guided(model, plan.guidance_scale), plan.clip_denoised)
-
-
-def _kept_within(plan: Plan, model: Model, program: Program[T]) -> Program[T]:
-    return within(*model.range, spec_of(plan.loop), program)
 
 
 def checked_model(model: Any) -> Model:

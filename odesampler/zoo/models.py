@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from importlib.resources import files
 from pathlib import Path
 from typing import NamedTuple, cast
@@ -13,6 +14,7 @@ from torch import Tensor
 from odesampler.model import Model
 from odesampler.prediction import Prediction
 from odesampler.schedule import VP
+from odesampler.zoo.unet import UNet
 
 
 class Images(NamedTuple):
@@ -36,19 +38,27 @@ CARDS: dict[str, Card] = {
 }
 
 
-def load(name: str, *, device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32) -> Model:
+def load(
+    name: str, *, device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32, embedded: bool = False
+) -> Model:
     """An embedded model.
 
     Args:
         name: One of `ods.models()`.
         device: Where to put its network.
         dtype: What to compute it in; float64 for measurements of order.
+        embedded: Let its condition be "embedding", (batch, width), instead of "label": any vector, and one that
+            gradients reach (`ods.null_text` needs that). `model.network.embed(labels)` makes embeddings of labels.
 
     Raises:
         ValueError: An unknown name; lists the known ones.
     """
     check(name)
-    return model_from(_path(f"{name}.safetensors"), name, device=device, dtype=dtype)
+    model = model_from(_path(f"{name}.safetensors"), name, device=device, dtype=dtype)
+    if not embedded:
+        return model
+    null = torch.tensor([model.null_cond["label"]], device=device)
+    return replace(model, null_cond={"embedding": cast(UNet, model.network).embed(null)[0]})
 
 
 def held_out(name: str = "digits") -> Images:

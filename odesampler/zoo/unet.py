@@ -1,9 +1,10 @@
 """A small class-conditional U-Net: the network of the embedded models.
 
-    (x_t, t, label) -> eps or v, of the shape of x_t
+    (x_t, t, label or embedding) -> eps or v, of the shape of x_t
 
 `x_t = alpha * x0 + std * noise` is a noisy image in the model's own scale, `t` the place in the noise table that the
 network was trained with (0 .. 999, fractions allowed), `label` a class; the last one, `num_classes`, is the null class.
+To the network a class is a vector, which may be given itself, as `embedding`.
 Residual blocks take time and class as a scale and shift of their normalised features; attention sits where asked;
 `patch` folds squares of pixels into channels, so that larger pictures cost no more than small ones.
 
@@ -143,7 +144,21 @@ class UNet(nn.Module):
         self.norm = nn.GroupNorm(GROUPS, widths[0])
         self.out = zeroed(nn.Conv2d(widths[0], pixels, 3, padding=1))
 
-    def forward(self, x_t: Tensor, t: Tensor, label: Tensor) -> Tensor:
+    def embed(self, label: Tensor) -> Tensor:
+        """Embeddings (batch, 4 * width) of classes, int64, (batch,), as `forward` takes them in place of labels."""
+        embedding: Tensor = self.label(label)
+        return embedding
+
+    def _class(self, label: Tensor | None, embedding: Tensor | None) -> Tensor:
+        if label is not None and embedding is None:
+            return self.embed(label)
+        size = self.label.embedding_dim
+        if label is not None or embedding is None or embedding.shape[1:] != (size,):
+            got = "both" if label is not None else "none" if embedding is None else f"shape {tuple(embedding.shape)}"
+            raise ValueError(f"give a label, or an embedding (batch, {size}) such as network.embed(labels); got {got}")
+        return embedding
+
+    def forward(self, x_t: Tensor, t: Tensor, label: Tensor | None = None, embedding: Tensor | None = None) -> Tensor:
         """Predict from a noisy image, its time and its class.
 
         Args:
@@ -151,12 +166,14 @@ class UNet(nn.Module):
                 and width are multiples of `patch * 2 ** (levels - 1)`.
             t: Times in table units, float, (batch,).
             label: Classes, int64, (batch,); `num_classes` is the null class.
+            embedding: Instead of `label`, any point of the space in which classes lie: (batch, 4 * width), as `embed`
+                gives it.
 
         Returns:
             The prediction, of the shape of `x_t`.
 
         Raises:
-            ValueError: Height or width cannot be halved often enough.
+            ValueError: Height or width cannot be halved often enough; not one of label and embedding, or not in shape.
         """
         blocks = self.config.blocks
         unit = self.config.patch * 2 ** len(self.shrink)
@@ -165,8 +182,8 @@ class UNet(nn.Module):
                 f"height and width must be multiples of {unit}, got {tuple(x_t.shape[-2:])}: pad the images"
             )
         weight = self.label.weight
-        embedding = time_embedding(t, weight.shape[1], weight.dtype).to(weight.dtype)
-        embedding = F.silu(self.time(embedding) + self.label(label))
+        time = time_embedding(t, weight.shape[1], weight.dtype).to(weight.dtype)
+        embedding = F.silu(self.time(time) + self._class(label, embedding))
 
         h = self.stem(F.pixel_unshuffle(x_t, self.config.patch))
         skips = []
