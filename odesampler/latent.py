@@ -23,6 +23,7 @@ from odesampler.threshold import AnyThreshold, DynamicThreshold, checked_thresho
 from odesampler.version import __version__
 
 FORMAT = "odesampler.latent/1"
+_MEASURED = ("converged", "defect")
 
 
 @dataclass(frozen=True)
@@ -76,6 +77,9 @@ class Latent:
     memory: tuple[Tensor, ...] = ()
     cond: Mapping[str, Tensor] = field(default_factory=dict)  # each (batch, ...)
     nfe: Tensor | None = None  # (batch,) evaluations that encoding took; not saved
+    # (batch,) each, where equations were solved: whether they hold to the tolerance, and what they miss (`implicit`).
+    converged: Tensor | None = None
+    defect: Tensor | None = None
     plan: Plan | None = None  # what the recipe describes, alive; not saved
 
     def __repr__(self) -> str:
@@ -83,8 +87,14 @@ class Latent:
         steps = len(self.recipe.sigmas) - 1
         return (
             f"Latent(x={tuple(self.x.shape)}{kept}, {self.recipe.solver}, {steps} transitions, "
-            f"grid {self.recipe.grid}, model {self.recipe.model})"
+            f"grid {self.recipe.grid}, model {self.recipe.model}{self._how_well})"
         )
+
+    @property
+    def _how_well(self) -> str:
+        if self.converged is None or self.defect is None:
+            return ""
+        return f", {int(self.converged.sum())} of {len(self)} converged, defect {self.defect.max().item():.1e} at most"
 
     def __len__(self) -> int:
         return len(self.x)
@@ -104,6 +114,8 @@ class Latent:
             memory=tuple(m[rows] for m in self.memory),
             cond={k: v[rows] for k, v in self.cond.items()},
             nfe=None if self.nfe is None else self.nfe[rows],
+            converged=None if self.converged is None else self.converged[rows],
+            defect=None if self.defect is None else self.defect[rows],
         )
 
     def save(self, path: str | Path) -> None:
@@ -119,6 +131,7 @@ class Latent:
         tensors = {"x": self.x}
         tensors |= {f"memory.{i}": m for i, m in enumerate(self.memory)}
         tensors |= {f"cond.{k}": v for k, v in self.cond.items()}
+        tensors |= {k: v for k in _MEASURED if (v := getattr(self, k)) is not None}
         data = {k: v.detach().cpu().clone(memory_format=torch.contiguous_format) for k, v in tensors.items()}
         text = save(data, metadata={"format": FORMAT, "recipe": json.dumps(asdict(self.recipe))})
         with written_whole(path) as file:
@@ -148,14 +161,15 @@ class Latent:
             memory = tuple(tensors[f"memory.{i}"] for i in range(sum(t.startswith("memory.") for t in tensors)))
             cond = {k.removeprefix("cond."): v for k, v in tensors.items() if k.startswith("cond.")}
             x = tensors["x"]
-            together = all(m.shape == x.shape for m in memory) and all(len(v) == len(x) for v in cond.values())
+            rows = [*cond.values(), *(tensors[k] for k in _MEASURED if k in tensors)]
+            together = all(m.shape == x.shape for m in memory) and all(len(v) == len(x) for v in rows)
             if not (together and x.is_floating_point()):
                 raise ValueError("its tensors do not belong together")
             recipe = _recipe(json.loads(meta["recipe"]))
             recipe.plan()
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise ValueError(f"{path} is damaged, or its recipe cannot be read: {error}") from error
-        return cls(x, recipe, memory, cond)
+        return cls(x, recipe, memory, cond, **{k: tensors[k] for k in _MEASURED if k in tensors})
 
 
 def _recipe(facts: dict[str, Any]) -> Recipe:

@@ -46,7 +46,7 @@ def sample(num: int, model: str, device: str, label: str | None, out: Path, **ho
 
 @click.command()
 @options(PATHS, MODEL, *HOW)
-@click.option("--convention", help="How to step upward: source or target.  [default: source]")
+@click.option("--convention", help="How to step upward: source, target or implicit.  [default: source]")
 @options(LABEL, GUIDANCE, BATCH, DEVICE)
 @click.option("--num", type=int, default=8, show_default=True, help="Held-out images, where no pictures are given.")
 @out_option("latents.safetensors", "File to write.")
