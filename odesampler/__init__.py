@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from odesampler.grid import grids as grids
     from odesampler.grid import make_grid as make_grid
     from odesampler.guidance import Guidance as Guidance
+    from odesampler.implicit import Implicit as Implicit
     from odesampler.interpolation import interpolate as interpolate
     from odesampler.interpolation import slerp as slerp
     from odesampler.inversion import decode as decode
@@ -82,6 +83,7 @@ _HOMES = {
     "analysis.round_trip": ("RoundTrip", "round_trip"),
     "grid": ("Grid", "concatenate", "grids", "make_grid"),
     "guidance": ("Guidance",),
+    "implicit": ("Implicit",),
     "interpolation": ("interpolate", "slerp"),
     "inversion": ("decode", "encode"),
     "latent": ("Latent", "Recipe"),

@@ -14,12 +14,13 @@ from __future__ import annotations
 
 from typing import TypeAlias
 
+from odesampler.implicit import Implicit, Implicitly
 from odesampler.integrate import BackAlong, Mirrored, OnGrid
 from odesampler.program import Invertible, Loop
 from odesampler.registry import spec_of
 
-AnyConvention: TypeAlias = "str | None"
-CONVENTIONS = ("source", "target", "exact")
+AnyConvention: TypeAlias = "str | Implicit | None"
+CONVENTIONS = ("source", "target", "implicit", "exact")
 
 
 def upward(loop: Loop, convention: AnyConvention) -> tuple[Loop, str]:
@@ -27,20 +28,22 @@ def upward(loop: Loop, convention: AnyConvention) -> tuple[Loop, str]:
 
     Args:
         loop: The loop that decodes.
-        convention: One of the above; None is "exact" where the solver can be undone exactly, else "source".
+        convention: One of the above, or an `ods.Implicit`; None is "exact" where the solver can be undone exactly, else
+            "source".
 
     Raises:
         ValueError: An unknown convention, or one that does not go with this loop.
     """
-    if convention is not None and convention not in CONVENTIONS:
-        raise ValueError(f"convention must be one of {', '.join(CONVENTIONS)}, or None; got {convention!r}")
+    if not isinstance(convention, (Implicit, type(None))) and convention not in CONVENTIONS:
+        known = ", ".join(CONVENTIONS)
+        raise ValueError(f"convention must be one of {known}, an ods.Implicit, or None; got {convention!r}")
     solver = loop.solver if isinstance(loop, OnGrid) else None
     if isinstance(solver, Invertible):
         if convention in (None, "exact"):
             return BackAlong(solver), "exact"
         raise ValueError(
-            f"{spec_of(solver)} encodes by undoing its own steps exactly, so convention={convention!r} would only make "
-            "it worse: leave it out"
+            f"{spec_of(solver)} encodes by undoing its own steps exactly, so convention={str(convention)!r} would only "
+            "make it worse: leave it out"
         )
     if convention == "exact":
         raise ValueError(
@@ -50,7 +53,10 @@ def upward(loop: Loop, convention: AnyConvention) -> tuple[Loop, str]:
         return loop, "source"
     if solver is None:
         raise ValueError(
-            f"convention={convention!r} is about the steps of a grid, and {spec_of(loop)} takes steps of its own or "
-            'another library\'s: use one of our solvers with num_steps, or convention="source"'
+            f"convention={str(convention)!r} is about the steps of a grid, and {spec_of(loop)} takes steps of its own "
+            'or another library\'s: use one of our solvers with num_steps, or convention="source"'
         )
-    return Mirrored(solver), "target"
+    if convention == "target":
+        return Mirrored(solver), "target"
+    how = convention if isinstance(convention, Implicit) else Implicit()
+    return Implicitly(solver, how), str(how)

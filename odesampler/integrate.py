@@ -103,9 +103,12 @@ def _along(step: Step, state: State, sigmas: Sequence[float], observe: Observer 
 
 
 def stepped(solver: Solver, state: State, s0: Sigma, s1: Sigma) -> Program[State]:
-    """A step from `state`, which may be a bare point; s1 = infinity is the step that `solve` takes."""
-    if not isinstance(s1, Tensor) and math.isinf(s1):
-        return (yield from _into_infinity(state, s0))
+    """A step from `state`, which may be a bare point; from and to infinity, that which `solve` takes."""
+    if not isinstance(s0, Tensor) and not isinstance(s1, Tensor):
+        if math.isinf(s0):
+            return (yield from _out_of_infinity(State(state.x), s1))
+        if math.isinf(s1):
+            return (yield from _into_infinity(state, s0))
     return (yield from solver.step((yield from _started(solver, state, s0)), s0, s1))
 
 

@@ -4,7 +4,8 @@
 
 The step into sigma = 0 cannot be undone, so neither takes it: what comes back is the point at sigma_min. An exactly
 invertible solver encodes by undoing its own steps and keeps what it needs for it in `Latent.memory`; any other encodes
-by stepping upward, as `conventions` says: explicitly, which comes back with an error that `round_trip` measures.
+by stepping upward, as `conventions` says: explicitly, which comes back with an error that `round_trip` measures, or
+implicitly, by solving the equations of decoding, which says for every sample how well they are solved.
 """
 
 from __future__ import annotations
@@ -68,7 +69,8 @@ def encode(
             trained on.
         convention: How to step upward with a solver that cannot be undone exactly: "source" (default) and "target" are
             explicit, the network being told the level that a step starts from, or the one that it leads to (for Euler:
-            as null-text inversion and diffusers do).
+            as null-text inversion and diffusers do). "implicit", or an `ods.Implicit`, solves the equations of decoding
+            instead, which costs several times as much; see `Latent.converged`.
         rtol: As for `sample`.
         atol: As for `sample`.
         clip_denoised: As for `sample`. Puts a floor under the round trip; warns.
@@ -127,7 +129,9 @@ def encode(
     state = outcome.solved.state
     x, _ = arrived(model.schedule.to_model_scale(state.x, plan.grid[0]), outcome)
     memory = state.memory if is_reversible(plan) else ()
-    latent = Latent(x, recipe, memory, conditions, outcome.nfe, plan)
+    converged, defect = outcome.solved.converged, outcome.solved.defect
+    warn_of_unconverged(converged, defect)
+    latent = Latent(x, recipe, memory, conditions, outcome.nfe, converged, defect, plan)
     return latent if exact is None else replace(latent, sidecar=_sidecar(model, latent, images, max_batch, progress))
 
 
@@ -223,6 +227,20 @@ def check_model(model: Model, recipe: Recipe, insist: bool = False) -> None:
             f"this latent was made with {recipe.model} ({recipe.fingerprint}), not with this {model.name} ({found}); "
             "decode it with the same weights, dtype and schedule, or insist=True"
         )
+
+
+def warn_of_unconverged(converged: Tensor | None, defect: Tensor | None) -> None:
+    """Warns of the samples whose equations do not hold to the tolerance, by what they miss."""
+    if converged is None or defect is None or bool(converged.all()):
+        return
+    bad = torch.nonzero(~converged).flatten().tolist()
+    missed = ", ".join(f"sample {i}: {defect[i].item():.1e}" for i in bad[:5])
+    warnings.warn(
+        f"{len(bad)} of {len(converged)} samples did not converge ({missed}); see Latent.converged and Latent.defect: "
+        "take more steps, more evaluations, or an exactly invertible solver",
+        RuntimeWarning,
+        stacklevel=3,
+    )
 
 
 def refuse_stochastic(plan: Plan) -> None:

@@ -24,6 +24,7 @@ from odesampler.threshold import AnyThreshold, DynamicThreshold, checked_thresho
 from odesampler.version import __version__
 
 FORMAT = "odesampler.latent/1"
+_MEASURED = ("converged", "defect")
 
 
 @dataclass(frozen=True)
@@ -77,6 +78,9 @@ class Latent:
     memory: tuple[Tensor, ...] = ()
     cond: Mapping[str, Tensor] = field(default_factory=dict)  # each (batch, ...)
     nfe: Tensor | None = None  # (batch,) evaluations that encoding took; not saved
+    # (batch,) each, where equations were solved: whether they hold to the tolerance, and what they miss (`implicit`).
+    converged: Tensor | None = None
+    defect: Tensor | None = None
     plan: Plan | None = None  # what the recipe describes, alive; not saved
     sidecar: SideCar | None = None  # what `encode(exact=...)` keeps so that the images come back to the bit
     null: Mapping[str, Tensor] | None = None  # each (batch, steps, ...): null conditions that `null_text` found
@@ -87,8 +91,14 @@ class Latent:
         steps = len(self.recipe.sigmas) - 1
         return (
             f"Latent(x={tuple(self.x.shape)}{kept}, {self.recipe.solver}, {steps} transitions, "
-            f"grid {self.recipe.grid}, model {self.recipe.model})"
+            f"grid {self.recipe.grid}, model {self.recipe.model}{self._how_well})"
         )
+
+    @property
+    def _how_well(self) -> str:
+        if self.converged is None or self.defect is None:
+            return ""
+        return f", {int(self.converged.sum())} of {len(self)} converged, defect {self.defect.max().item():.1e} at most"
 
     def __len__(self) -> int:
         return len(self.x)
@@ -118,6 +128,8 @@ class Latent:
             nfe=None if self.nfe is None else self.nfe[rows],
             sidecar=None if self.sidecar is None else self.sidecar.select(rows),
             null=None if self.null is None else {k: v[rows] for k, v in self.null.items()},
+            converged=None if self.converged is None else self.converged[rows],
+            defect=None if self.defect is None else self.defect[rows],
         )
 
     def save(self, path: str | Path) -> None:
@@ -139,6 +151,7 @@ class Latent:
             tensors |= kept
             facts["sidecar"] = text
         tensors |= {f"null.{k}": v for k, v in (self.null or {}).items()}
+        tensors |= {k: v for k in _MEASURED if (v := getattr(self, k)) is not None}
         data = {k: v.detach().cpu().clone(memory_format=torch.contiguous_format) for k, v in tensors.items()}
         with written_whole(path) as file:
             file.write(save(data, metadata=facts))
@@ -168,8 +181,8 @@ class Latent:
             cond = {k.removeprefix("cond."): v for k, v in tensors.items() if k.startswith("cond.")}
             null = {k.removeprefix("null."): v for k, v in tensors.items() if k.startswith("null.")}
             x = tensors["x"]
-            each = [*cond.values(), *null.values()]
-            together = all(m.shape == x.shape for m in memory) and all(len(v) == len(x) for v in each)
+            rows = [*cond.values(), *null.values(), *(tensors[k] for k in _MEASURED if k in tensors)]
+            together = all(m.shape == x.shape for m in memory) and all(len(v) == len(x) for v in rows)
             if not (together and x.is_floating_point()):
                 raise ValueError("its tensors do not belong together")
             recipe = _recipe(json.loads(meta["recipe"]))
@@ -177,7 +190,8 @@ class Latent:
             sidecar = SideCar.unpacked(tensors, meta["sidecar"]) if "sidecar" in meta else None
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise ValueError(f"{path} is damaged, or its recipe cannot be read: {error}") from error
-        return cls(x, recipe, memory, cond, sidecar=sidecar, null=null or None)
+        measured = {k: tensors[k] for k in _MEASURED if k in tensors}
+        return cls(x, recipe, memory, cond, sidecar=sidecar, null=null or None, **measured)
 
 
 def _recipe(facts: dict[str, Any]) -> Recipe:
