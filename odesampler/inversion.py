@@ -107,11 +107,7 @@ def encode(
         state_dtype=state_dtype or finest_dtype(model.device),
     )
     refuse_stochastic(plan)
-    if plan.clip_denoised is not None:
-        warnings.warn(
-            f"clip_denoised={plan.clip_denoised} puts a floor under the round trip: what is clipped cannot come back",
-            stacklevel=2,
-        )
+    warn_of_clipping(plan)
     loop, how = upward(plan.loop, convention)
     recipe = replace(Recipe.of(plan, model), convention=how)
     conditions = checked_cond(model, cond, len(x_t))
@@ -131,7 +127,7 @@ def encode(
     memory = state.memory if is_reversible(plan) else ()
     converged, defect = outcome.solved.converged, outcome.solved.defect
     warn_of_unconverged(converged, defect)
-    latent = Latent(x, recipe, memory, conditions, outcome.nfe, converged, defect, plan)
+    latent = Latent(x, recipe, memory, conditions, outcome.nfe, converged, defect, plan=plan)
     return latent if exact is None else replace(latent, sidecar=_sidecar(model, latent, images, max_batch, progress))
 
 
@@ -241,6 +237,15 @@ def warn_of_unconverged(converged: Tensor | None, defect: Tensor | None) -> None
         RuntimeWarning,
         stacklevel=3,
     )
+
+
+def warn_of_clipping(plan: Plan) -> None:
+    """Warns that a plan which clips the denoised image loses what it clips."""
+    if plan.clip_denoised is not None:
+        warnings.warn(
+            f"clip_denoised={plan.clip_denoised} puts a floor under the round trip: what is clipped cannot come back",
+            stacklevel=3,
+        )
 
 
 def refuse_stochastic(plan: Plan) -> None:
