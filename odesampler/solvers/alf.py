@@ -97,7 +97,7 @@ class ALF(Invertible):
     def _chart(self) -> Coordinate:
         return coordinate(self.coordinate, self.delta)
 
-    def _kappa(self, h: Sigma) -> Any:
+    def _kappa(self, h: Any) -> Any:
         """What a step of length `h` makes of the slope's parasitic part; over all of the course, D^-1."""
         if self.damping == 1:
             return -1.0
