@@ -1,6 +1,6 @@
 """Exactly invertible solvers: all of them undo what they did to rounding, anywhere; each is the published method.
 
-How much rounding may do is measured, not guessed: the same steps again, before each the state jittered in its last bits.
+How much rounding may do is measured, not guessed: the same steps again, with the state jittered in its last bits.
 """
 
 from itertools import pairwise
