@@ -53,6 +53,7 @@ if TYPE_CHECKING:
     from odesampler.schedule import RectifiedFlow as RectifiedFlow
     from odesampler.schedule import Schedule as Schedule
     from odesampler.solvers import ALF as ALF
+    from odesampler.solvers import EDICT as EDICT
     from odesampler.solvers import RK4 as RK4
     from odesampler.solvers import Ancestral as Ancestral
     from odesampler.solvers import Bosh3 as Bosh3
@@ -65,10 +66,12 @@ if TYPE_CHECKING:
     from odesampler.solvers import Multistep as Multistep
     from odesampler.solvers import Ralston as Ralston
     from odesampler.solvers import Reversible as Reversible
+    from odesampler.solvers import ReversibleHeun as ReversibleHeun
     from odesampler.solvers import Scipy as Scipy
     from odesampler.solvers import Singlestep as Singlestep
     from odesampler.solvers import StochasticMidpoint as StochasticMidpoint
     from odesampler.solvers import Torchdiffeq as Torchdiffeq
+    from odesampler.solvers import TwoStep as TwoStep
     from odesampler.threshold import DynamicThreshold as DynamicThreshold
     from odesampler.zoo.models import held_out as held_out
     from odesampler.zoo.models import load as load
@@ -95,17 +98,12 @@ _HOMES = {
     "registry": ("register", "solvers"),
     "sampling": ("Solution", "sample"),
     "schedule": ("ContinuousVP", "RectifiedFlow", "Schedule", "VE", "VP"),
-    "solvers": (
-        "ALF",
-        "Ancestral",
-        "Churn",
-        "Euler",
-        "FixedPoint",
-        "Multistep",
-        "Reversible",
-        "Singlestep",
-        "StochasticMidpoint",
-    ),
+    "solvers": ("Ancestral", "Churn", "Euler", "Multistep", "Reversible", "Singlestep", "StochasticMidpoint"),
+    "solvers.alf": ("ALF",),
+    "solvers.edict": ("EDICT",),
+    "solvers.fixed_point": ("FixedPoint",),
+    "solvers.reversible_heun": ("ReversibleHeun",),
+    "solvers.two_step": ("TwoStep",),
     "solvers.runge_kutta": ("Bosh3", "Dopri5", "Heun", "Midpoint", "RK4", "Ralston"),
     "solvers.external": ("Scipy", "Torchdiffeq"),
     "threshold": ("DynamicThreshold",),

@@ -165,7 +165,7 @@ def decode(
     if not isinstance(latent, Latent):
         raise TypeError(f"decode takes a Latent, which knows how it was made; got {type(latent).__name__}")
     check_model(model, latent.recipe, insist)
-    plan = latent.plan or latent.recipe.plan()
+    plan = latent.plan or latent.recipe.plan(model)
     x_t = checked_batch(model, latent.x, "latent.x").to(model.device, plan.state_dtype)
     if is_reversible(plan) and not latent.memory:
         warnings.warn(

@@ -17,7 +17,7 @@ from odesampler.guidance import AnyGuidance, Guidance, checked_guidance
 from odesampler.integrate import OnGrid
 from odesampler.lossless import SideCar
 from odesampler.model import Model
-from odesampler.plan import Plan
+from odesampler.plan import Plan, course_of
 from odesampler.program import Solver
 from odesampler.registry import find_solver, spec_of
 from odesampler.threshold import AnyThreshold, DynamicThreshold, checked_threshold
@@ -59,11 +59,13 @@ class Recipe:
             schedule=type(model.schedule).__name__,
         )
 
-    def plan(self) -> Plan:
-        """The plan that this is the recipe of."""
+    def plan(self, model: Model | None = None) -> Plan:
+        """The plan that this is the recipe of; ready to be carried out where `model` is given."""
         solver = find_solver(self.solver)
         loop = OnGrid(solver) if isinstance(solver, Solver) else solver
         grid = Grid(self.sigmas, self.grid)
+        if model is not None:
+            loop = loop.prepared(course_of(model, grid))
         return Plan(loop, grid, self.guidance_scale, self.clip_denoised, getattr(torch, self.state_dtype))
 
 

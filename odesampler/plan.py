@@ -97,10 +97,15 @@ def make_plan(
     else:
         raise ValueError(f"{spec_of(loop)} chooses its own steps, so grid={grid!r} would have no effect: leave it out")
     _check_grid(made, model, into_zero)
-    loop = loop.prepared(Course(model.schedule.t, made.sigmas, low))
+    loop = loop.prepared(course_of(model, made))
     guidance, clip = checked_guidance(guidance_scale), checked_threshold(clip_denoised)
     guided(model, guidance)  # raises where this model cannot be guided so
     return Plan(loop, made, guidance, clip, _checked_dtype(state_dtype))
+
+
+def course_of(model: Model, grid: Grid) -> Course:
+    """What a solver is told of a solve along `grid`, in either direction."""
+    return Course(model.schedule.t, grid.down().sigmas, model.range[0])
 
 
 def execute(

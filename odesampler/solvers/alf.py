@@ -98,7 +98,7 @@ class ALF(Invertible):
         """What it steps."""
         return coordinate(self.coordinate, self.delta)
 
-    def kappa(self, h: Sigma) -> Any:
+    def kappa(self, h: Any) -> Any:
         """What a step of length `h` makes of the slope's parasitic part; over all of the course, D^-1."""
         if self.damping == 1:
             return -1.0

@@ -21,13 +21,16 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor
 
+from odesampler.combine import question
 from odesampler.program import Program, Sigma
 from odesampler.solvers.frames import DataFrame, FlowFrame, Frame, NoiseFrame, VFrame, times
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -51,7 +54,30 @@ class Coordinate:
         """dy / dtau at `y`, `sigma`."""
         x = self.outward(y, sigma)
         eps = yield x, sigma
+        return self.seen(eps, x, sigma)
+
+    def seen(self, eps: Tensor, x: Tensor, sigma: Sigma) -> Tensor:
+        """dy / dtau, from eps (batch, *shape) at `x`, `sigma`."""
         return times(self.speed(sigma), self.frame.seen(eps, x, sigma))
+
+    def shown(self, program: Program[T], s0: Sigma, t0: Sigma, s1: Sigma, t1: Sigma) -> Program[T]:
+        """Run a program that solves dy/dtau, asking about y and tau: it is told slopes, the model is asked for eps.
+
+        Of the ends, given as sigma and tau, the model is told the very sigma: the way there and back through tau may
+        leave its range by a rounding.
+        """
+        slope: Tensor | None = None
+        try:
+            while True:
+                y, tau, *_ = question(program.send(cast(Tensor, slope)))
+                sigma = s0 if tau is t0 else s1 if tau is t1 else self.sigma(tau)
+                try:
+                    slope = yield from self.slope(y, sigma)
+                except Exception as error:
+                    program.throw(error)
+                    raise
+        except StopIteration as stop:
+            return cast(T, stop.value)
 
 
 def coordinate(name: str, delta: float) -> Coordinate:
