@@ -6,10 +6,25 @@ import pytest
 import torch
 
 import odesampler as ods
+from odesampler.drive import run
+from odesampler.integrate import on_grid
 from odesampler.registry import find_solver
-from odesampler.solvers import ALF, EDICT, RK4, Euler, Heun, Midpoint, Reversible, ReversibleHeun, Singlestep, TwoStep
+from odesampler.solvers import (
+    ALF,
+    EDICT,
+    RK4,
+    Euler,
+    Heun,
+    Midpoint,
+    Multistep,
+    Reversible,
+    ReversibleHeun,
+    Singlestep,
+    TwoStep,
+)
 from odesampler.solvers.bases import reads_sigma
-from tests.problems import by_hand, mixture, noise, start
+from odesampler.solvers.coordinates import COORDINATES
+from tests.problems import Spy, by_hand, mixture, noise, start
 
 SIGMAS = [3.0, 2.2, 1.9, 1.1, 0.7, 0.6, 0.3]  # steps of uneven length
 
@@ -161,6 +176,22 @@ def test_a_two_step_method_needs_nobody_for_the_step_into_zero():
     sampled = ods.sample(model, 4, solver="two_step", num_steps=40)
     assert sampled.nfe.tolist() == [40] * 4
     assert (sampled.x - ods.sample(model, 4, solver="rk4", num_steps=200).x).abs().max() < 0.02
+
+
+@pytest.mark.parametrize("coordinate", COORDINATES)
+@pytest.mark.parametrize("kind", [TwoStep, ReversibleHeun, Reversible])
+def test_at_a_node_of_the_grid_the_model_is_asked_at_that_very_sigma(kind, coordinate):
+    """Not at what is left of it after a way there and back through another clock: that may lie outside the range."""
+    spy = Spy(mixture())
+    run(on_grid(kind(coordinate=coordinate), noise(), SIGMAS), model=spy)
+    assert set(spy.sigmas) == set(SIGMAS)
+
+
+def test_a_base_that_needs_the_models_clock_is_told():
+    ring = ods.exact.GaussianMixture.ring()
+    base = Multistep("v", "t", 1, 0)
+    latent = ods.encode(ring.model(), ring.sample(2), solver=Reversible(base, coordinate="sigma"), num_steps=5)
+    assert (ods.decode(ring.model(), latent).x - ring.sample(2)).abs().max() < 1e-9
 
 
 @pytest.mark.parametrize("base", [Singlestep("data", (0.5,)), Singlestep("noise", (0.5,), "dpm")], ids=repr)

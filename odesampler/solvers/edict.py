@@ -5,7 +5,8 @@
 
 Each line can be solved for its old value. As published, also where that costs accuracy: the second copy asks about x',
 which already stands at s1 on the scale of a VP model, with the noise level of s0; hence a, the ratio of the two scales,
-sqrt((1 + s0^2) / (1 + s1^2)). And the copies change places after every step.
+sqrt((1 + s0^2) / (1 + s1^2)). And the copies change places after every step, for the mixing too; in the authors' code,
+as they change places for the stepping alone, one and the same copy is always mixed first.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ class EDICT(Invertible):
         ValueError: A mixing outside (0, 1].
 
     References:
-        Wallace, Gokul, Naik 2022, EDICT, arXiv:2211.12446, eq. 14 and 15, section 4 (p = 0.93, alternating copies).
+        Wallace, Gokul, Naik 2022, EDICT, arXiv:2211.12446, and its authors' code (p = 0.93, alternating copies).
     """
 
     mixing: float = 0.93

@@ -39,7 +39,7 @@ class Reversible(Invertible):
             is shown another clock; a coupling outside (0, 1]; an unknown coordinate, a delta not above 0.
 
     References:
-        McCallum, Foster 2024, Efficient, Accurate and Stable Gradients for Neural ODEs, arXiv:2410.11648, eq. 5.
+        McCallum, Foster 2024, Efficient, Accurate and Stable Gradients for Neural ODEs, arXiv:2410.11648.
         Blasingame, Liu 2025, Rex, arXiv:2502.08834 (Euler in "data").
     """
 
@@ -48,7 +48,6 @@ class Reversible(Invertible):
     coordinate: str = "flow"
     delta: float = 0.1
 
-    summary = "McCallum-Foster: any one-step solver, made exactly invertible"
     names: ClassVar = {"rex": {"base": Euler(), "coordinate": "data"}}
 
     def __post_init__(self) -> None:
@@ -61,6 +60,11 @@ class Reversible(Invertible):
                 f"{self.base} is made for sigma itself, and the coordinate {self.coordinate!r} has another clock: take "
                 "Reversible(base, coordinate='sigma')"
             )
+
+    @property
+    def summary(self) -> str:  # type: ignore[override]  # a fact of the setting here, not of the class
+        base = type(self.base).__name__
+        return f"McCallum-Foster: any one-step solver made exactly invertible, {base} in {self.coordinate}"
 
     @property
     def order(self) -> int:
