@@ -2,6 +2,7 @@
 
 import csv
 import re
+import warnings
 from dataclasses import replace
 from itertools import pairwise
 
@@ -56,6 +57,14 @@ def test_the_error_is_in_parts_of_the_data_range():
     quarter, whole = (ddim_table2(exact.model(data_range=r), data, (6,)).means[0] for r in [(-0.25, 0.25), (-1, 1)])
     assert quarter == pytest.approx(16 * whole, rel=1e-12)
     assert whole > 0
+
+
+def test_images_a_little_outside_are_said_once_for_all_of_the_table():
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        ddim_table2(DIGITS, 1.3 * IMAGES, (2, 3))
+    assert ["6 of 6 images leave" in str(w.message) for w in told] == [True]
+    assert told[0].filename == __file__
 
 
 def test_the_report_says_what_was_chosen_and_shows_the_papers_numbers_beside(tmp_path):

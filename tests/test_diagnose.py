@@ -240,3 +240,10 @@ def test_images_of_another_scale_are_refused():
     model = replace(MODEL, data_range=(-1, 1))
     with pytest.raises(ValueError, match="far outside"):
         ods.diagnose(model, latent_of(draws(2)), torch.full((2, *SHAPE), 255.0))
+
+
+def test_images_a_little_outside_are_said_once_and_where():
+    model = replace(MODEL, data_range=(-1, 1))
+    with pytest.warns(UserWarning, match="2 of 2 images leave") as told:
+        ods.diagnose(model, latent_of(draws(2)), torch.full((2, *SHAPE), 1.4), reference_steps=100)
+    assert [w.filename for w in told] == [__file__]

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from numbers import Integral
 from pathlib import Path
 from typing import Any
@@ -110,6 +110,8 @@ def ddim_table2(
     conditions = checked_cond(model, cond, len(images))
     _check_steps(model, steps)
     low, high = model.data_range
+    choices = _choices(model, len(images), cond)
+    model = replace(model, data_range=None)  # what leaves it has been said, and need not be for every S
     began = time.perf_counter()
     errors = []
     for s in steps:
@@ -127,7 +129,6 @@ def ddim_table2(
         back = decode(model, latent, max_batch=max_batch, progress=progress).x
         lost = (back - images.to(back.device, back.dtype)) / (high - low)
         errors.append(lost.flatten(1).square().mean(1).cpu())
-    choices = _choices(model, images, cond)
     return DdimTable2(tuple(steps), torch.stack(errors), choices, time.perf_counter() - began)
 
 
@@ -141,12 +142,12 @@ def _check_steps(model: Model, steps: Sequence[int]) -> None:
         make_grid(GRID, model.schedule, s - 1, into_zero=False, sigma_min=low, sigma_max=high)
 
 
-def _choices(model: Model, images: Tensor, cond: Mapping[str, Any] | None) -> tuple[str, ...]:
+def _choices(model: Model, num: int, cond: Mapping[str, Any] | None) -> tuple[str, ...]:
     assert model.data_range is not None
     low, high = model.data_range
     told = f"conditions {', '.join(cond)}" if cond else "no label" if "label" in model.null_cond else "no condition"
     return (
-        f"model {model.name}, {len(images)} images, {told}, no guidance; state in float64",
+        f"model {model.name}, {num} images, {told}, no guidance; state in float64",
         f"times 0, k, 2k, ... with k = T // S: the uniform sub-sequence of the paper's code, grid {GRID!r}",
         f"the image is taken to be at t = 0, sigma = {model.range[0]:.3g}: S times are S - 1 steps each way",
         "encoding tells the network the time that a step starts from: convention 'source'",

@@ -158,6 +158,12 @@ def diagnose(
     check_model(model, latent.recipe)
     if not 0 < level < 1:
         raise ValueError(f"level is the rate of false alarms, between 0 and 1, such as {LEVEL}; got {level!r}")
+    if images is not None:
+        check_images(checked_batch(model, images, "images"), model.data_range, model.name)
+        if images.shape != latent.x.shape:
+            raise ValueError(
+                f"images must be those that were encoded: {tuple(latent.x.shape)} latents, {tuple(images.shape)} images"
+            )
     exact = None if images is None else _exact(model, latent, images, reference_steps, max_batch, progress)
     found = measures(latent.x / model.schedule.latent_scale(latent.recipe.sigmas[0]))
     reasons = _reasons(found, level, latent.x.detach().flatten(1).isfinite().all(1).tolist())
@@ -176,12 +182,6 @@ def _exact(
     model: Model, latent: Latent, images: Tensor, steps: int, max_batch: int | None, progress: bool
 ) -> LatentError:
     """The errors of `latent`, by a solve from `images` up to its sigma, and the same solve with half the steps."""
-    checked_batch(model, images, "images")
-    if images.shape != latent.x.shape:
-        raise ValueError(
-            f"images must be those that were encoded: {tuple(latent.x.shape)} latents, {tuple(images.shape)} images"
-        )
-    check_images(images, model.data_range, model.name)
     high, low = latent.recipe.sigmas[0], latent.recipe.sigmas[-1]
     grids = grids_between(model, low, high, steps, into_zero=False)
     whole, half = (_solved(model, latent, images, grid, max_batch, progress) for grid in grids)
