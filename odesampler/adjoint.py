@@ -90,9 +90,8 @@ class Differentiated(Loop):
         return State(x, tuple(memory), sigmas=stretch.sigmas)
 
 
-def differentiated(loop: Loop, grad: AnyGrad, model: Model, ask: Ask, **given: Any) -> Loop:
-    """`loop`, as `grad` wants it differentiated; itself for False and plain. The rest as for `Differentiated`."""
-    how = checked_grad(grad, loop)
+def differentiated(loop: Loop, how: str | None, model: Model, ask: Ask, **given: Any) -> Loop:
+    """`loop`, differentiated as `checked_grad` says; itself for None and plain. The rest as for `Differentiated`."""
     return loop if how in (None, "plain") else Differentiated(loop, str(how), ask, leaves=leaves_of(model), **given)
 
 
@@ -103,12 +102,14 @@ def checked_grad(grad: AnyGrad, loop: Loop) -> str | None:
         ValueError: Another word, or one that does not go with `loop`.
     """
     how = {True: "plain", False: None}[grad] if isinstance(grad, bool) else grad
-    if how is not None and how not in WORDS:
+    if how is None:
+        return None
+    if how not in WORDS:
         raise ValueError(f"grad must be False, True or one of {', '.join(WORDS)}; got {grad!r}")
     name = spec_of(loop.solver if isinstance(loop, BackAlong) else loop)
-    if how is not None and not loop.differentiable:
+    if not loop.differentiable:
         raise ValueError(f"{name} computes outside torch or in whole numbers, so its result cannot be differentiated")
-    if how in ("checkpointed", "reversible") and not (loop.takes_steps and loop.observable):
+    if how != "plain" and not (loop.takes_steps and loop.observable):
         raise ValueError(
             f'grad="{how}" goes through our own solvers on a fixed grid, step by step; {name} chooses its own steps, '
             "or takes them in another library: give num_steps and one of ods.solvers(), or grad=True"

@@ -22,13 +22,16 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from odesampler.combine import for_rows, within
+from odesampler.drive import Tally, run
 from odesampler.grid import Grid
 from odesampler.guidance import AnyGuidance, Guided, guided
+from odesampler.integrate import solve
 from odesampler.latent import Latent, Recipe
 from odesampler.model import Model
 from odesampler.null_steps import with_null_steps
 from odesampler.observe import Progress
-from odesampler.plan import AnyGrid, Outcome, Plan, checked_batch, checked_cond, checked_model, execute, make_plan
+from odesampler.plan import AnyGrid, Plan, checked_batch, checked_cond, checked_model, execute, make_plan
 from odesampler.precision import finest_dtype, is_number
 from odesampler.program import Solver, State
 from odesampler.registry import find_solver, spec_of
@@ -104,7 +107,10 @@ def null_text(
         guidance_scale=guidance_scale,
         state_dtype=state_dtype or finest_dtype(model.device),
     )
-    search = _Search(plan, model, _checked_key(plan, model, key), inner_steps, learning_rate, early_stop)
+    key, name = _checked_key(plan, model, key), spec_of(plan.loop)
+    search = _Search(plan, model, key, name, inner_steps, learning_rate, early_stop)
+    if max_batch is not None and max_batch < 2:
+        raise ValueError(f"guidance needs 2 rows for one sample: max_batch must be 2 or more; got {max_batch}")
     recipe, conditions = Recipe.of(plan, model), checked_cond(model, cond, len(x_t))
     outcome = execute(
         replace(plan, guidance_scale=1.0),
@@ -138,6 +144,7 @@ class _Search:
     plan: Plan
     model: Model
     key: str
+    name: str  # of the solver
     inner_steps: int
     learning_rate: float
     early_stop: float
@@ -167,7 +174,7 @@ class _Search:
                     for rows in torch.split(torch.arange(batch, device=z.device), size)
                 ]
                 z, null = torch.cat([c.z for c in chunks]), torch.cat([c.null for c in chunks])
-                nfe += torch.cat([c.nfe for c in chunks])
+                nfe += torch.cat([c.nfe for c in chunks]).cpu()
                 depends |= {c.depends for c in chunks}
                 nulls.append(null)
                 bar(i + 1, 0.0, z, None)
@@ -180,16 +187,14 @@ class _Search:
 
     def _found(self, i: int, z: Tensor, null: Tensor, goal: Tensor, cond: Mapping[str, Tensor]) -> _Found:
         """Step i from `z`, searched from `null` on for where it leads to `goal`, in the model's scale."""
-        plan = replace(self.plan, grid=Grid(self.plan.grid.sigmas[i : i + 2], "step"))
+        plan, tally = replace(self.plan, grid=Grid(self.plan.grid.sigmas[i : i + 2], "step")), Tally()
         rate = self.learning_rate * (1 - i / (2 * self.plan.grid.num_steps))
         null, mean, spread = null.clone(), torch.zeros_like(null), torch.zeros_like(null)
-        end, rows = torch.empty_like(z), torch.arange(len(z), device=z.device)
-        nfe, depends = torch.zeros(len(z), dtype=torch.int64), None
+        end, rows, depends = torch.empty_like(z), torch.arange(len(z), device=z.device), None
         for j in range(1, self.inner_steps + 2):
-            free = null[rows].requires_grad_(j <= self.inner_steps)
-            outcome = self._step(plan, z[rows], free, {k: v[rows] for k, v in cond.items()})
-            x = outcome.solved.state.x
-            end[rows], nfe[rows.cpu()] = x.detach(), nfe[rows.cpu()] + outcome.nfe
+            free = null.clone().requires_grad_(j <= self.inner_steps)
+            x = self._ended(plan, z, free, cond, rows, tally)
+            end[rows] = x.detach()
             losses = (self.model.schedule.to_model_scale(x, plan.grid[-1]) - goal[rows]).square().flatten(1).mean(1)
             far = losses.detach() >= self.early_stop
             if j > self.inner_steps or not far.any():
@@ -198,16 +203,23 @@ class _Search:
             depends = slope is not None
             if slope is None:
                 break
-            rows, slope = rows[far], slope[far]
+            rows, slope = rows[far], slope[rows[far]]
             mean[rows] = BETAS[0] * mean[rows] + (1 - BETAS[0]) * slope
             spread[rows] = BETAS[1] * spread[rows] + (1 - BETAS[1]) * slope.square()
             size = (spread[rows] / (1 - BETAS[1] ** j)).sqrt() + TINY
             null[rows] -= rate * mean[rows] / (1 - BETAS[0] ** j) / size
-        return _Found(end, null, nfe, depends)
+        assert tally.nfe is not None
+        return _Found(end, null, tally.nfe, depends)
 
-    def _step(self, plan: Plan, z: Tensor, null: Tensor, cond: Mapping[str, Tensor]) -> Outcome:
+    def _ended(
+        self, plan: Plan, z: Tensor, null: Tensor, cond: Mapping[str, Tensor], rows: Tensor, tally: Tally
+    ) -> Tensor:
+        """Where the one step of `plan` leads the samples `rows`; the other arguments are of the whole batch."""
         one, eps, conditions = with_null_steps(plan, self.model, cond, {self.key: null[:, None]})
-        return execute(one, self.model, State(z), cond=conditions, eps=eps, grad=null.requires_grad)
+        program = within(*self.model.range, self.name, solve(one.loop, State(z[rows]), plan.grid.sigmas))
+        with torch.set_grad_enabled(null.requires_grad):
+            [solved] = run(for_rows(rows, program), model=eps, cond=conditions, tally=tally)
+        return solved.state.x
 
 
 def _checked_solver(solver: Solver | str) -> Solver:

@@ -129,7 +129,7 @@ def execute(
     grid = plan.grid.up() if rising else plan.grid.down()
     if trajectory and not (plan.loop.takes_steps and plan.loop.observable):
         raise ValueError("a trajectory is recorded by our own solvers on a fixed grid: give num_steps, not tolerances")
-    checked_grad(grad, plan.loop)
+    how = checked_grad(grad, plan.loop)
     tally = Tally()
     recorder = Recorder(start.x, grid[0]) if trajectory else None
     steps = plan.loop.takes_steps
@@ -148,7 +148,7 @@ def execute(
 
     with torch.set_grad_enabled(bool(grad)), bar:
         observers: list[Observer] = [o for o in (recorder, bar if progress is not None else None) if o is not None]
-        loop = differentiated(plan.loop, grad, model, ask, **given)
+        loop = differentiated(plan.loop, how, model, ask, **given)
         solved = ask(solve(loop, start, grid.sigmas, tell_all(observers)), **given)
     seconds = time.perf_counter() - began
     nfe = torch.zeros(len(start.x), dtype=torch.int64) if tally.nfe is None else tally.nfe.cpu()
