@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from odesampler.model import Model as Model
     from odesampler.named_grids import flow_mu as flow_mu
     from odesampler.observe import Trajectory as Trajectory
+    from odesampler.polishing import polish as polish
     from odesampler.program import Invertible as Invertible
     from odesampler.program import Solver as Solver
     from odesampler.program import State as State
@@ -84,6 +85,7 @@ _HOMES = {
     "model": ("Model",),
     "named_grids": ("flow_mu",),
     "observe": ("Trajectory",),
+    "polishing": ("polish",),
     "program": ("Invertible", "Solver", "State"),
     "registry": ("register", "solvers"),
     "sampling": ("Solution", "sample"),

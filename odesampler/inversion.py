@@ -112,7 +112,7 @@ def encode(
     x, _ = arrived(model.schedule.to_model_scale(state.x, plan.grid[0]), outcome)
     memory = state.memory if is_reversible(plan) else ()
     converged, defect = outcome.solved.converged, outcome.solved.defect
-    warn_of_unconverged(converged, defect)
+    warn_of_unconverged(converged, defect, "take more steps, more evaluations, or an exactly invertible solver")
     return Latent(x, recipe, memory, conditions, outcome.nfe, converged, defect, plan)
 
 
@@ -175,15 +175,15 @@ def check_model(model: Model, recipe: Recipe, insist: bool = False) -> None:
         )
 
 
-def warn_of_unconverged(converged: Tensor | None, defect: Tensor | None) -> None:
-    """Warns of the samples whose equations do not hold to the tolerance, by what they miss."""
+def warn_of_unconverged(converged: Tensor | None, defect: Tensor | None, advice: str) -> None:
+    """Warns of the samples whose equations do not hold to the tolerance, by what they miss; says what to do."""
     if converged is None or defect is None or bool(converged.all()):
         return
     bad = torch.nonzero(~converged).flatten().tolist()
     missed = ", ".join(f"sample {i}: {defect[i].item():.1e}" for i in bad[:5])
     warnings.warn(
-        f"{len(bad)} of {len(converged)} samples did not converge ({missed}); see Latent.converged and Latent.defect: "
-        "take more steps, more evaluations, or an exactly invertible solver",
+        f"{len(bad)} of {len(converged)} samples did not converge ({missed}); see Latent.converged, Latent.defect; "
+        f"{advice}",
         RuntimeWarning,
         stacklevel=3,
     )

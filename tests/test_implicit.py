@@ -193,7 +193,7 @@ LINEAR = torch.tensor([[2.0, 0.3, 0.0], [0.0, -1.5, 0.4], [0.1, 0.0, 0.7]], dtyp
 def linear(asked, nan_for=()):
     """A correction whose fixed-point iteration diverges: f(w) = b - w A, with b of the sample's own."""
 
-    def correction(w, rows):
+    def correction(w, rows, _wanted):
         asked.append(rows.tolist())
         f = (rows + 1.0)[:, None].to(w.dtype) - w @ LINEAR.T.to(w.dtype)
         f[[r in nan_for for r in rows.tolist()]] = math.nan
