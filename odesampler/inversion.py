@@ -111,7 +111,7 @@ def encode(
     state = outcome.solved.state
     x, _ = arrived(model.schedule.to_model_scale(state.x, plan.grid[0]), outcome)
     memory = state.memory if is_reversible(plan) else ()
-    converged, defect = outcome.solved.converged, outcome.solved.defect
+    converged, defect = (None if v is None else v.cpu() for v in (outcome.solved.converged, outcome.solved.defect))
     warn_of_unconverged(converged, defect, "take more steps, more evaluations, or an exactly invertible solver")
     return Latent(x, recipe, memory, conditions, outcome.nfe, converged, defect, plan)
 

@@ -94,7 +94,8 @@ def polish(
             max_batch=max_batch,
             tally=tally,
         )
-    warn_of_unconverged(found.converged, found.defect, "take more sweeps, more steps, or another encoder")
+    converged, defect = found.converged.cpu(), found.defect.cpu()
+    warn_of_unconverged(converged, defect, "take more sweeps, more steps, or another encoder")
     assert tally.nfe is not None  # it decoded at least once
     convention = latent.recipe.convention.removesuffix(POLISHED) + POLISHED
     return replace(
@@ -103,8 +104,8 @@ def polish(
         recipe=replace(latent.recipe, convention=convention),
         memory=(),
         nfe=tally.nfe.cpu() + (0 if latent.nfe is None else latent.nfe),
-        converged=found.converged,
-        defect=found.defect,
+        converged=converged,
+        defect=defect,
         plan=plan,
     )
 
