@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from odesampler.named_grids import flow_mu as flow_mu
     from odesampler.null_inversion import null_text as null_text
     from odesampler.observe import Trajectory as Trajectory
+    from odesampler.polishing import polish as polish
     from odesampler.program import Invertible as Invertible
     from odesampler.program import Solver as Solver
     from odesampler.program import State as State
@@ -94,6 +95,7 @@ _HOMES = {
     "named_grids": ("flow_mu",),
     "null_inversion": ("null_text",),
     "observe": ("Trajectory",),
+    "polishing": ("polish",),
     "program": ("Invertible", "Solver", "State"),
     "registry": ("register", "solvers"),
     "sampling": ("Solution", "sample"),

@@ -12,10 +12,12 @@ References:
 
 from __future__ import annotations
 
+from dataclasses import fields
 from typing import TypeAlias
 
 from odesampler.implicit import Implicit, Implicitly
 from odesampler.integrate import BackAlong, Mirrored, OnGrid
+from odesampler.names import parsed
 from odesampler.program import Invertible, Loop
 from odesampler.registry import spec_of
 
@@ -28,15 +30,13 @@ def upward(loop: Loop, convention: AnyConvention) -> tuple[Loop, str]:
 
     Args:
         loop: The loop that decodes.
-        convention: One of the above, or an `ods.Implicit`; None is "exact" where the solver can be undone exactly, else
-            "source".
+        convention: One of the above, also with arguments, "implicit(tolerance=1e-9)", or an `ods.Implicit`. None is
+            "exact" where the solver can be undone exactly, else "source".
 
     Raises:
         ValueError: An unknown convention, or one that does not go with this loop.
     """
-    if not isinstance(convention, (Implicit, type(None))) and convention not in CONVENTIONS:
-        known = ", ".join(CONVENTIONS)
-        raise ValueError(f"convention must be one of {known}, an ods.Implicit, or None; got {convention!r}")
+    convention = _checked(convention)
     solver = loop.solver if isinstance(loop, OnGrid) else None
     if isinstance(solver, Invertible):
         if convention in (None, "exact"):
@@ -58,5 +58,20 @@ def upward(loop: Loop, convention: AnyConvention) -> tuple[Loop, str]:
         )
     if convention == "target":
         return Mirrored(solver), "target"
-    how = convention if isinstance(convention, Implicit) else Implicit()
-    return Implicitly(solver, how), str(how)
+    assert isinstance(convention, Implicit)
+    return Implicitly(solver, convention), str(convention)
+
+
+def _checked(convention: AnyConvention) -> AnyConvention:
+    """A convention that is known; "implicit(tolerance=1e-9)" as what it stands for. Raises as above."""
+    if isinstance(convention, str):
+        name, arguments = parsed(convention, "convention")
+        if name == "implicit":
+            takes = {f.name for f in fields(Implicit)}
+            if unknown := arguments.keys() - takes:
+                raise ValueError(f"implicit takes {', '.join(sorted(takes))}; got {', '.join(sorted(unknown))}")
+            return Implicit(**arguments)
+    if not isinstance(convention, (Implicit, type(None))) and convention not in CONVENTIONS:
+        known = ", ".join(CONVENTIONS)
+        raise ValueError(f"convention must be one of {known}, an ods.Implicit, or None; got {convention!r}")
+    return convention

@@ -20,6 +20,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from itertools import pairwise
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -103,7 +104,7 @@ class Implicitly(Loop):
         """The w from which a step from s0 leads to `x` at s1."""
         slope = s1 if math.isinf(s0) else 1.0  # of the step, where eps is constant
 
-        def correction(w: Tensor, rows: Tensor) -> Program[tuple[Tensor, Tensor]]:
+        def correction(w: Tensor, rows: Tensor, _wanted: Tensor) -> Program[tuple[Tensor, Tensor]]:
             reached = yield from stepped(self.solver, State(w), s0, s1)
             f = x[rows] - reached.x
             return f / slope, largest(f) / math.hypot(1, s1)
@@ -115,10 +116,11 @@ class Implicitly(Loop):
 
     def _at_once(self, x: Tensor, sigmas: Sequence[float], observe: Observer | None) -> Program[Solved]:
         """The z from which the whole solve leads to `x`."""
-        up, unit = OnGrid(self.solver), math.hypot(1, sigmas[0])
-        first = yield from solve(up, State(x), sigmas, observe)
+        loop, unit = OnGrid(self.solver), math.hypot(1, sigmas[0])
+        first = yield from solve(loop, State(x), sigmas, observe)
         tolerance = self._tolerance(x, x) * len(sigmas) / unit  # what the equations of the steps may miss together
-        correction = defect_correction(up, up, x, first.state.x, sigmas[::-1], tolerance, 1 / unit)
+        down, up = Way(loop, tuple(sigmas)[::-1]), Way(loop, tuple(sigmas))
+        correction = defect_correction(down, up, x, tolerance, 1 / unit, first.state.x)
         limit = max(1, self.how.max_evaluations // 2)  # a correction costs two evaluations a step
         found = yield from find_roots(correction, first.state.x, tolerance, limit, self.how.search)
         return Solved(State(found.x), converged=found.converged, defect=found.defect)
@@ -131,32 +133,48 @@ class Implicitly(Loop):
         return Implicitly(self.solver.prepared(course), self.how)
 
 
+class Way(NamedTuple):
+    """A loop and the sigmas along which it goes."""
+
+    loop: Loop
+    sigmas: tuple[float, ...]
+
+    def carried(self, x: Tensor) -> Program[Tensor]:
+        """Where it carries `x` (n, *shape); NaN where it did not arrive."""
+        solved = yield from solve(self.loop, State(x), self.sigmas)
+        end = solved.state.x
+        if solved.status is None:
+            return end
+        return end.where((solved.status == 0).reshape(-1, *[1] * (x.ndim - 1)), math.nan)
+
+
 def defect_correction(
-    down: Loop, up: Loop, x: Tensor, encoded: Tensor, sigmas: Sequence[float], tolerance: Tensor, unit: float
+    down: Way, up: Way, x: Tensor, tolerance: Tensor, unit: float, encoded: Tensor | None = None
 ) -> Correction:
     """f(z) = E(x) - E(G(z)), with what G(z) misses of x; 0 where that is within the tolerance, and E is not asked.
 
     Args:
-        down: The loop G, from the first of `sigmas` to the last.
-        up: The loop E, an approximate inverse of G.
+        down: G.
+        up: E, an approximate inverse of G.
         x: (batch, *shape), where G is to arrive.
-        encoded: (batch, *shape), E(x).
-        sigmas: The grid, falling.
         tolerance: (batch,), what G(z) may miss.
         unit: What one unit of x counts in that.
+        encoded: (batch, *shape), E(x), if it is known.
     """
-    rising = tuple(sigmas)[::-1]
+    goal = torch.full_like(x, math.nan) if encoded is None else encoded
+    known = torch.full((len(x),), encoded is not None, device=x.device)
 
-    def correction(z: Tensor, rows: Tensor) -> Program[tuple[Tensor, Tensor]]:
-        there = yield from solve(down, State(z), sigmas)
-        missed = largest(there.state.x - x[rows]) * unit
-        if there.status is not None:
-            missed = missed.where(there.status == 0, math.nan)
-        off = torch.nonzero(~(missed <= tolerance[rows])).flatten()
-        f = torch.zeros_like(z)
+    def correction(z: Tensor, rows: Tensor, wanted: Tensor) -> Program[tuple[Tensor, Tensor]]:
+        reached = yield from down.carried(z)
+        missed = largest(reached - x[rows]) * unit
+        f, off = torch.zeros_like(z), torch.nonzero(wanted & (missed > tolerance[rows])).flatten()
+        new = off[~known[rows[off]]]
+        if len(new):
+            goal[rows[new]] = yield from for_rows(new, up.carried(x[rows[new]]))
+            known[rows[new]] = True
         if len(off):
-            again = yield from for_rows(off, solve(up, State(there.state.x[off]), rising))
-            f[off] = encoded[rows[off]] - again.state.x
+            again = yield from for_rows(off, up.carried(reached[off]))
+            f[off] = (goal[rows[off]] - again).nan_to_num(0, 0, 0)  # E did not arrive: nothing to correct by
         return f, missed
 
     return correction

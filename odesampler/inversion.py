@@ -125,8 +125,8 @@ def encode(
     state = outcome.solved.state
     x, _ = arrived(model.schedule.to_model_scale(state.x, plan.grid[0]), outcome)
     memory = state.memory if is_reversible(plan) else ()
-    converged, defect = outcome.solved.converged, outcome.solved.defect
-    warn_of_unconverged(converged, defect)
+    converged, defect = (None if v is None else v.cpu() for v in (outcome.solved.converged, outcome.solved.defect))
+    warn_of_unconverged(converged, defect, "take more steps, more evaluations, or an exactly invertible solver")
     latent = Latent(x, recipe, memory, conditions, outcome.nfe, converged, defect, plan=plan)
     return latent if exact is None else replace(latent, sidecar=_sidecar(model, latent, images, max_batch, progress))
 
@@ -225,15 +225,15 @@ def check_model(model: Model, recipe: Recipe, insist: bool = False) -> None:
         )
 
 
-def warn_of_unconverged(converged: Tensor | None, defect: Tensor | None) -> None:
-    """Warns of the samples whose equations do not hold to the tolerance, by what they miss."""
+def warn_of_unconverged(converged: Tensor | None, defect: Tensor | None, advice: str) -> None:
+    """Warns of the samples whose equations do not hold to the tolerance, by what they miss; says what to do."""
     if converged is None or defect is None or bool(converged.all()):
         return
     bad = torch.nonzero(~converged).flatten().tolist()
     missed = ", ".join(f"sample {i}: {defect[i].item():.1e}" for i in bad[:5])
     warnings.warn(
-        f"{len(bad)} of {len(converged)} samples did not converge ({missed}); see Latent.converged and Latent.defect: "
-        "take more steps, more evaluations, or an exactly invertible solver",
+        f"{len(bad)} of {len(converged)} samples did not converge ({missed}); see Latent.converged, Latent.defect; "
+        f"{advice}",
         RuntimeWarning,
         stacklevel=3,
     )

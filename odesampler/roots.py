@@ -36,8 +36,9 @@ KRYLOV = 20  # directions that it takes at most
 PATIENCE = 6  # corrections in a row without progress after which a search has stalled
 SHRINKS = (1.0, 0.25, 0.0625)  # of a Newton step that makes things worse
 
-Correction: TypeAlias = Callable[[Tensor, Tensor], Program[tuple[Tensor, Tensor]]]
-"""Given points (n, *shape) of the samples `rows` (n,): f (n, *shape), and how much the points miss, (n,)."""
+Correction: TypeAlias = Callable[[Tensor, Tensor, Tensor], Program[tuple[Tensor, Tensor]]]
+"""Given points (n, *shape) of the samples `rows` (n,): f (n, *shape), and how much the points miss, (n,). The third
+argument, (n,) bool, says of which samples f is wanted; of the others only what they miss."""
 
 
 @dataclass(frozen=True)
@@ -66,7 +67,7 @@ class Found:
 
     def ask(self, correction: Correction, w: Tensor, rows: Tensor) -> Program[tuple[Tensor, Tensor]]:
         """The correction of the samples `rows` at `w`, which is kept where nothing better is known."""
-        f, missed = yield from for_rows(rows, correction(w, rows))
+        f, missed = yield from for_rows(rows, correction(w, rows, self.left[rows] > 1))
         better = missed < self.defect[rows]  # never for NaN
         here = better.reshape(-1, *[1] * (w.ndim - 1))
         self.x[rows] = torch.where(here, w, self.x[rows])

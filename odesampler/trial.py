@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import lru_cache
 from itertools import pairwise
 from typing import TypeVar
 
@@ -16,7 +15,6 @@ T = TypeVar("T")
 _SIGMAS = tuple(0.9**i for i in range(8))  # more steps than any starter takes
 
 
-@lru_cache
 def carries(solver: Solver) -> bool:
     """Whether a step depends on the steps before it, through what the solver remembers.
 

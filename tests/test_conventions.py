@@ -166,6 +166,10 @@ def test_a_recipe_knows_its_convention():
     ("arguments", "message"),
     [
         ({"convention": "up"}, "convention must be one of source, target"),
+        ({"convention": 3}, "convention must be one of source, target"),
+        ({"convention": "implicit(speed=9)"}, "implicit takes .*; got speed"),
+        ({"convention": "implicit(method='secant')"}, "method must be one of"),
+        ({"convention": "target(3)"}, "cannot read convention"),
         ({"solver": "rk45", "rtol": 1e-3, "convention": "target"}, "about the steps of a grid"),
         ({"solver": "scipy:RK45", "convention": "target"}, "about the steps of a grid"),
         ({"solver": "torchdiffeq:rk4", "convention": "target"}, "about the steps of a grid"),

@@ -159,6 +159,14 @@ def test_a_latent_keeps_what_is_known_of_its_equations(tmp_path):
     assert torch.equal(loaded.defect, latent.defect[[4, 1]])
     assert loaded.recipe.convention == "implicit(tolerance=1e-09, max_evaluations=10)"
     assert "converged" not in repr(ods.encode(MODEL, images(), num_steps=2))
+    assert ods.interpolate(latent.select([0]), latent.select([1]), 3).converged is None, "nothing is known of those"
+
+
+def test_a_recipes_words_make_the_same_convention_again():
+    how = ods.Implicit("newton", tolerance=1e-9)
+    one, other = (ods.encode(MODEL, images(), solver="ddim", num_steps=4, convention=c) for c in (how, str(how)))
+    assert str(how) == "implicit(method='newton', tolerance=1e-09)" == one.recipe.convention
+    assert torch.equal(one.x, other.x)
 
 
 @pytest.mark.parametrize(
@@ -193,7 +201,7 @@ LINEAR = torch.tensor([[2.0, 0.3, 0.0], [0.0, -1.5, 0.4], [0.1, 0.0, 0.7]], dtyp
 def linear(asked, nan_for=()):
     """A correction whose fixed-point iteration diverges: f(w) = b - w A, with b of the sample's own."""
 
-    def correction(w, rows):
+    def correction(w, rows, _wanted):
         asked.append(rows.tolist())
         f = (rows + 1.0)[:, None].to(w.dtype) - w @ LINEAR.T.to(w.dtype)
         f[[r in nan_for for r in rows.tolist()]] = math.nan
