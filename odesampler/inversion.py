@@ -60,7 +60,7 @@ def encode(
     Args:
         model: The model.
         images: (batch, *shape), float, in the model's data range.
-        solver: As for `sample`; not a stochastic one.
+        solver: As for `sample`; not a stochastic one. By default "alf", which can be undone exactly; docs/inversion.md.
         num_steps: Transitions between sigma_min and sigma_max, 20 by default.
         grid: As for `sample`, but it ends at sigma_min or above, not at 0. "leading" and "quadratic" stop short of
             sigma_max, "trailing" starts above sigma_min.

@@ -85,8 +85,9 @@ def make_plan(
     if num_steps is not None:
         check_num_steps(num_steps)
     steps = defaults.STEPS if num_steps is None else int(num_steps)
-    chosen = defaults.solver_for(steps, adaptive=(rtol, atol) != (None, None)) if solver is None else solver
-    loop = loop_for(chosen, num_steps, rtol, atol)
+    if solver is None:
+        solver = defaults.solver_for(steps, adaptive=(rtol, atol) != (None, None), encoding=not into_zero)
+    loop = loop_for(solver, num_steps, rtol, atol)
     low, high = model.range
     if loop.takes_steps:
         walker = loop.solver if isinstance(loop, OnGrid) else None

@@ -2,18 +2,19 @@
 
     y = x / scale(sigma),    tau = time(sigma),    dy / dtau = speed(sigma) * g
 
-    coordinate    y                     tau                     dy / dtau
-    sigma         x                     sigma                   eps
-    data          x / sigma             1 / sigma               denoised
-    angle         x / sqrt(1 + sigma^2) arctan(sigma)           v = (eps - sigma denoised) / sqrt(1 + sigma^2)
-    flow          x / (1 + sigma)       sigma / (1 + sigma)     eps - denoised
-    asinh         x                     asinh(sigma / delta)    sqrt(sigma^2 + delta^2) eps
-    angle_asinh   as angle              asinh(sigma / delta)    sqrt(sigma^2 + delta^2) / (1 + sigma^2)^(1/2) v
-    flow_asinh    as flow               asinh(sigma / delta)    sqrt(sigma^2 + delta^2) / (1 + sigma)^2 (eps - denoised)
+    coordinate    y                        tau                    dy / dtau
+    sigma         x                        sigma                  eps
+    data          x / sigma                1 / sigma              denoised
+    angle         x / sqrt(k^2 + sigma^2)  arctan(sigma / k)      v = (k eps - sigma denoised / k) / sqrt(k^2 + sigma^2)
+    flow          x / (k + sigma)          sigma / (k + sigma)    eps - denoised / k
+    asinh         x                        asinh(sigma / delta)   rate eps,    rate = sqrt(sigma^2 + delta^2)
+    angle_asinh   as angle                 asinh(sigma / delta)   rate k / (k^2 + sigma^2) v
+    flow_asinh    as flow                  asinh(sigma / delta)   rate / (k + sigma)^2 (k eps - denoised)
 
 A method that keeps two coupled values has a second, parasitic solution. In x it grows by sigma_max on the way down; in
 a coordinate whose y stays of order 1 it does not: which coordinate a reversible solver works in decides whether it is
-of any use. asinh is log sigma where sigma is large and sigma itself near 0. `frames` says what g is.
+of any use. asinh is log sigma where sigma is large and sigma itself near 0; k is the scale of the data, at which y goes
+over from x to noise. `frames` says what g is.
 """
 
 from __future__ import annotations
@@ -80,17 +81,19 @@ class Coordinate:
             return cast(T, stop.value)
 
 
-def coordinate(name: str, delta: float) -> Coordinate:
-    """The coordinate of that name; `delta` is where asinh goes over from sigma to log sigma.
+def coordinate(name: str, delta: float, scale: float = 1.0) -> Coordinate:
+    """The coordinate of that name; `delta` is where asinh goes over from sigma to log sigma, `scale` is k.
 
     Raises:
-        ValueError: An unknown name; a delta that is not above 0 and finite.
+        ValueError: An unknown name; a delta or a scale that is not above 0 and finite.
     """
     if name not in COORDINATES:
         raise ValueError(f"coordinate must be one of {', '.join(COORDINATES)}; got {name!r}")
     if not 0 < delta < math.inf:
         raise ValueError(f"delta must be above 0 and finite; got {delta!r}")
-    return COORDINATES[name](float(delta))
+    if not 0 < scale < math.inf:
+        raise ValueError(f"scale must be above 0 and finite; got {scale!r}")
+    return COORDINATES[name](float(delta), float(scale))
 
 
 def _asinh(frame: Frame, delta: float) -> Coordinate:
@@ -103,16 +106,21 @@ def _asinh(frame: Frame, delta: float) -> Coordinate:
     )
 
 
-COORDINATES: dict[str, Callable[[float], Coordinate]] = {
-    "sigma": lambda _: Coordinate(NoiseFrame(), lambda s: s, lambda tau: tau, lambda s: 1.0),
-    "data": lambda _: Coordinate(DataFrame(), lambda s: 1 / s, lambda tau: 1 / tau, lambda s: 1.0),
-    "angle": lambda _: Coordinate(
-        VFrame(), lambda s: _of(torch.atan, math.atan, s), lambda tau: _of(torch.tan, math.tan, tau), lambda s: 1.0
+COORDINATES: dict[str, Callable[[float, float], Coordinate]] = {  # from delta and k
+    "sigma": lambda _, k: Coordinate(NoiseFrame(), lambda s: s, lambda tau: tau, lambda s: 1.0),
+    "data": lambda _, k: Coordinate(DataFrame(), lambda s: 1 / s, lambda tau: 1 / tau, lambda s: 1.0),
+    "angle": lambda _, k: Coordinate(
+        VFrame(k),
+        lambda s: _of(torch.atan, math.atan, s / k),
+        lambda tau: k * _of(torch.tan, math.tan, tau),
+        lambda s: 1 / k,
     ),
-    "flow": lambda _: Coordinate(FlowFrame(), lambda s: s / (1 + s), lambda tau: tau / (1 - tau), lambda s: -1.0),
-    "asinh": lambda delta: _asinh(NoiseFrame(), delta),
-    "angle_asinh": lambda delta: _asinh(VFrame(), delta),
-    "flow_asinh": lambda delta: _asinh(FlowFrame(), delta),
+    "flow": lambda _, k: Coordinate(
+        FlowFrame(k), lambda s: s / (k + s), lambda tau: k * tau / (1 - tau), lambda s: -1 / k
+    ),
+    "asinh": lambda delta, k: _asinh(NoiseFrame(), delta),
+    "angle_asinh": lambda delta, k: _asinh(VFrame(k), delta),
+    "flow_asinh": lambda delta, k: _asinh(FlowFrame(k), delta),
 }
 
 

@@ -32,7 +32,7 @@ FRACTION = 20  # bits of kappa
 class FixedPoint(Invertible):
     """The asynchronous leapfrog in whole numbers: what it encodes it decodes to the same bits.
 
-    Order 2. Evaluations: 1 a step, and 1 to start. Error estimate: none. Memory: point and slope, int64, of which x is
+    Order 2. Evaluations: as its base. Error estimate: none. Memory: point and slope, int64, of which x is
     only a view. Exactly invertible: yes, to the bit, if the network answers the same question with the same bits.
 
     Args:
@@ -67,8 +67,11 @@ class FixedPoint(Invertible):
 
     def init(self, x: Tensor, sigma: Sigma) -> Program[State]:
         point = self._lattice(self._chart.inward(x, sigma))
-        slope = yield from self._slope(point, sigma, x.dtype, 1.0)
-        return self._state(point, slope, sigma, x.dtype)
+        state = yield from self.base.init(self.shown(point, sigma, x.dtype), sigma)
+        return State(state.x, (point, self._lattice(state.memory[0])))
+
+    def cost(self, num_steps: int) -> int:
+        return self.base.cost(num_steps)
 
     def step(self, state: State, s0: Sigma, s1: Sigma) -> Program[State]:
         point, slope = state.memory
