@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from odesampler.adaptive import Status as Status
     from odesampler.analysis.compare import compare as compare
     from odesampler.analysis.comparison import Comparison as Comparison
+    from odesampler.analysis.diagnose import Diagnosis as Diagnosis
+    from odesampler.analysis.diagnose import diagnose as diagnose
     from odesampler.analysis.round_trip import RoundTrip as RoundTrip
     from odesampler.analysis.round_trip import round_trip as round_trip
     from odesampler.grid import Grid as Grid
@@ -27,6 +29,7 @@ if TYPE_CHECKING:
     from odesampler.grid import grids as grids
     from odesampler.grid import make_grid as make_grid
     from odesampler.guidance import Guidance as Guidance
+    from odesampler.implicit import Implicit as Implicit
     from odesampler.interpolation import interpolate as interpolate
     from odesampler.interpolation import slerp as slerp
     from odesampler.inversion import decode as decode
@@ -37,6 +40,7 @@ if TYPE_CHECKING:
     from odesampler.named_grids import flow_mu as flow_mu
     from odesampler.null_inversion import null_text as null_text
     from odesampler.observe import Trajectory as Trajectory
+    from odesampler.polishing import polish as polish
     from odesampler.program import Invertible as Invertible
     from odesampler.program import Solver as Solver
     from odesampler.program import State as State
@@ -49,21 +53,26 @@ if TYPE_CHECKING:
     from odesampler.schedule import ContinuousVP as ContinuousVP
     from odesampler.schedule import RectifiedFlow as RectifiedFlow
     from odesampler.schedule import Schedule as Schedule
+    from odesampler.solvers import ALF as ALF
+    from odesampler.solvers import EDICT as EDICT
     from odesampler.solvers import RK4 as RK4
     from odesampler.solvers import Ancestral as Ancestral
     from odesampler.solvers import Bosh3 as Bosh3
     from odesampler.solvers import Churn as Churn
     from odesampler.solvers import Dopri5 as Dopri5
     from odesampler.solvers import Euler as Euler
+    from odesampler.solvers import FixedPoint as FixedPoint
     from odesampler.solvers import Heun as Heun
     from odesampler.solvers import Midpoint as Midpoint
     from odesampler.solvers import Multistep as Multistep
     from odesampler.solvers import Ralston as Ralston
     from odesampler.solvers import Reversible as Reversible
+    from odesampler.solvers import ReversibleHeun as ReversibleHeun
     from odesampler.solvers import Scipy as Scipy
     from odesampler.solvers import Singlestep as Singlestep
     from odesampler.solvers import StochasticMidpoint as StochasticMidpoint
     from odesampler.solvers import Torchdiffeq as Torchdiffeq
+    from odesampler.solvers import TwoStep as TwoStep
     from odesampler.threshold import DynamicThreshold as DynamicThreshold
     from odesampler.zoo.models import held_out as held_out
     from odesampler.zoo.models import load as load
@@ -74,9 +83,11 @@ _HOMES = {
     "adaptive": ("Adaptive", "Status"),
     "analysis.compare": ("compare",),
     "analysis.comparison": ("Comparison",),
+    "analysis.diagnose": ("Diagnosis", "diagnose"),
     "analysis.round_trip": ("RoundTrip", "round_trip"),
     "grid": ("Grid", "concatenate", "grids", "make_grid"),
     "guidance": ("Guidance",),
+    "implicit": ("Implicit",),
     "interpolation": ("interpolate", "slerp"),
     "inversion": ("decode", "encode"),
     "latent": ("Latent", "Recipe"),
@@ -84,11 +95,17 @@ _HOMES = {
     "named_grids": ("flow_mu",),
     "null_inversion": ("null_text",),
     "observe": ("Trajectory",),
+    "polishing": ("polish",),
     "program": ("Invertible", "Solver", "State"),
     "registry": ("register", "solvers"),
     "sampling": ("Solution", "sample"),
     "schedule": ("ContinuousVP", "RectifiedFlow", "Schedule", "VE", "VP"),
     "solvers": ("Ancestral", "Churn", "Euler", "Multistep", "Reversible", "Singlestep", "StochasticMidpoint"),
+    "solvers.alf": ("ALF",),
+    "solvers.edict": ("EDICT",),
+    "solvers.fixed_point": ("FixedPoint",),
+    "solvers.reversible_heun": ("ReversibleHeun",),
+    "solvers.two_step": ("TwoStep",),
     "solvers.runge_kutta": ("Bosh3", "Dopri5", "Heun", "Midpoint", "RK4", "Ralston"),
     "solvers.external": ("Scipy", "Torchdiffeq"),
     "threshold": ("DynamicThreshold",),

@@ -109,7 +109,7 @@ def checked_grad(grad: AnyGrad, loop: Loop) -> str | None:
         raise ValueError(f"grad must be False, True or one of {', '.join(WORDS)}; got {grad!r}")
     name = spec_of(loop.solver if isinstance(loop, BackAlong) else loop)
     if not loop.differentiable:
-        raise ValueError(f"{name} computes outside torch, so its result cannot be differentiated")
+        raise ValueError(f"{name} computes outside torch or in whole numbers, so its result cannot be differentiated")
     if how != "plain" and not (loop.takes_steps and loop.observable):
         raise ValueError(
             f'grad="{how}" goes through our own solvers on a fixed grid, step by step; {name} chooses its own steps, '

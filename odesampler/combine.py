@@ -5,6 +5,7 @@ These know the contract (`program`) and nothing else: neither solvers nor models
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from queue import SimpleQueue
 from threading import Thread
@@ -31,6 +32,21 @@ def for_rows(rows: Tensor, program: Program[T]) -> Program[T]:
         return asked._replace(rows=rows if asked.rows is None else rows[asked.rows])
 
     return _relayed(program, renamed)
+
+
+def mirrored(program: Program[T], s0: Sigma, s1: Sigma) -> Program[T]:
+    """Run a step from s0 to s1 and tell the network, at each of its questions, the level mirrored in the step.
+
+    What is asked at s0 is told s1, and the other way round; the answer is still understood at the level asked about.
+    """
+
+    def told(asked: Request | Draw) -> Request | Draw:
+        if isinstance(asked, Draw):
+            return asked
+        finite = not isinstance(s1, float) or math.isfinite(s1)
+        return asked._replace(told=s0 + s1 - asked.sigma if finite else s1)
+
+    return _relayed(program, told)
 
 
 def remembering(program: Program[T]) -> Program[tuple[T, Tensor]]:
@@ -61,14 +77,16 @@ def within(low: float, high: float, name: str, program: Program[T]) -> Program[T
     def inside(asked: Request | Draw) -> Request | Draw:
         if isinstance(asked, Draw):
             return asked
-        outside = _outside(asked.sigma, low, high)
-        if outside is not None:
-            program.close()
-            raise ValueError(
-                f"{name} asked for eps at sigma = {outside:g}, outside the model's range [{low:g}, {high:g}]: "
-                "no network is asked there"
-            )
-        return asked._replace(sigma=_clamped(asked.sigma, low, high))
+        for sigma in (asked.sigma,) if asked.told is None else (asked.sigma, asked.told):
+            outside = _outside(sigma, low, high)
+            if outside is not None:
+                program.close()
+                raise ValueError(
+                    f"{name} asked for eps at sigma = {outside:g}, outside the model's range [{low:g}, {high:g}]: "
+                    "no network is asked there"
+                )
+        told = None if asked.told is None else _clamped(asked.told, low, high)
+        return asked._replace(sigma=_clamped(asked.sigma, low, high), told=told)
 
     return _relayed(program, inside)
 
@@ -172,10 +190,18 @@ def _rows_in(block: Tensor, rows: Tensor | None) -> Tensor:
 
 def _merged(asked: Sequence[Request], blocks: Sequence[Tensor]) -> Request:
     rows = torch.cat([_rows_in(b, a.rows) for a, b in zip(asked, blocks, strict=True)])
-    sigmas = {a.sigma for a in asked if not isinstance(a.sigma, Tensor)}
-    if len(sigmas) == 1 and not any(isinstance(a.sigma, Tensor) for a in asked):
-        return Request(torch.cat([a.x for a in asked]), sigmas.pop(), rows)
-    return Request(torch.cat([a.x for a in asked]), torch.cat([column(a.sigma, a.x) for a in asked]), rows)
+    told = None
+    if any(a.told is not None for a in asked):
+        told = _one_sigma([a.sigma if a.told is None else a.told for a in asked], asked)
+    return Request(torch.cat([a.x for a in asked]), _one_sigma([a.sigma for a in asked], asked), rows, told)
+
+
+def _one_sigma(sigmas: Sequence[Sigma], asked: Sequence[Request]) -> Sigma:
+    """The sigmas of several requests as one: a number where all agree, else a column."""
+    numbers = {s for s in sigmas if not isinstance(s, Tensor)}
+    if len(numbers) == 1 and not any(isinstance(s, Tensor) for s in sigmas):
+        return numbers.pop()
+    return torch.cat([column(s, a.x) for s, a in zip(sigmas, asked, strict=True)])
 
 
 class _Abandoned(BaseException):

@@ -70,7 +70,8 @@ def run(
 
     Args:
         programs: Each on a batch of its own. Several run side by side, on one batch that joins theirs in order.
-        model: Called as `model(x, sigma, **cond)`, sigma a float where all rows share it, else (rows,).
+        model: Called as `model(x, sigma, **cond)`, sigma a float where all rows share it, else (rows,); with a keyword
+            `told`, of the same form, where a request has one.
         cond: Conditions of the whole batch, or one mapping a program, each value batch first.
         noise: Streams for the samples of the whole batch; only stochastic solvers need them.
         max_batch: The most rows to give the network at once; more are cut into chunks. None: no limit.
@@ -113,10 +114,12 @@ def run(
 
 
 def _evaluate(model: Eps, asked: Request, cond: Cond, chunk: int | None, tally: Tally) -> Tensor:
-    x, sigma, rows = asked
+    x, sigma, rows, told = asked
     if isinstance(sigma, Tensor):
         sigma = column(sigma, x).flatten()
-    mine = {k: v if rows is None else v[rows.to(v.device)] for k, v in cond.items()}
+    mine: dict[str, Any] = {k: v if rows is None else v[rows.to(v.device)] for k, v in cond.items()}
+    if told is not None:
+        mine["told"] = column(told, x).flatten() if isinstance(told, Tensor) else told
     size = len(x) if chunk is None else chunk
     answers = []
     for i in range(0, len(x), size):

@@ -82,17 +82,21 @@ class Guided:
     guidance: Guidance
     width: int = 2  # rows of the network for one sample
 
-    def __call__(self, x: Tensor, sigma: float | Tensor, **cond: Tensor) -> Tensor:
-        """Guided noise; arguments as for `Model.__call__`."""
-        return self.away_from(self.model.nothing(len(x)), x, sigma, cond)
+    def __call__(
+        self, x: Tensor, sigma: float | Tensor, *, told: float | Tensor | None = None, **cond: Tensor
+    ) -> Tensor:
+        """Guided noise; arguments as for `Model.__call__`. Whether to guide is decided by `sigma`."""
+        return self.away_from(self.model.nothing(len(x)), x, sigma, cond, told)
 
-    def away_from(self, null: Cond, x: Tensor, sigma: float | Tensor, cond: Cond) -> Tensor:
+    def away_from(
+        self, null: Cond, x: Tensor, sigma: float | Tensor, cond: Cond, told: float | Tensor | None = None
+    ) -> Tensor:
         """As a call, with null conditions `null`, each (batch, ...), in place of the model's own."""
         model, interval = self.model, self.guidance.interval
         low, high = interval or (0.0, math.inf)
         if not isinstance(sigma, Tensor) and not low <= sigma <= high:
-            return model(x, sigma, **cond)
-        place = model.place(x, sigma)
+            return model(x, sigma, told=told, **cond)
+        place = model.place(x, sigma, told)
         both = {k: torch.cat([cond.get(k, null[k]), null[k]]) for k in null}
         both |= {k: torch.cat([v, v]) for k, v in cond.items() if k not in null}
         out = model.ask(torch.cat([place.x_t] * 2), torch.cat([place.t] * 2), both)
@@ -128,6 +132,11 @@ def guided(model: Model, guidance: AnyGuidance) -> Model | Guided:
             f"[{lowest:g}, {highest:g}] only, so it would have no effect: leave guidance out"
         )
     return Guided(model, wanted)
+
+
+def rows_a_sample(model: Model, guidance: AnyGuidance) -> int:
+    """Rows of the network for one sample. Raises as `guided`."""
+    return getattr(guided(model, guidance), "width", 1)
 
 
 def checked_guidance(guidance: AnyGuidance) -> AnyGuidance:

@@ -122,11 +122,29 @@ def save_grid(images: Tensor, path: str | Path, **options: Any) -> None:
         ValueError: `path` does not end in .png.
         OSError: It cannot be written.
     """
-    from PIL import Image
-
     if Path(path).suffix.lower() != ".png":
         raise ValueError(f"pictures are written as PNG; got {path}")
-    pixels = grid(images, **options).permute(1, 2, 0).numpy()
-    picture = Image.fromarray(pixels.squeeze(-1) if pixels.shape[-1] == 1 else pixels)
+    _write(grid(images, **options), Path(path))
+
+
+def save_each(images: Tensor, folder: str | Path) -> list[Path]:
+    """Write each picture (batch, channels, height, width) as folder/00000.png, ..., which `load` reads in this order.
+
+    Raises:
+        OSError: One cannot be written.
+    """
+    paths = [Path(folder) / f"{i:05d}.png" for i in range(len(images))]
+    Path(folder).mkdir(exist_ok=True)
+    for pixels, path in zip(to_bytes(images), paths, strict=True):
+        _write(pixels, path)
+    return paths
+
+
+def _write(pixels: Tensor, path: Path) -> None:
+    """One picture, uint8 (channels, height, width)."""
+    from PIL import Image
+
+    flat = pixels.permute(1, 2, 0).numpy()
+    picture = Image.fromarray(flat.squeeze(-1) if flat.shape[-1] == 1 else flat)
     with written_whole(path) as file:
         picture.save(file, format="PNG")

@@ -12,12 +12,16 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import TypeAlias
 
 import torch
 from torch import Tensor
 
-from odesampler.combine import for_rows
-from odesampler.program import Course, Invertible, Loop, Observer, Program, Solved, Solver, State
+from odesampler.combine import for_rows, mirrored
+from odesampler.program import Course, Invertible, Loop, Observer, Program, Sigma, Solved, Solver, State
+from odesampler.trial import carries
+
+Step: TypeAlias = Callable[[State, Sigma, Sigma], Program[State]]
 
 
 @dataclass(frozen=True)
@@ -25,6 +29,10 @@ class OnGrid(Loop):
     """One step of `solver` between neighbours of the grid."""
 
     solver: Solver
+
+    @property
+    def differentiable(self) -> bool:  # type: ignore[override]  # a fact of its solver
+        return self.solver.differentiable
 
     def across(self, state: State, sigmas: Sequence[float], observe: Observer | None = None) -> Program[Solved]:
         return Solved((yield from on_grid(self.solver, state, sigmas, observe)))
@@ -42,8 +50,29 @@ class BackAlong(Loop):
 
     solver: Invertible
 
+    @property
+    def differentiable(self) -> bool:  # type: ignore[override]  # a fact of its solver
+        return self.solver.differentiable
+
     def across(self, state: State, sigmas: Sequence[float], observe: Observer | None = None) -> Program[Solved]:
         return Solved((yield from back_along(self.solver, state, sigmas, observe)))
+
+
+@dataclass(frozen=True)
+class Mirrored(Loop):
+    """`OnGrid(solver)`, but in each step the network is told the level mirrored in it: for upward Euler, the end's."""
+
+    solver: Solver
+    reaches_infinity = True
+
+    def across(self, state: State, sigmas: Sequence[float], observe: Observer | None = None) -> Program[Solved]:
+        keeps = carries(self.solver)
+
+        def step(state: State, s0: Sigma, s1: Sigma) -> Program[State]:
+            bare = state if keeps else State(state.x)  # an eps that it kept was told the clock of the step before
+            return (yield from mirrored(stepped(self.solver, bare, s0, s1), s0, s1))
+
+        return Solved((yield from _along(step, State(state.x), sigmas, observe)))
 
 
 def on_grid(
@@ -54,11 +83,7 @@ def on_grid(
     `start` is a point (batch, *shape), or the state where an earlier solve ended.
     """
     state = yield from _started(solver, start, sigmas[0])
-    for i, (s0, s1) in enumerate(pairwise(sigmas), 1):
-        state = yield from solver.step(state, s0, s1)
-        if observe is not None:
-            observe(i, s1, state.x, None)
-    return state
+    return (yield from _along(solver.step, state, sigmas, observe))
 
 
 def back_along(
@@ -66,14 +91,28 @@ def back_along(
 ) -> Program[State]:
     """Undo `on_grid(solver, ., reversed(sigmas))` exactly, from `start` at `sigmas[0]`, step by step."""
     state = yield from _started(solver, start, sigmas[0])
-    for i, (s1, s0) in enumerate(pairwise(sigmas), 1):
-        state = yield from solver.unstep(state, s0, s1)
+    return (yield from _along(lambda state, s1, s0: solver.unstep(state, s0, s1), state, sigmas, observe))
+
+
+def _along(step: Step, state: State, sigmas: Sequence[float], observe: Observer | None) -> Program[State]:
+    for i, (s0, s1) in enumerate(pairwise(sigmas), 1):
+        state = yield from step(state, s0, s1)
         if observe is not None:
-            observe(i, s0, state.x, None)
+            observe(i, s1, state.x, None)
     return state
 
 
-def _started(solver: Solver, start: Tensor | State, sigma: float) -> Program[State]:
+def stepped(solver: Solver, state: State, s0: Sigma, s1: Sigma) -> Program[State]:
+    """A step from `state`, which may be a bare point; from and to infinity, that which `solve` takes."""
+    if not isinstance(s0, Tensor) and not isinstance(s1, Tensor):
+        if math.isinf(s0):
+            return (yield from _out_of_infinity(State(state.x), s1))
+        if math.isinf(s1):
+            return (yield from _into_infinity(state, s0))
+    return (yield from solver.step((yield from _started(solver, state, s0)), s0, s1))
+
+
+def _started(solver: Solver, start: Tensor | State, sigma: Sigma) -> Program[State]:
     if isinstance(start, State) and start.memory:
         return start
     return (yield from solver.init(start.x if isinstance(start, State) else start, sigma))
@@ -95,20 +134,21 @@ def solve(loop: Loop, start: State, sigmas: Sequence[float], observe: Observer |
     first, last = sigmas[0], sigmas[-1]
     if first == 0:
         raise ValueError("a solve cannot start at sigma = 0: an image is encoded from sigma_min upward")
-    inner = [s for s in sigmas if 0 < s < math.inf]
-    state, status = start, None
+    inner = [s for s in sigmas if 0 < s < math.inf or (s == last and s and loop.reaches_infinity)]
+    solved = Solved(start)
     if math.isinf(first):
-        state = yield from _out_of_infinity(start, sigmas[1])
-        _tell(observe, 1, sigmas[1], state.x)
+        solved = Solved((yield from _out_of_infinity(start, sigmas[1])))
+        _tell(observe, 1, sigmas[1], solved.state.x)
     if len(inner) > 1:
         skipped = 1 if math.isinf(first) else 0
-        state, status = yield from loop.across(state, inner, _shifted(observe, skipped))
+        solved = yield from loop.across(solved.state, inner, _shifted(observe, skipped))
     if inner and inner[-1] != last:
-        rows = None if status is None else torch.nonzero(status == 0).flatten()
+        rows = None if solved.status is None else torch.nonzero(solved.status == 0).flatten()
         step = loop.into_zero if last == 0 else _into_infinity
-        state = yield from _for_arrived(rows, step, state, inner[-1])
+        state = yield from _for_arrived(rows, step, solved.state, inner[-1])
         _tell(observe, len(sigmas) - 1, last, state.x)
-    return Solved(state, status)
+        solved = solved._replace(state=state)
+    return solved
 
 
 def _out_of_infinity(start: State, sigma: float) -> Program[State]:
@@ -118,7 +158,7 @@ def _out_of_infinity(start: State, sigma: float) -> Program[State]:
     return State(denoised + sigma * start.x if sigma else denoised)
 
 
-def _into_infinity(state: State, s0: float) -> Program[State]:
+def _into_infinity(state: State, s0: Sigma) -> Program[State]:
     k0 = yield state.x, s0
     return State(k0, (state.x, *state.memory) if state.memory else ())
 

@@ -78,4 +78,4 @@ def interpolate(a: Latent, b: Latent, num: int) -> Latent:
 
     nearer = {k: torch.cat([a.cond[k] if w < 0.5 else b.cond[k] for w in weights.tolist()]) for k in a.cond}
     memory = tuple(between(p, q) for p, q in zip(a.memory, b.memory, strict=True))
-    return replace(a, x=between(a.x, b.x), memory=memory, cond=nearer, nfe=None)
+    return replace(a, x=between(a.x, b.x), memory=memory, cond=nearer, nfe=None, converged=None, defect=None)

@@ -4,9 +4,8 @@
 
 The step into sigma = 0 cannot be undone, so neither takes it: what comes back is the point at sigma_min. An exactly
 invertible solver encodes by undoing its own steps and keeps what it needs for it in `Latent.memory`; any other encodes
-by stepping upward, with the network told the noise level that a step starts from (convention "source": explicit Euler
-upward is the reverse DDIM of Dhariwal & Nichol 2021, arXiv:2105.05233, appendix F), and comes back with an error that
-`round_trip` measures.
+by stepping upward, as `conventions` says: explicitly, which comes back with an error that `round_trip` measures, or
+implicitly, by solving the equations of decoding, which says for every sample how well they are solved.
 """
 
 from __future__ import annotations
@@ -19,9 +18,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from odesampler import lossless
 from odesampler.adjoint import AnyGrad
-from odesampler.guidance import AnyGuidance
-from odesampler.integrate import BackAlong
+from odesampler.conventions import AnyConvention, upward
+from odesampler.data_range import check_images
+from odesampler.guidance import AnyGuidance, rows_a_sample
 from odesampler.latent import Latent, Recipe
 from odesampler.model import Model
 from odesampler.null_steps import with_null_steps
@@ -30,6 +31,7 @@ from odesampler.precision import finest_dtype
 from odesampler.program import State
 from odesampler.registry import spec_of
 from odesampler.sampling import Solution, arrived, is_reversible, to_solution
+from odesampler.solvers.fixed_point import FixedPoint
 from odesampler.threshold import AnyThreshold
 
 
@@ -42,11 +44,14 @@ def encode(
     grid: AnyGrid | None = None,
     cond: Mapping[str, Any] | None = None,
     guidance_scale: AnyGuidance = 1.0,
+    convention: AnyConvention = None,
     rtol: float | None = None,
     atol: float | None = None,
     clip_denoised: AnyThreshold = None,
     state_dtype: torch.dtype | None = None,
     max_batch: int | None = None,
+    exact: str | None = None,
+    micro_batch: int | None = None,
     progress: bool = False,
     grad: AnyGrad = False,
 ) -> Latent:
@@ -55,18 +60,27 @@ def encode(
     Args:
         model: The model.
         images: (batch, *shape), float, in the model's data range.
-        solver: As for `sample`; not a stochastic one.
+        solver: As for `sample`; not a stochastic one. By default "alf", which can be undone exactly; docs/inversion.md.
         num_steps: Transitions between sigma_min and sigma_max, 20 by default.
         grid: As for `sample`, but it ends at sigma_min or above, not at 0. "leading" and "quadratic" stop short of
             sigma_max, "trailing" starts above sigma_min.
         cond: What the images show, as for `sample`. Kept in the latent.
         guidance_scale: As for `sample`. Off by default: guided encoding leaves the range of latents that a model was
             trained on.
+        convention: How to step upward with a solver that cannot be undone exactly: "source" (default) and "target" are
+            explicit, the network being told the level that a step starts from, or the one that it leads to (for Euler:
+            as null-text inversion and diffusers do). "implicit", or an `ods.Implicit`, solves the equations of decoding
+            instead, which costs several times as much; see `Latent.converged`.
         rtol: As for `sample`.
         atol: As for `sample`.
         clip_denoised: As for `sample`. Puts a floor under the round trip; warns.
         state_dtype: torch.float64 by default, where the device has it.
         max_batch: As for `sample`.
+        exact: What makes the round trip lossless, so that `decode` returns the very images: "bits", the solver "alf" in
+            whole numbers, which undoes its steps to the bit; or "residual", with any solver, which decodes at once and
+            keeps what that misses. Both need a network that answers twice with the same bits: what those depend on is
+            kept and compared by `decode`, which also compares a checksum a sample.
+        micro_batch: Samples in each call of the network, with `exact`; 1 makes the bits independent of the batch.
         progress: As for `sample`.
         grad: As for `sample`; gradients flow from the latent, with its memory, to the images.
 
@@ -74,12 +88,15 @@ def encode(
         A `Latent`, which knows how it was made: `decode(model, latent)` needs nothing else.
 
     Raises:
-        ValueError: What cannot be meant, before the model is called; a solver that draws noise.
+        ValueError: What cannot be meant, before the model is called: images far outside the model's data range, a
+            solver that draws noise. Images a little outside are encoded, with a warning.
     """
     x_t = checked_batch(checked_model(model), images, "images")
+    max_batch = lossless.checked(exact, micro_batch, max_batch, rows_a_sample(model, guidance_scale), grad)
+    check_images(x_t, model.data_range, model.name)
     plan = make_plan(
         model,
-        solver,
+        lossless.in_whole_numbers(solver) if exact == "bits" else solver,
         num_steps=num_steps,
         grid=grid,
         rtol=rtol,
@@ -90,17 +107,13 @@ def encode(
         state_dtype=state_dtype or finest_dtype(model.device),
     )
     refuse_stochastic(plan)
-    if plan.clip_denoised is not None:
-        warnings.warn(
-            f"clip_denoised={plan.clip_denoised} puts a floor under the round trip: what is clipped cannot come back",
-            stacklevel=2,
-        )
-    recipe = Recipe.of(plan, model)
+    warn_of_clipping(plan)
+    loop, how = upward(plan.loop, convention)
+    recipe = replace(Recipe.of(plan, model), convention=how)
     conditions = checked_cond(model, cond, len(x_t))
     start = model.schedule.from_model_scale(x_t.to(model.device, plan.state_dtype), plan.grid[-1])
-    reversible = is_reversible(plan)
     outcome = execute(
-        plan if reversible is None else replace(plan, loop=BackAlong(reversible)),
+        replace(plan, loop=loop),
         model,
         State(start),
         rising=True,
@@ -111,8 +124,11 @@ def encode(
     )
     state = outcome.solved.state
     x, _ = arrived(model.schedule.to_model_scale(state.x, plan.grid[0]), outcome)
-    memory = state.memory if reversible is not None else ()
-    return Latent(x, recipe, memory, conditions, outcome.nfe, plan)
+    memory = state.memory if is_reversible(plan) else ()
+    converged, defect = (None if v is None else v.cpu() for v in (outcome.solved.converged, outcome.solved.defect))
+    warn_of_unconverged(converged, defect, "take more steps, more evaluations, or an exactly invertible solver")
+    latent = Latent(x, recipe, memory, conditions, outcome.nfe, converged, defect, plan=plan)
+    return latent if exact is None else replace(latent, sidecar=_sidecar(model, latent, images, max_batch, progress))
 
 
 def decode(
@@ -130,7 +146,7 @@ def decode(
     Args:
         model: The model that they were made with.
         latent: What `encode` returned, or `Latent.load`.
-        insist: Decode with another model all the same.
+        insist: Decode with another model all the same, or where the bits may come out otherwise.
         max_batch: As for `sample`.
         progress: As for `sample`.
         trajectory: As for `sample`.
@@ -140,27 +156,41 @@ def decode(
         A `Solution`; its `x` are the images at sigma_min.
 
     Raises:
-        ValueError: The latent was made with another model, and `insist` is not given.
+        ValueError: The latent was made with another model, or it should come back to the bit and that is not to be
+            had here, and `insist` is not given; one whose `x` has been changed, while its memory was kept.
         TypeError: Not a Latent.
+
+    Warns of samples that should have come back to the bit and did not.
     """
     if not isinstance(latent, Latent):
         raise TypeError(f"decode takes a Latent, which knows how it was made; got {type(latent).__name__}")
     check_model(model, latent.recipe, insist)
-    plan = latent.plan or latent.recipe.plan()
+    plan = latent.plan or latent.recipe.plan(model)
     x_t = checked_batch(model, latent.x, "latent.x").to(model.device, plan.state_dtype)
     if is_reversible(plan) and not latent.memory:
         warnings.warn(
             f"this latent has no memory, without which {latent.recipe.solver} is not exact: see Latent.without_memory",
             stacklevel=2,
         )
-    memory = tuple(m.to(model.device, plan.state_dtype) for m in latent.memory)
+    memory = tuple(m.to(model.device, plan.state_dtype if m.is_floating_point() else m.dtype) for m in latent.memory)
+    start, solver = model.schedule.from_model_scale(x_t, plan.grid[0]), is_reversible(plan)
+    if isinstance(solver, FixedPoint) and len(memory) == 2:  # where sigma is infinite, memory holds a third: see Latent
+        lossless.check_unchanged(solver, start, memory[0], plan.grid[0])
+    if latent.sidecar is not None:
+        if grad:
+            raise ValueError(
+                "this latent gives the images themselves back, which have no gradient: replace its sidecar"
+            )
+        width = rows_a_sample(model, plan.guidance_scale)
+        max_batch = latent.sidecar.place["samples in a call"] * width if max_batch is None else max_batch
+        latent.sidecar.check_place(lossless.place_of(model, len(latent), max_batch, width), insist)
     conditions, eps = checked_cond(model, latent.cond, len(x_t)), None
     if latent.null is not None:
         plan, eps, conditions = with_null_steps(plan, model, conditions, latent.null)
     outcome = execute(
         plan,
         model,
-        State(model.schedule.from_model_scale(x_t, plan.grid[0]), memory),
+        State(start, memory),
         cond=conditions,
         max_batch=max_batch,
         progress="decoding" if progress else None,
@@ -168,7 +198,21 @@ def decode(
         grad=grad,
         eps=eps,
     )
-    return to_solution(model, plan, outcome)
+    found = to_solution(model, plan, outcome)
+    return found if latent.sidecar is None else replace(found, x=latent.sidecar.checked(found.x))
+
+
+def _sidecar(model: Model, latent: Latent, images: Tensor, max_batch: int | None, progress: bool) -> lossless.SideCar:
+    """What decoding `latent` misses of `images`."""
+    assert latent.plan is not None  # fresh from encode
+    solver, end = is_reversible(latent.plan), latent.plan.grid[-1]
+    if isinstance(solver, FixedPoint):  # what comes back is known: what the lattice holds of each image
+        x = model.schedule.from_model_scale(images.to(latent.x), end)
+        back = model.schedule.to_model_scale(solver.snapped(x, end), end)
+    else:
+        back = decode(model, latent, max_batch=max_batch, progress=progress).x
+    width = rows_a_sample(model, latent.plan.guidance_scale)
+    return lossless.SideCar.of(images, back, lossless.place_of(model, len(images), max_batch, width))
 
 
 def check_model(model: Model, recipe: Recipe, insist: bool = False) -> None:
@@ -178,6 +222,29 @@ def check_model(model: Model, recipe: Recipe, insist: bool = False) -> None:
         raise ValueError(
             f"this latent was made with {recipe.model} ({recipe.fingerprint}), not with this {model.name} ({found}); "
             "decode it with the same weights, dtype and schedule, or insist=True"
+        )
+
+
+def warn_of_unconverged(converged: Tensor | None, defect: Tensor | None, advice: str) -> None:
+    """Warns of the samples whose equations do not hold to the tolerance, by what they miss; says what to do."""
+    if converged is None or defect is None or bool(converged.all()):
+        return
+    bad = torch.nonzero(~converged).flatten().tolist()
+    missed = ", ".join(f"sample {i}: {defect[i].item():.1e}" for i in bad[:5])
+    warnings.warn(
+        f"{len(bad)} of {len(converged)} samples did not converge ({missed}); see Latent.converged, Latent.defect; "
+        f"{advice}",
+        RuntimeWarning,
+        stacklevel=3,
+    )
+
+
+def warn_of_clipping(plan: Plan) -> None:
+    """Warns that a plan which clips the denoised image loses what it clips."""
+    if plan.clip_denoised is not None:
+        warnings.warn(
+            f"clip_denoised={plan.clip_denoised} puts a floor under the round trip: what is clipped cannot come back",
+            stacklevel=3,
         )
 
 

@@ -15,14 +15,16 @@ from odesampler.files import written_whole
 from odesampler.grid import Grid
 from odesampler.guidance import AnyGuidance, Guidance, checked_guidance
 from odesampler.integrate import OnGrid
+from odesampler.lossless import SideCar
 from odesampler.model import Model
-from odesampler.plan import Plan
+from odesampler.plan import Plan, course_of
 from odesampler.program import Solver
 from odesampler.registry import find_solver, spec_of
 from odesampler.threshold import AnyThreshold, DynamicThreshold, checked_threshold
 from odesampler.version import __version__
 
 FORMAT = "odesampler.latent/1"
+_MEASURED = ("converged", "defect")
 
 
 @dataclass(frozen=True)
@@ -35,7 +37,7 @@ class Recipe:
     guidance_scale: AnyGuidance  # a number where it is no more than a scale
     clip_denoised: AnyThreshold
     state_dtype: str
-    convention: str  # which noise level the network is told when encoding: "source", explicit steps upward
+    convention: str  # how it was encoded, see `conventions`
     model: str
     fingerprint: str
     schedule: str  # its family
@@ -57,11 +59,13 @@ class Recipe:
             schedule=type(model.schedule).__name__,
         )
 
-    def plan(self) -> Plan:
-        """The plan that this is the recipe of."""
+    def plan(self, model: Model | None = None) -> Plan:
+        """The plan that this is the recipe of; ready to be carried out where `model` is given."""
         solver = find_solver(self.solver)
         loop = OnGrid(solver) if isinstance(solver, Solver) else solver
         grid = Grid(self.sigmas, self.grid)
+        if model is not None:
+            loop = loop.prepared(course_of(model, grid))
         return Plan(loop, grid, self.guidance_scale, self.clip_denoised, getattr(torch, self.state_dtype))
 
 
@@ -76,7 +80,11 @@ class Latent:
     memory: tuple[Tensor, ...] = ()
     cond: Mapping[str, Tensor] = field(default_factory=dict)  # each (batch, ...)
     nfe: Tensor | None = None  # (batch,) evaluations that encoding took; not saved
+    # (batch,) each, where equations were solved: whether they hold to the tolerance, and what they miss (`implicit`).
+    converged: Tensor | None = None
+    defect: Tensor | None = None
     plan: Plan | None = None  # what the recipe describes, alive; not saved
+    sidecar: SideCar | None = None  # what `encode(exact=...)` keeps so that the images come back to the bit
     null: Mapping[str, Tensor] | None = None  # each (batch, steps, ...): null conditions that `null_text` found
 
     def __repr__(self) -> str:
@@ -85,8 +93,14 @@ class Latent:
         steps = len(self.recipe.sigmas) - 1
         return (
             f"Latent(x={tuple(self.x.shape)}{kept}, {self.recipe.solver}, {steps} transitions, "
-            f"grid {self.recipe.grid}, model {self.recipe.model})"
+            f"grid {self.recipe.grid}, model {self.recipe.model}{self._how_well})"
         )
+
+    @property
+    def _how_well(self) -> str:
+        if self.converged is None or self.defect is None:
+            return ""
+        return f", {int(self.converged.sum())} of {len(self)} converged, defect {self.defect.max().item():.1e} at most"
 
     def __len__(self) -> int:
         return len(self.x)
@@ -94,9 +108,10 @@ class Latent:
     def without_memory(self) -> Latent:
         """This latent without what makes an exactly invertible solver exact: one tensor, of the images' size.
 
-        What is lost: decoding is approximate then, and with few steps worse than the solver that it is made of.
+        What is lost: decoding is approximate then, and with few steps worse than the solver that it is made of. What
+        was kept to come back to the bit goes too.
         """
-        return replace(self, memory=())
+        return replace(self, memory=(), sidecar=None)
 
     def without_null(self) -> Latent:
         """This latent without the null conditions that `null_text` found: decoding is guided away from the model's own.
@@ -113,7 +128,10 @@ class Latent:
             memory=tuple(m[rows] for m in self.memory),
             cond={k: v[rows] for k, v in self.cond.items()},
             nfe=None if self.nfe is None else self.nfe[rows],
+            sidecar=None if self.sidecar is None else self.sidecar.select(rows),
             null=None if self.null is None else {k: v[rows] for k, v in self.null.items()},
+            converged=None if self.converged is None else self.converged[rows],
+            defect=None if self.defect is None else self.defect[rows],
         )
 
     def save(self, path: str | Path) -> None:
@@ -129,11 +147,16 @@ class Latent:
         tensors = {"x": self.x}
         tensors |= {f"memory.{i}": m for i, m in enumerate(self.memory)}
         tensors |= {f"cond.{k}": v for k, v in self.cond.items()}
+        facts = {"format": FORMAT, "recipe": json.dumps(asdict(self.recipe))}
+        if self.sidecar is not None:
+            kept, text = self.sidecar.packed()
+            tensors |= kept
+            facts["sidecar"] = text
         tensors |= {f"null.{k}": v for k, v in (self.null or {}).items()}
+        tensors |= {k: v for k in _MEASURED if (v := getattr(self, k)) is not None}
         data = {k: v.detach().cpu().clone(memory_format=torch.contiguous_format) for k, v in tensors.items()}
-        text = save(data, metadata={"format": FORMAT, "recipe": json.dumps(asdict(self.recipe))})
         with written_whole(path) as file:
-            file.write(text)
+            file.write(save(data, metadata=facts))
 
     @classmethod
     def load(cls, path: str | Path, device: str | torch.device = "cpu") -> Latent:
@@ -160,15 +183,17 @@ class Latent:
             cond = {k.removeprefix("cond."): v for k, v in tensors.items() if k.startswith("cond.")}
             null = {k.removeprefix("null."): v for k, v in tensors.items() if k.startswith("null.")}
             x = tensors["x"]
-            each = [*cond.values(), *null.values()]
-            together = all(m.shape == x.shape for m in memory) and all(len(v) == len(x) for v in each)
+            rows = [*cond.values(), *null.values(), *(tensors[k] for k in _MEASURED if k in tensors)]
+            together = all(m.shape == x.shape for m in memory) and all(len(v) == len(x) for v in rows)
             if not (together and x.is_floating_point()):
                 raise ValueError("its tensors do not belong together")
             recipe = _recipe(json.loads(meta["recipe"]))
             recipe.plan()
+            sidecar = SideCar.unpacked(tensors, meta["sidecar"]) if "sidecar" in meta else None
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise ValueError(f"{path} is damaged, or its recipe cannot be read: {error}") from error
-        return cls(x, recipe, memory, cond, null=null or None)
+        measured = {k: tensors[k] for k in _MEASURED if k in tensors}
+        return cls(x, recipe, memory, cond, sidecar=sidecar, null=null or None, **measured)
 
 
 def _recipe(facts: dict[str, Any]) -> Recipe:

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from odesampler import prediction as predictions
+from odesampler.data_range import check_data_range
 from odesampler.precision import finest_dtype
 from odesampler.prediction import Prediction
 from odesampler.schedule import Schedule
@@ -56,10 +57,12 @@ class Model:
         autocast: Run the network under torch.autocast with this dtype.
         name: For reports and recipes.
         labels: Names of the classes, where `cond` has a "label".
+        data_range: The least and the greatest value of its data, (-1, 1) for most, if known: images outside are noticed
+            before they are encoded. No part of the fingerprint.
 
     Raises:
         TypeError: A network that cannot be called, or no schedule.
-        ValueError: An unknown prediction, or a range that the schedule does not cover.
+        ValueError: An unknown prediction, a range that the schedule does not cover, or a data range that is none.
     """
 
     network: Callable[..., Tensor]
@@ -74,6 +77,7 @@ class Model:
     autocast: torch.dtype | None = None
     name: str = "model"
     labels: tuple[str, ...] = ()
+    data_range: tuple[float, float] | None = None
 
     def __post_init__(self) -> None:
         if not callable(self.network) or not isinstance(self.schedule, Schedule):
@@ -82,6 +86,7 @@ class Model:
                 f"got {type(self.network).__name__} and {self.schedule!r}"
             )
         predictions.check(self.prediction)
+        check_data_range(self.data_range)
         low, high = self.range
         top = self.schedule.sigma_max
         if not (0 < low < high <= top):
@@ -107,25 +112,35 @@ class Model:
         tensor = next(self._tensors(), None)
         return torch.device("cpu") if tensor is None else tensor.device
 
+    @property
+    def network_dtype(self) -> torch.dtype | None:
+        """What the network is called with; None: the dtype of the state."""
+        return self.dtype or next((p.dtype for p in self._tensors() if p.is_floating_point()), None)
+
     def to(self, device: str | torch.device) -> Model:
         """This model with its network on `device` (the network itself is moved, as torch does)."""
         if isinstance(self.network, nn.Module):
             self.network.to(device)
         return self
 
-    def __call__(self, x: Tensor, sigma: float | Tensor, **cond: Tensor) -> Tensor:
+    def __call__(
+        self, x: Tensor, sigma: float | Tensor, *, told: float | Tensor | None = None, **cond: Tensor
+    ) -> Tensor:
         """Predicted noise at `x` (batch, *shape), `sigma` (a number, or one a sample, (batch,)): dx/dsigma.
 
         At sigma = infinity `x` is x_t itself, its eps is known without asking, and the answer is the denoised image.
+        The network is told the clock of `sigma`, or that of another level, `told`: all else is taken at `sigma`.
 
         Raises:
             ValueError: The network's answer has not the shape of its question.
         """
-        place = self.place(x, sigma)
+        place = self.place(x, sigma, told)
         return self.eps(self.ask(place.x_t, place.t, cond), place)
 
-    def place(self, x: Tensor, sigma: float | Tensor) -> Place:
+    def place(self, x: Tensor, sigma: float | Tensor, told: float | Tensor | None = None) -> Place:
         """`x` in the model's scale, and where that is; arguments as for a call."""
+        if told is not None:
+            return self.place(x, sigma)._replace(t=self.place(x, told).t)
         if not isinstance(sigma, Tensor):
             alpha, std, t = _levels(self.schedule, sigma)
             clock = torch.full((len(x),), t, dtype=finest_dtype(x.device), device=x.device)
@@ -182,7 +197,7 @@ class Model:
 
     def ask(self, x_t: Tensor, t: Tensor, cond: Cond) -> Tensor:
         """The network's answer (batch, *shape) to x_t (batch, *shape) at t (batch,), in the dtype of `x_t`."""
-        dtype = self.dtype or self._parameter_dtype() or x_t.dtype
+        dtype = self.network_dtype or x_t.dtype
         clock = t.round().long() if self.round_t else t.to(torch.promote_types(dtype, torch.float32))
         missing = {} if cond.keys() >= self.null_cond.keys() else self.nothing(len(x_t))
         casting = torch.autocast(x_t.device.type, self.autocast) if self.autocast else nullcontext()
@@ -197,9 +212,6 @@ class Model:
                 "a network must answer in the shape of its question (drop a learned variance first)"
             )
         return out.to(x_t.dtype)
-
-    def _parameter_dtype(self) -> torch.dtype | None:
-        return next((p.dtype for p in self._tensors() if p.is_floating_point()), None)
 
     def _tensors(self) -> Iterator[Tensor]:
         if isinstance(self.network, nn.Module):

@@ -25,6 +25,8 @@ from odesampler.spacing import (
     Elementwise,
     Span,
     Variable,
+    angle_of_sigma,
+    asinh_of_sigma,
     check_finite,
     flow_time,
     power_of_sigma,
@@ -155,6 +157,23 @@ def power(span: Span, rho: float = 2.0, variable: str = "flow", last: float | No
     flow and phi it can start at infinity, and on the clock of a model that does.
     """
     return spaced(span, _variable(span, variable, tuple(VARIABLES)), warp=_power(span, rho), aims=True, last=last)
+
+
+@named()
+def asinh(span: Span, delta: float = 0.02, rho: float = 1.0, last: float | None = None) -> list[float]:
+    """asinh(sigma/delta) falls as (1 - i/(n-1))^rho: even in log sigma above delta, in sigma itself below."""
+    return spaced(span, asinh_of_sigma(_positive(span, delta=delta)), warp=_power(span, rho), last=last)
+
+
+@named()
+def angle(span: Span, scale: float = 2.0, last: float | None = None) -> list[float]:
+    """atan(sigma/scale) falls as (1 - i/N)^k, k such that half a step before the end is at sigma_min.
+
+    For solvers that ask in the middles of their steps, where eps is smooth at high noise. Can start at infinity.
+    """
+    c = _positive(span, scale=scale)
+    k = math.log(math.atan(span.high / c) / math.atan(span.low / c)) / math.log(2 * span.num_steps)
+    return spaced(span, angle_of_sigma(c), warp=_power(span, k), aims=True, last=last)
 
 
 @named()

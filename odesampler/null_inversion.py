@@ -125,7 +125,7 @@ def null_text(
     assert outcome.trajectory is not None
     pivot = outcome.trajectory.x_t.flip(0).to(model.device)
     null, nfe = search.along(pivot, conditions, max_batch, progress)
-    return Latent(pivot[0], recipe, (), conditions, outcome.nfe + nfe, plan, {search.key: null})
+    return Latent(pivot[0], recipe, (), conditions, outcome.nfe + nfe, plan=plan, null={search.key: null})
 
 
 class _Found(NamedTuple):

@@ -85,8 +85,9 @@ def make_plan(
     if num_steps is not None:
         check_num_steps(num_steps)
     steps = defaults.STEPS if num_steps is None else int(num_steps)
-    chosen = defaults.solver_for(steps, adaptive=(rtol, atol) != (None, None)) if solver is None else solver
-    loop = loop_for(chosen, num_steps, rtol, atol)
+    if solver is None:
+        solver = defaults.solver_for(steps, adaptive=(rtol, atol) != (None, None), encoding=not into_zero)
+    loop = loop_for(solver, num_steps, rtol, atol)
     low, high = model.range
     if loop.takes_steps:
         walker = loop.solver if isinstance(loop, OnGrid) else None
@@ -97,10 +98,15 @@ def make_plan(
     else:
         raise ValueError(f"{spec_of(loop)} chooses its own steps, so grid={grid!r} would have no effect: leave it out")
     _check_grid(made, model, into_zero)
-    loop = loop.prepared(Course(model.schedule.t, made.sigmas))
+    loop = loop.prepared(course_of(model, made))
     guidance, clip = checked_guidance(guidance_scale), checked_threshold(clip_denoised)
     guided(model, guidance)  # raises where this model cannot be guided so
     return Plan(loop, made, guidance, clip, _checked_dtype(state_dtype))
+
+
+def course_of(model: Model, grid: Grid) -> Course:
+    """What a solver is told of a solve along `grid`, in either direction."""
+    return Course(model.schedule.t, grid.down().sigmas, model.range[0])
 
 
 def execute(

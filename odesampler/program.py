@@ -38,6 +38,7 @@ class Request(NamedTuple):
     x: Tensor  # (n, *shape)
     sigma: Sigma
     rows: Tensor | None = None  # (n,) int64; None: the whole batch
+    told: Sigma | None = None  # the level whose clock the network is told; None: that of `sigma`
 
 
 class Draw(NamedTuple):
@@ -108,6 +109,7 @@ class Course(NamedTuple):
 
     clock: Callable[[Tensor], Tensor]  # the model's clock t at a sigma, elementwise, float64
     sigmas: tuple[float, ...]  # the grid, falling
+    low: float = math.inf  # the least sigma at which the model may be asked, where that is known
 
 
 class Solver(ABC):
@@ -120,6 +122,7 @@ class Solver(ABC):
     summary: str = ""  # one line for listings
     stochastic: bool = False  # draws noise; such a solver cannot encode
     adaptive: bool = False  # chooses its own steps when the user gives no number of steps
+    differentiable: bool = True  # its step keeps the graph from x to the result
     start_evaluations: int = 0  # evaluations that starting costs beyond `evaluations` a step
     names: ClassVar[Mapping[str, Mapping[str, Any]]] = {}  # other names that users type -> the arguments they stand for
 
@@ -188,6 +191,9 @@ class Solved(NamedTuple):
 
     state: State
     status: Tensor | None = None  # (batch,) int64, see `adaptive.Status`; None: every sample arrived
+    # Where equations were solved, (batch,) each: whether they were, and what they miss, in units of x_t for VP models.
+    converged: Tensor | None = None
+    defect: Tensor | None = None
 
 
 class Loop(ABC):
@@ -196,10 +202,11 @@ class Loop(ABC):
     takes_steps: bool = True  # False: it chooses its own steps, and only the ends of a grid matter
     observable: bool = True  # tells observers about every step
     differentiable: bool = True  # keeps the graph from x to the result
+    reaches_infinity: bool = False  # takes the step into sigma = infinity itself, as one of its steps
 
     @abstractmethod
     def across(self, state: State, sigmas: Sequence[float], observe: Observer | None = None) -> Program[Solved]:
-        """From `state` at `sigmas[0]` to `sigmas[-1]`, all of them positive and finite.
+        """From `state` at `sigmas[0]` to `sigmas[-1]`, all of them positive, and finite unless it `reaches_infinity`.
 
         A state without memory is a bare point: the loop lets its solver make the first memory.
         """

@@ -59,6 +59,16 @@ def power_of_sigma(rho: float) -> Variable:
     return Variable(lambda s: s ** (1 / rho), lambda v: v**rho)
 
 
+def asinh_of_sigma(delta: float) -> Variable:
+    """asinh(sigma / delta): log sigma where sigma is large, sigma itself near 0."""
+    return Variable(lambda s: torch.asinh(s / delta), lambda v: delta * torch.sinh(v))
+
+
+def angle_of_sigma(scale: float) -> Variable:
+    """atan(sigma / scale). pi / 2 at infinity."""
+    return Variable(lambda s: torch.atan(s / scale), lambda v: scale * torch.tan(v))
+
+
 def flow_time(shift: float = 1.0) -> Variable:
     """sigma / (shift + sigma): the flow model's time std / (alpha + std), before a shift. 1 at infinity."""
     return Variable(lambda s: 1 / (1 + shift / s), lambda v: shift / (1 / v - 1))
@@ -70,7 +80,7 @@ def clock(schedule: Schedule) -> Variable:
 
 
 LOG = Variable(torch.log, torch.exp)
-ANGLE = Variable(torch.atan, torch.tan)
+ANGLE = angle_of_sigma(1.0)
 VARIABLES: dict[str, Callable[[Schedule], Variable]] = {
     "sigma": lambda _: power_of_sigma(1),
     "flow": lambda _: flow_time(),

@@ -16,7 +16,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
@@ -76,7 +76,7 @@ class Thresholded:
         """Rows of the network for one sample."""
         return getattr(self.model, "width", 1)
 
-    def __call__(self, x: Tensor, sigma: float | Tensor, **cond: Tensor) -> Tensor:
+    def __call__(self, x: Tensor, sigma: float | Tensor, **cond: Any) -> Tensor:
         """Noise that points at the bounded image; arguments as for `Model.__call__`.
 
         At sigma = infinity the model answers with the image, and so does this.

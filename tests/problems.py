@@ -21,15 +21,21 @@ from odesampler.noise import Streams
 from odesampler.program import Course, Draw, Program, Solver, State, column
 from odesampler.schedule import VE, ContinuousVP
 from odesampler.solvers import (
+    ALF,
+    EDICT,
     RK4,
     Ancestral,
     Churn,
     Euler,
+    FixedPoint,
+    Heun,
     Midpoint,
     Multistep,
     Reversible,
+    ReversibleHeun,
     Singlestep,
     StochasticMidpoint,
+    TwoStep,
 )
 
 HIGH, LOW = 3.0, 0.2  # the range in which all is smooth
@@ -170,8 +176,23 @@ def draws_noise(solver: Solver) -> bool:
 
 COURSE = Course(ContinuousVP().t, (HIGH, LOW))
 VARIANTS = [
+    ALF("angle", damping=3.0),
+    ALF("data"),
+    FixedPoint(ALF("angle", damping=3.0)),
+    ALF("asinh", delta=2.0),
+    TwoStep("sigma", rule="leapfrog"),
+    TwoStep("angle", rule="bdia"),
+    TwoStep("data", rule="belm"),
+    TwoStep("angle", rule="leapfrog", gamma=0.7),
+    ReversibleHeun("sigma"),
+    ReversibleHeun("angle"),
+    ReversibleHeun("flow"),
+    EDICT(1.0),
     Reversible(Euler()),
-    Reversible(RK4()),
+    Reversible(RK4(), coordinate="angle"),
+    Reversible(Midpoint(), coordinate="data"),
+    Reversible(Heun(), 0.9, "sigma"),
+    Reversible(Singlestep("flow", (1.0,)), coordinate="sigma"),
     Ancestral(eta=0.0),
     Ancestral(eta=0.5),
     Ancestral(eta=0.5, base=Midpoint()),

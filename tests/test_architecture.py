@@ -32,11 +32,15 @@ CORE = {  # what each module of the core may import of ours
     "noise": set(),
     "program": {"precision"},
     "combine": {"program", "precision"},
-    "integrate": {"program", "combine"},
+    "trial": {"program", "combine"},
+    "integrate": {"program", "combine", "trial"},
     "adaptive": {"program", "combine"},
+    "roots": {"program", "combine", "precision"},
+    "implicit": {"program", "combine", "integrate", "roots", "trial"},
     "registry": {"program", "combine", "integrate", "adaptive", "names", "solvers"},
     "solvers": {"solvers", "registry"},  # the package answers `odesampler.solvers()`
-    "model": {"schedule", "prediction", "precision"},
+    "data_range": set(),
+    "model": {"schedule", "prediction", "precision", "data_range"},
     "guidance": {"model", "precision"},
     "threshold": {"precision"},
     "drive": {"program", "combine", "model", "noise"},
@@ -44,7 +48,7 @@ CORE = {  # what each module of the core may import of ours
     "adjoint": {"program", "integrate", "drive", "model", "noise", "registry"},
     "exact": {"model", "prediction", "schedule"},
 }
-A_SOLVER = {"program", "combine", "solvers"}
+A_SOLVER = {"precision", "program", "combine", "solvers"}
 FACES = {"analysis", "adapters", "cli", "zoo"}  # known to no one but each other
 OPTIONAL = {
     "diffusers",

@@ -219,6 +219,18 @@ def test_a_full_disk_is_one_line_and_leaves_no_half_file():
     assert os.listdir() == []
 
 
+def test_encode_takes_a_convention(capsys):
+    for convention in ("source", "target"):
+        name = f"{convention}.safetensors"
+        run(capsys, "encode", "--num", 2, "--solver", "ddim", "--convention", convention, "--out", name)
+    model, images = ods.load("digits"), ods.held_out("digits").images[:2]
+    latent = ods.Latent.load("target.safetensors")
+    assert latent.recipe.convention == "target"
+    assert torch.equal(latent.x, ods.encode(model, images, solver="ddim", convention="target").x)
+    assert not torch.equal(latent.x, ods.Latent.load("source.safetensors").x)
+    assert "convention must be one of source, target" in refused(capsys, "encode", "--convention", "up")
+
+
 def test_a_killed_encode_leaves_no_half_file():
     slow = (
         "import torch, odesampler.cli as cli, odesampler.files as files;"

@@ -10,7 +10,7 @@ from odesampler.integrate import OnGrid, back_along, on_grid, solve
 from odesampler.noise import Streams
 from odesampler.program import Course, Draw, Invertible, State, column
 from odesampler.registry import SOLVERS as REGISTERED
-from odesampler.solvers import RK4, Ancestral, Bosh3, Churn, Dopri5, Euler, Heun, Multistep, Reversible
+from odesampler.solvers import RK4, Ancestral, Bosh3, Churn, Dopri5, Euler, FixedPoint, Heun, Multistep, Reversible
 from tests.problems import (
     BOTH_WAYS,
     COURSE,
@@ -159,7 +159,7 @@ def test_side_by_side_with_all_others_it_is_as_alone(solver):
 def test_keeps_the_dtype_of_its_state(solver, dtype):
     spy = Spy(mixture())
     state = solved(solver, noise(dtype=dtype), geometric(3), spy)
-    assert {state.x.dtype, *(m.dtype for m in state.memory)} == spy.dtypes == {dtype}
+    assert {state.x.dtype, *(m.dtype for m in state.memory if m.is_floating_point())} == spy.dtypes == {dtype}
     exact = solved(solver, noise(), geometric(3)).x
     torch.testing.assert_close(state.x.double(), exact, rtol=1e-4, atol=1e-4)
 
@@ -179,7 +179,11 @@ def test_never_reads_a_value_from_the_device(solver):
     assert devices == {"meta"}
 
 
-@every_solver
+def test_every_solver_but_the_one_in_whole_numbers_can_be_differentiated():
+    assert {type(s) for s in SOLVERS if not s.differentiable} == {FixedPoint}
+
+
+@pytest.mark.parametrize("solver", [s for s in SOLVERS if s.differentiable], ids=repr)
 def test_its_gradient_equals_finite_differences(solver):
     x = noise(2).requires_grad_()
     assert torch.autograd.gradcheck(lambda point: solved(solver, point, geometric(2)).x, x)
@@ -281,14 +285,14 @@ def test_it_draws_noise_only_if_it_says_so(solver):
 
 @pytest.mark.parametrize("solver", [s for s in SOLVERS if isinstance(s, Invertible)], ids=repr)
 @pytest.mark.parametrize("rising", [False, True], ids=["falling", "rising"])
-def test_an_invertible_solver_undoes_its_steps_exactly_at_the_same_cost(solver, rising):
+def test_an_invertible_solver_undoes_its_steps_exactly_at_no_higher_cost(solver, rising):
     high, low = mixture_ends()
     x, sigmas = (low, geometric(20)[::-1]) if rising else (high, geometric(20))
     there, tally = Tally(), Tally()
     end = solved(solver, x, sigmas, tally=there)
     [back] = run(back_along(solver, end, sigmas[::-1]), model=mixture(), tally=tally)
     assert (back.x - x).abs().max() < 1e-11
-    assert tally.calls == there.calls
+    assert 0 < there.calls - tally.calls + 1 <= 1 + solver.start_evaluations
     [without] = run(back_along(solver, end.x, sigmas[::-1]), model=mixture())
     assert (without.x - x).abs().max() > 1e-9, "its memory is not what makes it exact"
 

@@ -25,6 +25,13 @@ def test_a_latent_survives_the_disk_and_decodes_to_the_same_bits(tmp_path):
     assert torch.equal(ods.decode(MODEL, loaded).x, ods.decode(MODEL, latent).x)
 
 
+@pytest.mark.parametrize("solver", ["deis_tab", "alf(damping=3.0)", "reversible(base='euler')"])
+def test_a_loaded_latent_tells_its_solver_the_models_clock_and_the_grid(tmp_path, solver):
+    latent = ods.encode(MODEL, images(), solver=solver, num_steps=5)
+    latent.save(tmp_path / "z.safetensors")
+    assert torch.equal(ods.decode(MODEL, ods.Latent.load(tmp_path / "z.safetensors")).x, ods.decode(MODEL, latent).x)
+
+
 def test_another_model_is_refused_unless_one_insists():
     latent = ods.encode(MODEL, images(), num_steps=3)
     other = ods.exact.GaussianMixture.ring(radius=1.5).model()

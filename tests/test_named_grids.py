@@ -40,6 +40,8 @@ SPECS = [
     "power(rho=3.5, variable='phi')",
     "power(rho=1.5, variable='t')",
     "power(rho=3, variable='sigma')",
+    "asinh(delta=0.5, rho=2, last=0.05)",
+    "angle(scale=0.5)",
     "shift(shift=1)",
     "shift(mu=1.15)",
     "shift(mu=1.15, kind='linear')",
@@ -49,7 +51,7 @@ SPECS = [
     "ays(model='svd')",
 ]
 ON_A_TABLE = ("leading", "trailing", "quadratic")
-NEED_FINITE = ("karras", "log_snr", "exponential", "lu", "polyexponential", "beta", "ays")
+NEED_FINITE = ("karras", "log_snr", "exponential", "lu", "polyexponential", "beta", "ays", "asinh")
 every_schedule = pytest.mark.parametrize("schedule", SCHEDULES.values(), ids=SCHEDULES.keys())
 every_spec = pytest.mark.parametrize("spec", SPECS)
 
@@ -107,6 +109,7 @@ def test_a_narrower_range_is_kept_or_the_grid_is_refused(spec, num_steps, low, h
 
 
 N, LOW, HIGH = 12, 0.002, 80.0
+K, K3 = (math.log(math.atan(HIGH / c) / math.atan(LOW / c)) / math.log(2 * N) for c in (2, 0.3))
 FLOW_HIGH, PHI_HIGH = HIGH / (1 + HIGH), math.atan(HIGH)
 FORMULAS = {  # sigma_i of N steps from 80 into 0
     "karras": lambda i: (HIGH ** (1 / 7) + i / (N - 1) * (LOW ** (1 / 7) - HIGH ** (1 / 7))) ** 7,
@@ -128,6 +131,15 @@ FORMULAS = {  # sigma_i of N steps from 80 into 0
     "power(rho=2, variable='phi')": lambda i: math.tan(PHI_HIGH * (1 - i / N) ** 2),
     "power(rho=1.5, variable='sigma')": lambda i: HIGH * (1 - i / N) ** 1.5,
     "power(rho=1.5, variable='t')": lambda i: HIGH * (1 - i / N) ** 1.5,  # EDM's clock is sigma
+    "asinh": lambda i: 0.02 * math.sinh((i * math.asinh(LOW / 0.02) + (N - 1 - i) * math.asinh(HIGH / 0.02)) / (N - 1)),
+    "asinh(delta=2, rho=3, last=0.05)": lambda i: (
+        2 * math.sinh(math.asinh(0.025) + (math.asinh(HIGH / 2) - math.asinh(0.025)) * (1 - i / (N - 1)) ** 3)
+    ),
+    "angle": lambda i: 2 * math.tan(math.atan(HIGH / 2) * (1 - i / N) ** K),
+    "angle(scale=0.3, last=0.05)": lambda i: (
+        0.3
+        * math.tan(math.atan(0.05 / 0.3) + (math.atan(HIGH / 0.3) - math.atan(0.05 / 0.3)) * (1 - i / (N - 1)) ** K3)
+    ),
 }
 
 
@@ -142,6 +154,14 @@ def test_a_power_on_the_clock_of_a_table_falls_towards_its_time_0():
     grid = make_grid("power(rho=1.5, variable='t')", schedule, 10, into_zero=True)
     ts = schedule.t(torch.tensor(grid.sigmas[:-1], dtype=torch.float64)).tolist()
     assert ts == pytest.approx([999 * (1 - i / 10) ** 1.5 for i in range(10)], rel=1e-9)
+
+
+@given(num_steps=st.integers(2, 200), scale=st.floats(0.1, 10))
+def test_the_middle_of_the_last_step_of_angle_is_at_sigma_min(num_steps, scale):
+    grid = make_grid(f"angle(scale={scale!r})", VE(LOW, HIGH), num_steps, into_zero=True)
+    first, last = math.atan(grid[0] / scale), math.atan(grid[-2] / scale)
+    power = math.log(last / first) / math.log(1 / num_steps)
+    assert first * (0.5 / num_steps) ** power == pytest.approx(math.atan(LOW / scale))
 
 
 def test_linspace_has_equal_distances_on_a_clock_without_a_table():
@@ -282,6 +302,9 @@ def test_mu_of_an_image_is_that_of_flux(tokens, mu):
         ("karras(rho=True)", "is a finite number; got True"),
         ("karras(rho=1e999)", "is a finite number; got inf"),
         ("polyexponential(rho=-1)", "rho, .* is above 0"),
+        ("asinh(delta=0)", "delta, .* is above 0"),
+        ("asinh(rho=-1)", "rho, .* is above 0"),
+        ("angle(scale=-2)", "scale, .* is above 0"),
         ("beta(alpha=0)", "alpha, .* is above 0"),
         ("beta(beta=-1)", "beta, .* is above 0"),
         ("beta(variable='phi')", "is one of sigma, t; got 'phi'"),

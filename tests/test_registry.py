@@ -6,7 +6,7 @@ from odesampler.adaptive import Adaptive
 from odesampler.integrate import OnGrid
 from odesampler.program import Invertible
 from odesampler.registry import SOLVERS, find_solver, loop_for, solvers, spec_of
-from odesampler.solvers import Ancestral, Bosh3, Dopri5, Euler, Heun, Reversible, Scipy, Torchdiffeq
+from odesampler.solvers import Ancestral, Bosh3, Dopri5, Euler, Heun, Reversible, ReversibleHeun, Scipy, Torchdiffeq
 from odesampler.solvers.external import SCIPY_METHODS, torchdiffeq_methods
 from tests.problems import SOLVERS as INSTANCES
 
@@ -45,7 +45,7 @@ def test_every_solver_is_written_as_a_name_from_which_it_is_made_again(solver):
         ("ddpm", Ancestral(eta=1.0)),
         ("euler_ancestral", Ancestral()),
         ("ddpm_sigma_hat", Ancestral(sigma_hat=True)),
-        ("reversible_heun", Reversible(Heun())),
+        ("reversible_heun", ReversibleHeun()),
         ("reversible(base='euler')", Reversible(Euler())),
         ("adaptive:heun(rtol=1e-3, atol=0.0)", Adaptive(Heun(), 1e-3, 0.0)),
         ("torchdiffeq:rk4", Torchdiffeq("rk4")),

@@ -2,5 +2,9 @@
 
 from odesampler.analysis.compare import compare as compare
 from odesampler.analysis.comparison import Comparison as Comparison
+from odesampler.analysis.ddim_table2 import DdimTable2 as DdimTable2
+from odesampler.analysis.ddim_table2 import ddim_table2 as ddim_table2
+from odesampler.analysis.diagnose import Diagnosis as Diagnosis
+from odesampler.analysis.diagnose import diagnose as diagnose
 from odesampler.analysis.round_trip import RoundTrip as RoundTrip
 from odesampler.analysis.round_trip import round_trip as round_trip

@@ -56,19 +56,27 @@ def plans(model: Model, num_steps: int, plan: Callable[[AnyGrid], Plan]) -> list
     Raises:
         ValueError: Not an even number of steps.
     """
+    return [plan(grid) for grid in grids_between(model, *model.range, num_steps, into_zero=True)]
+
+
+def grids_between(model: Model, low: float, high: float, num_steps: int, *, into_zero: bool) -> list[Grid]:
+    """The reference's grid with `num_steps` and with half of them, from `high` to `low`, or through `low` into 0.
+
+    Raises:
+        ValueError: Not an even number of steps.
+    """
     check_num_steps(num_steps)
     if num_steps % 2:
         raise ValueError(f"reference_steps must be even, since the check takes half of them; got {num_steps}")
-    return [plan(_grid(model, n)) for n in (num_steps, num_steps // 2)]
+    return [_grid(model, low, high, n, into_zero) for n in (num_steps, num_steps // 2)]
 
 
-def _grid(model: Model, num_steps: int) -> Grid:
+def _grid(model: Model, low: float, high: float, num_steps: int, into_zero: bool) -> Grid:
     """log_snr over the whole range. Out of infinity it starts where the Euler step's error, 1 / (2 sigma^2), is small.
 
     That sigma grows with the number of steps, so that the check sees this error too.
     """
-    low, high = model.range
-    named = partial(make_grid, "log_snr", model.schedule, into_zero=True, sigma_min=low)
+    named = partial(make_grid, "log_snr", model.schedule, into_zero=into_zero, sigma_min=low)
     if math.isfinite(high):
         return named(num_steps, sigma_max=high)
     top = max(250.0, 2 * low) * num_steps

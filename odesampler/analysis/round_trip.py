@@ -11,13 +11,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from odesampler.analysis import tables
+from odesampler.data_range import check_images
 from odesampler.defaults import STEPS
 from odesampler.guidance import AnyGuidance
 from odesampler.inversion import decode, encode, refuse_stochastic
@@ -161,7 +162,8 @@ def round_trip(
     Raises:
         ValueError: What cannot be meant, before any model is called.
     """
-    checked_batch(checked_model(model), images, "images")
+    check_images(checked_batch(checked_model(model), images, "images"), model.data_range, model.name)
+    model = replace(model, data_range=None)  # said once, not again for every solver
     solvers = [solvers] if isinstance(solvers, (str, Solver, Loop)) else list(solvers)
     steps = [num_steps] if isinstance(num_steps, int) else list(num_steps)
     if not solvers or not steps:

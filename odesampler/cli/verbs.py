@@ -45,7 +45,11 @@ def sample(num: int, model: str, device: str, label: str | None, out: Path, **ho
 
 
 @click.command()
-@options(PATHS, MODEL, *HOW, LABEL, GUIDANCE, BATCH, DEVICE)
+@options(PATHS, MODEL, *HOW)
+@click.option("--convention", help="How to step upward: source, target or implicit.  [default: source]")
+@options(LABEL, GUIDANCE, BATCH, DEVICE)
+@click.option("--exact", help="bits or residual: so that decode returns the very pictures.")
+@click.option("--micro-batch", type=int, help="With --exact: images in a call of the network; 1 suits any batch.")
 @click.option("--num", type=int, default=8, show_default=True, help="Held-out images, where no pictures are given.")
 @out_option("latents.safetensors", "File to write.")
 def encode(paths: tuple[str, ...], model: str, device: str, label: str | None, num: int, out: Path, **how: Any) -> None:
@@ -62,13 +66,18 @@ def encode(paths: tuple[str, ...], model: str, device: str, label: str | None, n
 @click.command()
 @click.argument("latent", metavar="LATENTS")
 @options(MODEL, BATCH, DEVICE)
-@click.option("--insist", is_flag=True, help="Decode although the latents were made with another model.")
+@click.option("--insist", is_flag=True, help="Decode although the latents were made with another model, or elsewhere.")
+@click.option("--each", type=click.Path(file_okay=False), help="A folder for the pictures one by one, besides.")
 @out_option("decoded.png", "Picture to write.")
-def decode(latent: str, model: str, device: str, insist: bool, max_batch: int | None, out: Path) -> None:
+def decode(
+    latent: str, model: str, device: str, insist: bool, max_batch: int | None, each: str | None, out: Path
+) -> None:
     """Turn latents back into pictures; the file knows how they were made."""
     import odesampler as ods
 
     made = ods.Latent.load(latent)
     found = ods.decode(loaded_model(model, device), made, insist=insist, max_batch=max_batch, progress=shown())
     ods.images.save_grid(found.x, out)
+    if each is not None:
+        ods.images.save_each(found.x, each)
     click.echo(f"{len(made)} images, {cost(found.nfe)}, {found.seconds:.2f} s: {out}")

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import cast
+
 import torch
+from torch import Tensor
 
 from odesampler.program import Course, Program, Solver, State
 
@@ -17,20 +21,41 @@ def checked_base(name: str, base: Solver) -> float:
     if not isinstance(base, Solver):
         raise TypeError(f"{name} takes a solver such as ods.Euler(); got {base!r}")
     asked: list[float] = []
-    remembers = True
-    if not base.stochastic:
-        program = _one_step(base.prepared(Course(torch.log, (1.0, 0.81))))
-        try:
-            asked.append(next(program)[1])
-            while True:
-                asked.append(program.send(torch.zeros(1, 1))[1])
-        except StopIteration as stop:
-            remembers = bool(stop.value.memory)
-    if remembers:
+
+    def nothing(x: Tensor, sigma: float) -> Tensor:
+        asked.append(sigma)
+        return torch.zeros_like(x)
+
+    if base.stochastic or _one_step(base, 1.0, nothing).memory:
         raise ValueError(f"{name} needs a deterministic one-step solver without memory; got {base}")
     return min(asked)
 
 
-def _one_step(base: Solver) -> Program[State]:
-    state = yield from base.init(torch.zeros(1, 1), 1.0)
-    return (yield from base.step(state, 1.0, 0.81))
+def reads_sigma(base: Solver) -> bool:
+    """Whether a step depends on what sigma is, not on differences alone, as of a method for any equation.
+
+    Found out by trying, with an eps that is moved up by 1 together with the step.
+    """
+    first, second = (_one_step(base, s0, _moved(s0)).x for s0 in (1.0, 2.0))
+    return not torch.allclose(first, second, rtol=1e-9, atol=0)
+
+
+def _moved(s0: float) -> Callable[[Tensor, float], Tensor]:
+    return lambda x, sigma: torch.full_like(x, (sigma - s0 + 2) ** 2)
+
+
+def _one_step(base: Solver, s0: float, eps: Callable[[Tensor, float], Tensor]) -> State:
+    """`base` stepped once from `s0`, by 0.19 down, from x = 0."""
+    s1 = s0 - 0.19
+    program = _stepped(base.prepared(Course(torch.log, (s0, s1))), s0, s1)
+    try:
+        asked = next(program)
+        while True:
+            asked = program.send(eps(asked[0], asked[1]))
+    except StopIteration as stop:
+        return cast(State, stop.value)
+
+
+def _stepped(base: Solver, s0: float, s1: float) -> Program[State]:
+    state = yield from base.init(torch.zeros(1, 1, dtype=torch.float64), s0)
+    return (yield from base.step(state, s0, s1))

@@ -6,7 +6,7 @@
     noise    1                        eps                                      1
     data     sigma                    denoised                                 -scale^-2
     v        sqrt(k^2 + sigma^2)      (k^2 eps - sigma denoised) / scale       scale^-2
-    flow     1 + sigma                denoised - eps                           -scale^-2
+    flow     k + sigma                denoised - k eps                         -scale^-2
 
 If g were constant, x1 = carried * x0 + total * g would be exact; `weights` says what to do where it is not.
 
@@ -127,19 +127,21 @@ class VFrame(Frame):
 
 @dataclass(frozen=True)
 class FlowFrame(Frame):
-    """The velocity noise - data is what is interpolated, as a flow model says it."""
+    """The velocity noise - data is what is interpolated, as a flow model says it, data in units of `data_scale`."""
+
+    data_scale: float = 1.0
 
     def scale(self, sigma: Any) -> Any:
-        return 1 + sigma
+        return self.data_scale + sigma
 
     def density(self, sigma: Any) -> Any:
-        return -((1 + sigma) ** -2.0)
+        return -(self.scale(sigma) ** -2.0)
 
     def total(self, s0: Any, s1: Any) -> Any:
-        return (s0 - s1) / (1 + s0)
+        return (s0 - s1) / self.scale(s0)
 
     def seen(self, eps: Tensor, x: Tensor, sigma: Sigma) -> Tensor:
-        return plus(x, -1 - sigma, eps)
+        return plus(x, -self.scale(sigma), eps)
 
 
 FRAMES: dict[str, Callable[[float, float], Frame]] = {  # from eta and the scale of the data

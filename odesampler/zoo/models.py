@@ -102,6 +102,7 @@ def model_from(
         null_cond={"label": int(meta["null_label"])},
         name=name,
         labels=tuple(json.loads(meta["classes"])),
+        data_range=(-1.0, 1.0),
     )
 
 

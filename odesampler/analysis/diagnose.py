@@ -1,0 +1,227 @@
+"""Diagnoses of latents: are they noise, and how far are they from where the exact equation puts them?
+
+    z = x_T / scale should be d independent draws of N(0, 1) (`normality`);      error = x_T - x_T of a tight solve
+
+A latent that is no noise will decode to its image, but what is done to it on the way (edits, interpolation, another
+guidance) leaves what the model was trained on. A small round-trip error says nothing about either.
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from odesampler.analysis import tables
+from odesampler.analysis.normality import Measure, measures
+from odesampler.analysis.reference import CLEAR, grids_between, quantile, rms
+from odesampler.data_range import check_images
+from odesampler.files import written_whole
+from odesampler.grid import Grid
+from odesampler.inversion import check_model
+from odesampler.latent import Latent
+from odesampler.model import Model
+from odesampler.plan import checked_batch, checked_cond, checked_model, execute, make_plan
+from odesampler.precision import finest_dtype
+from odesampler.program import State
+
+LEVEL = 0.01  # false alarms: how often true noise is called none
+REFERENCE_STEPS = 400
+
+
+@dataclass(frozen=True)
+class LatentError:
+    """How far latents are from those of the exact equation, in the model's own scale."""
+
+    exact: Tensor  # (batch, *shape), x_T of the reference solve, on the CPU
+    rmse: Tensor  # (batch,) root mean square over each latent
+    largest: Tensor  # (batch,)
+    how: str
+    difference: Tensor  # (batch,) rms, of the same solve with half the steps: what the reference leaves open
+
+
+@dataclass(frozen=True, repr=False)
+class Diagnosis:
+    """What was found of each latent; prints as a table."""
+
+    measures: Mapping[str, Measure]  # by name, see `normality`
+    reasons: tuple[tuple[str, ...], ...]  # per sample: which measures are too far off for noise; none: it looks normal
+    level: float
+    error: LatentError | None
+    size: int  # values of one latent
+    model: str
+
+    @property
+    def normal(self) -> Tensor:
+        """(batch,) bool: nothing speaks against N(0, 1)."""
+        return torch.tensor([not reasons for reasons in self.reasons])
+
+    @property
+    def head(self) -> tuple[str, ...]:
+        """The table's head."""
+        return ("latent", *self.measures, *(() if self.error is None else ("rmse", "max error")), "noise?")
+
+    def rows(self) -> list[tuple[str, ...]]:
+        """The table's cells, row by row, without the head: what noise has, its standard error, then each latent."""
+        blank = ("",) * (len(self.head) - 1 - len(self.measures))
+        expected = ("N(0, 1)", *(_cell(m.expected) for m in self.measures.values()), *blank)
+        error = ("+-", *(_cell(m.error) for m in self.measures.values()), *blank)
+        found = [
+            (str(i), *(_cell(v) for v in values), *(f"{e:.1e}" for e in off), self._verdict(i))
+            for i, (values, off) in enumerate(self._values())
+        ]
+        return [expected, error, *found]
+
+    def _values(self) -> list[tuple[list[float], list[float]]]:
+        """Of each latent the measures and the errors."""
+        measured = torch.stack([m.value for m in self.measures.values()], 1)
+        off = (
+            torch.empty(len(measured), 0)
+            if self.error is None
+            else torch.stack([self.error.rmse, self.error.largest], 1)
+        )
+        return list(zip(measured.tolist(), off.tolist(), strict=True))
+
+    def _verdict(self, i: int) -> str:
+        return f"no: {', '.join(self.reasons[i])}" if self.reasons[i] else "yes"
+
+    def table(self) -> str:
+        """A text table: what d independent draws of N(0, 1) have, a row for each latent, and what is to be said."""
+        odd, batch = sum(map(bool, self.reasons)), len(self.reasons)
+        notes = [
+            f"{odd} of {batch} latents are not {self.size} draws of N(0, 1), at a level of {self.level:g}: "
+            f"of so many samples of noise about {self.level * batch:.2g} would be called so"
+        ]
+        if self.error is not None:
+            floor = quantile(self.error.difference, 0.5)
+            notes.append(f"errors from {self.error.how}; half as many differ by {floor:.1e}")
+        return tables.text(self.head, self.rows(), notes)
+
+    __repr__ = table
+
+    def to_csv(self, path: str | Path | None = None) -> str:
+        """The latents' rows as comma-separated values, with all digits; written to `path`, if given."""
+        facts = [
+            (str(i), *("" if math.isnan(v) else str(v) for v in (*values, *off)), self._verdict(i))
+            for i, (values, off) in enumerate(self._values())
+        ]
+        made = tables.comma_separated(self.head, facts)
+        if path is not None:
+            with written_whole(path) as file:
+                file.write(made.encode())
+        return made
+
+    def _repr_html_(self) -> str:
+        return tables.html(self.head, self.rows())
+
+
+def diagnose(
+    model: Model,
+    latent: Latent,
+    images: Tensor | None = None,
+    *,
+    level: float = LEVEL,
+    reference_steps: int = REFERENCE_STEPS,
+    max_batch: int | None = None,
+    progress: bool = False,
+) -> Diagnosis:
+    """Tell which latents are not noise, and why; and how far they are from the exact equation's.
+
+    Args:
+        model: The model that they were made with.
+        latent: What `encode` returned, or `Latent.load`.
+        images: What was encoded, (batch, *shape): then the latent error is measured too, against RK4 with many steps
+            over the same range of sigma, with the same conditions and guidance.
+        level: The chance that d independent draws of N(0, 1) are called no noise: 1 % of samples. Each of the tests
+            gets an equal part, so the true rate is at most this, and little below.
+        reference_steps: Steps of the reference, an even number; its check takes half of them.
+        max_batch: As for `sample`, for the reference.
+        progress: Show a progress bar, likewise.
+
+    Returns:
+        A `Diagnosis`. Latents with NaN are no noise, for the reason "not finite". Warns where the reference's own error
+        is not much smaller than the errors found.
+
+    Raises:
+        TypeError: Not a Latent.
+        ValueError: What cannot be meant, before the model is called: a latent of another model, other images than
+            latents, a level outside (0, 1).
+    """
+    if not isinstance(latent, Latent):
+        raise TypeError(f"diagnose takes a Latent, which knows how it was made; got {type(latent).__name__}")
+    checked_model(model)
+    check_model(model, latent.recipe)
+    if not 0 < level < 1:
+        raise ValueError(f"level is the rate of false alarms, between 0 and 1, such as {LEVEL}; got {level!r}")
+    if images is not None:
+        check_images(checked_batch(model, images, "images"), model.data_range, model.name)
+        if images.shape != latent.x.shape:
+            raise ValueError(
+                f"images must be those that were encoded: {tuple(latent.x.shape)} latents, {tuple(images.shape)} images"
+            )
+    exact = None if images is None else _exact(model, latent, images, reference_steps, max_batch, progress)
+    found = measures(latent.x / model.schedule.latent_scale(latent.recipe.sigmas[0]))
+    reasons = _reasons(found, level, latent.x.detach().flatten(1).isfinite().all(1).tolist())
+    return Diagnosis({m.name: m for m in found}, reasons, level, exact, latent.x[0].numel(), model.name)
+
+
+def _reasons(found: tuple[Measure, ...], level: float, finite: list[bool]) -> tuple[tuple[str, ...], ...]:
+    tested = [(m.name, m.p) for m in found if m.p is not None]
+    odd = {name: (p < level / len(tested)).tolist() for name, p in tested}  # Bonferroni: in all at most `level`
+    return tuple(
+        tuple(name for name, of in odd.items() if of[i]) if fine else ("not finite",) for i, fine in enumerate(finite)
+    )
+
+
+def _exact(
+    model: Model, latent: Latent, images: Tensor, steps: int, max_batch: int | None, progress: bool
+) -> LatentError:
+    """The errors of `latent`, by a solve from `images` up to its sigma, and the same solve with half the steps."""
+    high, low = latent.recipe.sigmas[0], latent.recipe.sigmas[-1]
+    grids = grids_between(model, low, high, steps, into_zero=False)
+    whole, half = (_solved(model, latent, images, grid, max_batch, progress) for grid in grids)
+    off, difference = latent.x.detach().cpu() - whole, rms(half - whole)
+    error = rms(off)
+    if quantile(error, 0.5) < CLEAR * quantile(difference, 0.5):
+        warnings.warn(
+            f"the median latent error, {quantile(error, 0.5):.1e}, is not well above what the reference leaves open, "
+            f"{quantile(difference, 0.5):.1e}: raise reference_steps={steps}, or compute the network in float64",
+            stacklevel=3,
+        )
+    how = f"rk4, {steps} steps on log_snr"
+    return LatentError(whole, error, off.double().abs().flatten(1).amax(1), how, difference)
+
+
+def _solved(model: Model, latent: Latent, images: Tensor, grid: Grid, max_batch: int | None, progress: bool) -> Tensor:
+    """`images` carried up `grid` by RK4, under the latent's conditions and guidance; (batch, *shape), on the CPU."""
+    plan = make_plan(
+        model,
+        "rk4",
+        num_steps=None,
+        grid=grid,
+        rtol=None,
+        atol=None,
+        into_zero=False,
+        guidance_scale=latent.recipe.guidance_scale,
+        clip_denoised=latent.recipe.clip_denoised,
+        state_dtype=finest_dtype(model.device),
+    )
+    outcome = execute(
+        plan,
+        model,
+        State(model.schedule.from_model_scale(images.to(model.device, plan.state_dtype), plan.grid[-1])),
+        rising=True,
+        cond=checked_cond(model, latent.cond, len(images)),
+        max_batch=max_batch,
+        progress="reference" if progress else None,
+    )
+    return model.schedule.to_model_scale(outcome.solved.state.x, plan.grid[0]).cpu()
+
+
+def _cell(value: float) -> str:
+    return "-" if math.isnan(value) else f"{value:.3f}"

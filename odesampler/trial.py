@@ -1,0 +1,47 @@
+"""What a solver is like, found out by trying it on an equation of our own."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from typing import TypeVar
+
+import torch
+from torch import Tensor
+
+from odesampler.combine import question
+from odesampler.program import Course, Draw, Program, Solver
+
+T = TypeVar("T")
+_SIGMAS = tuple(0.9**i for i in range(8))  # more steps than any starter takes
+
+
+def carries(solver: Solver) -> bool:
+    """Whether a step depends on the steps before it, through what the solver remembers.
+
+    False also where it remembers only what it could ask again, as Dormand-Prince does its last eps.
+    """
+    trial = solver.prepared(Course(torch.log, _SIGMAS))
+    return not torch.allclose(
+        _answered(_walk(trial, restart=False)), _answered(_walk(trial, restart=True)), rtol=1e-12, atol=0
+    )
+
+
+def _walk(solver: Solver, *, restart: bool) -> Program[Tensor]:
+    x = torch.ones(1, 1, dtype=torch.float64)
+    state = yield from solver.init(x, _SIGMAS[0])
+    for s0, s1 in pairwise(_SIGMAS):
+        if restart:
+            state = yield from solver.init(state.x, s0)
+        state = yield from solver.step(state, s0, s1)
+    return state.x
+
+
+def _answered(program: Program[T]) -> T:
+    """What `program` returns where eps = sin(x + sigma), and all noise is 0."""
+    answer = None
+    try:
+        while True:
+            asked = question(program.send(answer))  # type: ignore[arg-type]  # None begins
+            answer = torch.zeros_like(asked.like) if isinstance(asked, Draw) else torch.sin(asked.x + asked.sigma)
+    except StopIteration as stop:
+        return stop.value  # type: ignore[no-any-return]
