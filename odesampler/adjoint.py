@@ -35,7 +35,7 @@ from odesampler.drive import Tally
 from odesampler.integrate import BackAlong, OnGrid
 from odesampler.model import Cond, Model
 from odesampler.noise import Noise
-from odesampler.program import Draw, Invertible, Loop, Observer, Program, Sigma, Solved, State
+from odesampler.program import Draw, Invertible, Loop, Observer, Program, Sigma, Solved, Solver, State
 from odesampler.registry import SOLVERS, spec_of
 
 AnyGrad: TypeAlias = "bool | str"
@@ -56,6 +56,8 @@ class Link(NamedTuple):
 class Differentiated(Loop):
     """A loop whose steps are differentiated one by one. The pieces of it are answered by `ask`, not by its own driver.
 
+    The loop must be one that goes on from a state as it left it: along a part of the grid, and then along the rest.
+
     Raises:
         ValueError: A loop whose steps cannot be told apart; "reversible" for one that cannot be undone.
     """
@@ -67,6 +69,10 @@ class Differentiated(Loop):
     leaves: tuple[Tensor, ...]  # whatever else needs gradients: the network's parameters
     noise: Noise | None = None
     tally: Tally | None = None
+
+    @property
+    def reaches_infinity(self) -> bool:  # type: ignore[override]  # a fact of its loop
+        return self.loop.reaches_infinity
 
     def across(self, state: State, sigmas: Sequence[float], observe: Observer | None = None) -> Program[Solved]:
         state = self._through(state, [Link(_between(self.loop, sigmas[:1]))])  # a solver's first memory
@@ -107,9 +113,13 @@ def checked_grad(grad: AnyGrad, loop: Loop) -> str | None:
         return None
     if how not in WORDS:
         raise ValueError(f"grad must be False, True or one of {', '.join(WORDS)}; got {grad!r}")
-    name = spec_of(loop.solver if isinstance(loop, BackAlong) else loop)
+    solver = getattr(loop, "solver", None)
+    name = spec_of(solver if isinstance(solver, Solver) and loop.takes_steps else loop)
     if not loop.differentiable:
-        raise ValueError(f"{name} computes outside torch or in whole numbers, so its result cannot be differentiated")
+        raise ValueError(
+            f"{name} computes outside torch, by solving equations (an implicit convention), or in whole numbers, "
+            "so its result cannot be differentiated"
+        )
     if how != "plain" and not (loop.takes_steps and loop.observable):
         raise ValueError(
             f'grad="{how}" goes through our own solvers on a fixed grid, step by step; {name} chooses its own steps, '

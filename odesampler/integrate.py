@@ -72,7 +72,7 @@ class Mirrored(Loop):
             bare = state if keeps else State(state.x)  # an eps that it kept was told the clock of the step before
             return (yield from mirrored(stepped(self.solver, bare, s0, s1), s0, s1))
 
-        return Solved((yield from _along(step, State(state.x), sigmas, observe)))
+        return Solved((yield from _along(step, state, sigmas, observe)))
 
 
 def on_grid(

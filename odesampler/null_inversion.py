@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 
 from odesampler.combine import for_rows, within
+from odesampler.data_range import check_images
 from odesampler.drive import Tally, run
 from odesampler.grid import Grid
 from odesampler.guidance import AnyGuidance, Guided, guided
@@ -96,6 +97,7 @@ def null_text(
             the null condition.
     """
     x_t = checked_batch(checked_model(model), images, "images")
+    check_images(x_t, model.data_range, model.name)
     plan = make_plan(
         model,
         _checked_solver(solver),

@@ -111,6 +111,20 @@ def test_gradients_of_a_decoding_reach_the_latent_with_its_memory(how, solver):
     compare(lambda grad: ods.decode(one, latent, grad=grad).x, [x, tag, *memory, *trained(one.network)], how)
 
 
+@pytest.mark.parametrize("infinite", [False, True], ids=["finite", "infinite"])
+@pytest.mark.parametrize("solver", ["ddim", "heun", "multistep", "plms"])
+def test_gradients_of_an_encoding_by_another_convention(solver, infinite):
+    one, x, tag = model(*([ods.RectifiedFlow(), "flow"] if infinite else [])), points(), tags()
+    options = {"cond": {"tag": tag}, "solver": solver, "num_steps": 5}
+
+    def solve(grad):
+        return ods.encode(one, x, convention="target", grad=grad, **options).x
+
+    compare(solve, [x, tag, *trained(one.network)], "checkpointed")
+    with pytest.raises(ValueError, match=r"solving equations .* cannot be differentiated"):
+        ods.encode(one, x, convention="implicit", grad=True, **options)
+
+
 BOTH = [("checkpointed", "heun"), ("checkpointed", "multistep"), ("reversible", "reversible")]
 both = pytest.mark.parametrize(("how", "solver"), BOTH)
 

@@ -199,6 +199,12 @@ def test_bad_requests_are_refused_before_the_model_is_called(model, options, mes
         ods.null_text(model, POINTS, **{"cond": {"label": 0.3}, **QUICK, **options})
 
 
+def test_images_far_outside_the_data_range_are_refused_as_by_encode():
+    model, images, cond = digits(2)
+    with pytest.raises(ValueError, match="far outside"):
+        ods.null_text(model, 127 * images, cond=cond, guidance_scale=3.0)
+
+
 def test_a_network_that_null_conditions_cannot_reach_is_refused():
     for network in (
         torch.no_grad()(SHIFTED.network),
