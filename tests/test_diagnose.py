@@ -56,6 +56,19 @@ def test_what_is_expected_of_noise_is_what_noise_has(shape):
         at = measure.value.mean().item()
         assert at == pytest.approx(measure.expected, abs=5 * measure.error / math.sqrt(4000) + 1e-3), measure.name
         assert measure.value.std().item() == pytest.approx(measure.error, rel=0.06), measure.name
+        if measure.p is not None:
+            assert (measure.p < 0.1).double().mean().item() == pytest.approx(0.1, abs=0.025), measure.name
+
+
+def test_the_spread_of_the_lag_is_that_of_a_random_direction_in_the_space_of_mean_zero():
+    n, lines = 4, 6
+    d, pairs = n * lines, (n - 1) * lines
+    a = torch.kron(torch.eye(lines, dtype=torch.float64), torch.diag(torch.full((n - 1,), 0.5, dtype=torch.float64), 1))
+    away = torch.eye(d, dtype=torch.float64) - 1 / d
+    b = away @ (a + a.T) @ away
+    variance = 2 * ((b @ b).trace() - b.trace() ** 2 / (d - 1)) / ((d - 1) * (d + 1))
+    found = {m.name: m for m in measures(draws(1, (2, 3, n)))}["lag_x"]
+    assert found.error == pytest.approx(d / pairs * variance.sqrt().item(), rel=1e-12)
 
 
 def test_the_measures_are_scipys_and_the_textbooks():
