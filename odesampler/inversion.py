@@ -113,7 +113,7 @@ def encode(
     memory = state.memory if is_reversible(plan) else ()
     converged, defect = (None if v is None else v.cpu() for v in (outcome.solved.converged, outcome.solved.defect))
     warn_of_unconverged(converged, defect, "take more steps, more evaluations, or an exactly invertible solver")
-    return Latent(x, recipe, memory, conditions, outcome.nfe, converged, defect, plan)
+    return Latent(x, recipe, memory, conditions, outcome.nfe, plan, converged, defect)
 
 
 def decode(

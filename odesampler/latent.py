@@ -77,10 +77,11 @@ class Latent:
     memory: tuple[Tensor, ...] = ()
     cond: Mapping[str, Tensor] = field(default_factory=dict)  # each (batch, ...)
     nfe: Tensor | None = None  # (batch,) evaluations that encoding took; not saved
-    # (batch,) each, where equations were solved: whether they hold to the tolerance, and what they miss (`implicit`).
+    plan: Plan | None = None  # what the recipe describes, alive; not saved
+    # (batch,) each, on the CPU, where equations were solved: whether they hold to the tolerance, and what they miss, in
+    # units of x / sqrt(1 + sigma^2) (`implicit`) or of the images (`polishing`).
     converged: Tensor | None = None
     defect: Tensor | None = None
-    plan: Plan | None = None  # what the recipe describes, alive; not saved
 
     def __repr__(self) -> str:
         kept = f", memory={[tuple(m.shape) for m in self.memory]}" if self.memory else ""
