@@ -78,8 +78,8 @@ class Latent:
     cond: Mapping[str, Tensor] = field(default_factory=dict)  # each (batch, ...)
     nfe: Tensor | None = None  # (batch,) evaluations that encoding took; not saved
     plan: Plan | None = None  # what the recipe describes, alive; not saved
-    # (batch,) each, on the CPU, where equations were solved: whether they hold to the tolerance, and what they miss, in
-    # units of x / sqrt(1 + sigma^2) (`implicit`) or of the images (`polishing`).
+    # (batch,) each, on the CPU, where equations were solved (`implicit`, `polishing`): whether they hold to the
+    # tolerance, and the most that decoding misses of the image, in its units, but for a factor near 1 for `implicit`.
     converged: Tensor | None = None
     defect: Tensor | None = None
 
