@@ -44,7 +44,7 @@ def mirrored(program: Program[T], s0: Sigma, s1: Sigma) -> Program[T]:
         if isinstance(asked, Draw):
             return asked
         finite = not isinstance(s1, float) or math.isfinite(s1)
-        return asked._replace(told=s0 + s1 - asked.sigma if finite else s1)
+        return asked._replace(told=s1 + (s0 - asked.sigma) if finite else s1)
 
     return _relayed(program, told)
 

@@ -5,8 +5,8 @@
 
 For Euler the first iterates w + f(w) are the fixed point of DDIM inversion. Steps with memory cannot be undone one by
 one, since what they remember comes from above: so the whole solve G is inverted, with explicit steps upward E as its
-approximate inverse (defect correction). A coarse step need not have an inverse, or may have several: every sample says
-whether its equations hold, and by how much they miss.
+approximate inverse (defect correction). A coarse step need not have an inverse, or may have several, and decoding may
+magnify what the equations miss: so every latent is decoded once, and every sample says whether it came back.
 
 References:
     Pan et al. 2023, AIDI, and Garibi et al. 2024, ReNoise, arXiv:2403.14602 (fixed point; mean of late iterates).
@@ -41,7 +41,8 @@ class Implicit:
             "fixed_point".
         memory: Iterates from which Anderson's method makes the next.
         tolerance: What the equation of a step may miss, relative to the largest value in it. Never less than the
-            rounding of the state; a float32 network's own is about 1e-7.
+            rounding of the state; a float32 network's own is about 1e-7. A sample has converged if all its equations
+            hold, and decoding misses its square root at most: half of the digits.
         max_evaluations: Budget of a step, for each sample.
         average: ReNoise: where a fixed point is not reached, take the mean of so many last iterates.
 
@@ -90,15 +91,16 @@ class Implicitly(Loop):
     def across(self, state: State, sigmas: Sequence[float], observe: Observer | None = None) -> Program[Solved]:
         if carries(self.solver):
             return (yield from self._at_once(state.x, sigmas, observe))
-        x = state.x
-        defect, converged = x.new_zeros(len(x)), torch.ones(len(x), dtype=torch.bool, device=x.device)
+        x, down = state.x, Way(OnGrid(self.solver), tuple(sigmas)[::-1])
+        converged = torch.ones(len(x), dtype=torch.bool, device=x.device)
         for i, (s1, s0) in enumerate(pairwise(sigmas), 1):
             found = yield from self._unstep(x, s1, s0)
-            x = found.x
-            defect, converged = torch.maximum(defect, found.defect), converged & found.converged
+            x, converged = found.x, converged & found.converged
             if observe is not None:
                 observe(i, s0, x, None)
-        return Solved(State(x), converged=converged, defect=defect)
+        missed = largest((yield from down.carried(x)) - state.x)
+        returned = missed <= self._relative(x.dtype) ** 0.5 * largest(state.x)
+        return Solved(State(x), converged=converged & returned, defect=missed / math.hypot(1, sigmas[0]))
 
     def _unstep(self, x: Tensor, s1: float, s0: float) -> Program[Found]:
         """The w from which a step from s0 leads to `x` at s1."""
@@ -126,8 +128,10 @@ class Implicitly(Loop):
         return Solved(State(found.x), converged=found.converged, defect=found.defect)
 
     def _tolerance(self, x: Tensor, w: Tensor) -> Tensor:
-        relative = max(self.how.tolerance, 4 * torch.finfo(x.dtype).eps)
-        return relative * torch.maximum(largest(x), largest(w))
+        return self._relative(x.dtype) * torch.maximum(largest(x), largest(w))
+
+    def _relative(self, dtype: torch.dtype) -> float:
+        return max(self.how.tolerance, 4 * torch.finfo(dtype).eps)
 
     def prepared(self, course: Course) -> Implicitly:
         return Implicitly(self.solver.prepared(course), self.how)

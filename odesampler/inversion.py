@@ -127,7 +127,7 @@ def encode(
     memory = state.memory if is_reversible(plan) else ()
     converged, defect = (None if v is None else v.cpu() for v in (outcome.solved.converged, outcome.solved.defect))
     warn_of_unconverged(converged, defect, "take more steps, more evaluations, or an exactly invertible solver")
-    latent = Latent(x, recipe, memory, conditions, outcome.nfe, converged, defect, plan=plan)
+    latent = Latent(x, recipe, memory, conditions, outcome.nfe, plan, converged, defect)
     return latent if exact is None else replace(latent, sidecar=_sidecar(model, latent, images, max_batch, progress))
 
 

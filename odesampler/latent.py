@@ -23,7 +23,7 @@ from odesampler.registry import find_solver, spec_of
 from odesampler.threshold import AnyThreshold, DynamicThreshold, checked_threshold
 from odesampler.version import __version__
 
-FORMAT = "odesampler.latent/1"
+FORMAT = "odesampler.latent/2"
 _MEASURED = ("converged", "defect")
 
 
@@ -80,10 +80,11 @@ class Latent:
     memory: tuple[Tensor, ...] = ()
     cond: Mapping[str, Tensor] = field(default_factory=dict)  # each (batch, ...)
     nfe: Tensor | None = None  # (batch,) evaluations that encoding took; not saved
-    # (batch,) each, where equations were solved: whether they hold to the tolerance, and what they miss (`implicit`).
+    plan: Plan | None = None  # what the recipe describes, alive; not saved
+    # (batch,) each, on the CPU, where equations were solved (`implicit`, `polishing`): whether they hold to the
+    # tolerance, and the most that decoding misses of the image, in its units, but for a factor near 1 for `implicit`.
     converged: Tensor | None = None
     defect: Tensor | None = None
-    plan: Plan | None = None  # what the recipe describes, alive; not saved
     sidecar: SideCar | None = None  # what `encode(exact=...)` keeps so that the images come back to the bit
     null: Mapping[str, Tensor] | None = None  # each (batch, steps, ...): null conditions that `null_text` found
 

@@ -191,7 +191,7 @@ class Solved(NamedTuple):
 
     state: State
     status: Tensor | None = None  # (batch,) int64, see `adaptive.Status`; None: every sample arrived
-    # Where equations were solved, (batch,) each: whether they were, and what they miss, in units of x_t for VP models.
+    # Where equations were solved, (batch,) each: whether they hold, and what decoding misses, as x / hypot(1, sigma).
     converged: Tensor | None = None
     defect: Tensor | None = None
 

@@ -112,9 +112,10 @@ def _iterated(found: Found, correction: Correction, rows: Tensor, search: Search
             going &= found.left[rows] > 1  # the last is asked about the mean
         if search.average and len(past) == search.average:
             yield from _averaged(found, correction, rows, past, ~going & ~found.converged[rows])
-        if not bool(going.all()):  # the one wait for the device in a round
-            rows, w, f, mark, idle = rows[going], w[going], f[going], mark[going], idle[going]
-            past = [(a[going], b[going]) for a, b in past]
+        stay = torch.nonzero(going).flatten()  # the one wait for the device in a round
+        if len(stay) < len(rows):
+            rows, w, f, mark, idle = rows[stay], w[stay], f[stay], mark[stay], idle[stay]
+            past = [(a[stay], b[stay]) for a, b in past]
         w = _mixed(past) if accelerated else w + f
 
 

@@ -9,10 +9,10 @@ import odesampler as ods
 from odesampler.combine import mirrored, together, within
 from odesampler.conventions import upward
 from odesampler.drive import run
-from odesampler.integrate import OnGrid
+from odesampler.integrate import OnGrid, on_grid
 from odesampler.program import Request, Solver
 from odesampler.trial import carries
-from tests.problems import SOLVERS, by_hand, labelled, mixture, noise
+from tests.problems import SOLVERS, by_hand, geometric, labelled, mixture, noise
 
 TIMES = [0, *range(40, 1000, 40), 999]
 PREDICTIONS = pytest.mark.parametrize("prediction", ["eps", "v", "denoised"])
@@ -82,9 +82,23 @@ def test_every_question_of_a_step_is_told_the_level_mirrored_in_it():
         grid = [0.2, 0.5, 1.5]
         run(loop.across(ods.State(noise(2)), grid), model=eps)
         assert name == "target"
+        assert set(pairwise(grid)) <= set(asked), "each step asks at its start, told its end"
         for sigma, told in asked:
             ends = [(a, b) for a, b in pairwise(grid) if a <= sigma <= b and told == pytest.approx(a + b - sigma)]
             assert ends, (solver, sigma, told)
+
+
+@pytest.mark.parametrize(
+    "solver", [ods.Euler(), ods.Multistep(), ods.Multistep("data", corrector=0, rule="dpm")], ids=repr
+)
+def test_a_solver_with_memory_keeps_it_under_target(solver):
+    """It asks at the starts of its steps only: so it is the same solve of an equation with shifted clocks."""
+    grid = geometric(8)[::-1]
+    after = dict(pairwise(grid))
+    [want] = run(on_grid(solver, noise(3), grid), model=lambda x, sigma: mixture()(x, after[sigma]))
+    loop, _ = upward(OnGrid(solver), "target")
+    [got] = run(loop.across(ods.State(noise(3)), grid), model=lambda x, sigma, told: mixture()(x, told))
+    torch.testing.assert_close(got.state.x, want.x, rtol=1e-12, atol=1e-12)
 
 
 @pytest.mark.parametrize("solver", [s for s in SOLVERS if not s.stochastic], ids=repr)
