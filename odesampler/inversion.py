@@ -166,31 +166,16 @@ def decode(
         raise TypeError(f"decode takes a Latent, which knows how it was made; got {type(latent).__name__}")
     check_model(model, latent.recipe, insist)
     plan = latent.plan or latent.recipe.plan(model)
-    x_t = checked_batch(model, latent.x, "latent.x").to(model.device, plan.state_dtype)
-    if is_reversible(plan) and not latent.memory:
-        warnings.warn(
-            f"this latent has no memory, without which {latent.recipe.solver} is not exact: see Latent.without_memory",
-            stacklevel=2,
-        )
-    memory = tuple(m.to(model.device, plan.state_dtype if m.is_floating_point() else m.dtype) for m in latent.memory)
-    start, solver = model.schedule.from_model_scale(x_t, plan.grid[0]), is_reversible(plan)
-    if isinstance(solver, FixedPoint) and len(memory) == 2:  # where sigma is infinite, memory holds a third: see Latent
-        lossless.check_unchanged(solver, start, memory[0], plan.grid[0])
+    start = _start(model, latent, plan)
     if latent.sidecar is not None:
-        if grad:
-            raise ValueError(
-                "this latent gives the images themselves back, which have no gradient: replace its sidecar"
-            )
-        width = rows_a_sample(model, plan.guidance_scale)
-        max_batch = latent.sidecar.place["samples in a call"] * width if max_batch is None else max_batch
-        latent.sidecar.check_place(lossless.place_of(model, len(latent), max_batch, width), insist)
-    conditions, eps = checked_cond(model, latent.cond, len(x_t)), None
+        max_batch = _batch_as_encoded(model, latent, plan, max_batch, insist, grad)
+    conditions, eps = checked_cond(model, latent.cond, len(latent)), None
     if latent.null is not None:
         plan, eps, conditions = with_null_steps(plan, model, conditions, latent.null)
     outcome = execute(
         plan,
         model,
-        State(start, memory),
+        start,
         cond=conditions,
         max_batch=max_batch,
         progress="decoding" if progress else None,
@@ -200,6 +185,34 @@ def decode(
     )
     found = to_solution(model, plan, outcome)
     return found if latent.sidecar is None else replace(found, x=latent.sidecar.checked(found.x))
+
+
+def _start(model: Model, latent: Latent, plan: Plan) -> State:
+    """Where decoding starts. Warns of a latent that lacks the memory which makes its solver exact."""
+    x_t = checked_batch(model, latent.x, "latent.x").to(model.device, plan.state_dtype)
+    x, solver = model.schedule.from_model_scale(x_t, plan.grid[0]), is_reversible(plan)
+    memory = tuple(m.to(model.device, plan.state_dtype if m.is_floating_point() else m.dtype) for m in latent.memory)
+    if solver is not None and not memory:
+        warnings.warn(
+            f"this latent has no memory, without which {latent.recipe.solver} is not exact: see Latent.without_memory",
+            stacklevel=3,
+        )
+    if isinstance(solver, FixedPoint) and len(memory) == 2:  # where sigma is infinite, memory holds a third: see Latent
+        lossless.check_unchanged(solver, x, memory[0], plan.grid[0])
+    return State(x, memory)
+
+
+def _batch_as_encoded(
+    model: Model, latent: Latent, plan: Plan, max_batch: int | None, insist: bool, grad: AnyGrad
+) -> int | None:
+    """The most rows to give the network at once, as when `latent` was made. Raises and warns as `decode`."""
+    assert latent.sidecar is not None
+    if grad:
+        raise ValueError("this latent gives the images themselves back, which have no gradient: replace its sidecar")
+    width = rows_a_sample(model, plan.guidance_scale)
+    max_batch = latent.sidecar.place["samples in a call"] * width if max_batch is None else max_batch
+    latent.sidecar.check_place(lossless.place_of(model, len(latent), max_batch, width), insist)
+    return max_batch
 
 
 def _sidecar(model: Model, latent: Latent, images: Tensor, max_batch: int | None, progress: bool) -> lossless.SideCar:

@@ -127,7 +127,7 @@ class SideCar:
         )
         if not insist and self.levels is None:
             raise ValueError(f"{message}, or insist=True and risk the last bits")
-        warnings.warn(message, stacklevel=4)
+        warnings.warn(message, stacklevel=5)
 
     def _based(self, decoded: Tensor) -> Tensor:
         """`decoded` in the images' precision, as float64."""
