@@ -278,3 +278,18 @@ def test_newton_shortens_steps_that_lead_away():
     start = torch.full((1, 1), 3.0, dtype=torch.float64)
     found = by_hand(find_roots(correction, start, torch.tensor([1e-10]), 40, Search("newton")), None)
     assert found.converged.all()
+
+
+def test_newton_does_without_an_answer_where_there_is_none():
+    """Of sample 1 nothing is known but at its start."""
+
+    def correction(w, rows, _wanted):
+        f = 1 - w - w**3
+        f[(rows[:, None] == 1) & (w != 0).any(1, keepdim=True).expand_as(w)] = math.nan
+        return f, f.abs().amax(1)
+        yield
+
+    start = torch.zeros(3, 2, dtype=torch.float64)
+    found = by_hand(find_roots(correction, start, torch.full((3,), 1e-10), 40, Search("newton")), None)
+    assert found.converged.tolist() == [True, False, True]
+    assert found.defect[1] == 1

@@ -68,6 +68,8 @@ def test_one_sweep_is_the_formula():
     polished = ods.polish(MODEL, x, near, sweeps=1, tolerance=0.0)
     torch.testing.assert_close(polished.x, want, rtol=0, atol=1e-9)
     assert (polished.nfe - near.nfe).tolist() == [4 * 2 * 8] * 6, "two decodings, two encodings, and none to no end"
+    polished = ods.polish(MODEL, x, near, sweeps=2, tolerance=0.0)
+    assert (polished.nfe - near.nfe).tolist() == [6 * 2 * 8] * 6, "the image is encoded once"
 
 
 def test_the_defect_is_what_decoding_misses_and_those_that_miss_too_much_are_named():
