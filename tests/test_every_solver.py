@@ -291,7 +291,7 @@ def test_an_invertible_solver_undoes_its_steps_exactly_at_no_higher_cost(solver,
     there, tally = Tally(), Tally()
     end = solved(solver, x, sigmas, tally=there)
     [back] = run(back_along(solver, end, sigmas[::-1]), model=mixture(), tally=tally)
-    assert (back.x - x).abs().max() < 1e-11
+    assert (back.x - x).abs().max() < (1e-11 if solver.differentiable else 1e-10)  # whole numbers have a spacing
     assert 0 < there.calls - tally.calls + 1 <= 1 + solver.start_evaluations
     [without] = run(back_along(solver, end.x, sigmas[::-1]), model=mixture())
     assert (without.x - x).abs().max() > 1e-9, "its memory is not what makes it exact"

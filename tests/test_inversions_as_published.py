@@ -160,7 +160,7 @@ def test_rex_is_euler_in_the_data_coordinate():
 def test_alf_is_the_leapfrog_on_the_middles_smoothed():
     phis = [1.2 - 0.1 * i for i in range(9)]
     sigmas = torch.tensor(phis, dtype=torch.float64).tan().tolist()
-    alf = ALF("angle")
+    alf = ALF("angle", damping=1.0, scale=1.0)
     state = start(alf, noise(), sigmas[0], mixture())
     at = [alpha(sigmas[0]) * state.x + -0.05 * state.memory[0]]  # the first middle
     at.append(at[0] - 0.2 * v(at[0], phis[0] - 0.05) + 0.1 * state.memory[0])  # two slopes less the first one

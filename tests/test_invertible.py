@@ -56,6 +56,8 @@ def jittered(state, generator):
     """A state that differs by the rounding of each of its values, as if computed in another order."""
 
     def rough(value):
+        if not value.is_floating_point():
+            return value + torch.randint(-1, 2, value.shape, generator=generator)
         draws = torch.randn(value.shape, generator=generator, dtype=torch.float64).to(value.dtype)
         return value * (1 + draws * torch.finfo(value.dtype).eps)
 
