@@ -13,25 +13,26 @@ import odesampler as ods
 from tests.benchmarks.exact_problems import problems
 
 BUDGETS = (10, 20, 50)
-MODELS = {"digits": (32, 300), "emoji": (8, 120)}  # samples, steps of the reference
+MODELS = {"digits": (32, 32, 300), "emoji": (8, 4, 120)}  # samples, held-out images, steps of the reference
 GRIDS = (
     *(f"polyexponential(rho={rho}, last={last})" for rho in (0.9, 1.0, 1.1, 1.2) for last in (0.0101, 0.02, 0.05, 0.1)),
     *(f"power(rho={rho}, variable='t', last={last})" for rho in (1.5, 2, 2.5) for last in (0.0101, 0.02, 0.03, 0.05)),
     *(f"karras(rho={rho}, last={last})" for rho in (5, 7) for last in (0.0101, 0.03)),
     "ays",
 )
+IN_ANGLE = ("alf(coordinate='angle', damping=1.0, scale=1.0)", "angle")
 DAMPINGS = (1.0, 2.0, 3.0, 10.0, 100.0)
 
 
 def main() -> None:
     """Print all tables."""
     torch.set_num_threads(1)
-    for name, (samples, reference) in MODELS.items():
+    for name, (samples, images, reference) in MODELS.items():
         model = ods.load(name)
         sampling(model, samples, reference)
-        guided(model, samples // 4, reference)
-        encoding(model, samples // 2, reference)
-    for name, problem in {**problems(), "image-like": ImageLike()}.items():
+        guided(model, max(4, samples // 4), reference)
+        encoding(model, images, reference)
+    for name, problem in {**problems(), "image-like": ImageLike(), "guided": Guided()}.items():
         exact(name, problem)
 
 
@@ -40,16 +41,20 @@ def rms(difference: Tensor) -> Tensor:
     return difference.flatten(1).square().mean(1).sqrt()
 
 
-def sampling(model: ods.Model, samples: int, reference: int) -> None:
+def sampling(model: ods.Model, samples: int, reference: int, budgets: tuple[int, ...] = BUDGETS) -> None:
     """ALF and the best of DPM-Solver++ 2M."""
     how = {"cond": {"label": torch.arange(samples) % len(model.labels)}, "state_dtype": torch.float64, "seed": 5000}
     truth = ods.sample(model, samples, solver="rk4", num_steps=reference, grid="log_snr", **how).x
     print(f"{model.name}, sampling: {samples} samples; reference: rk4, {reference} steps")
-    for n in BUDGETS:
+    for n in budgets:
         ours = ods.sample(model, samples, solver="alf", num_steps=n, **how)
         error, cost = rms(ours.x - truth).median(), int(ours.nfe[0])
+        angle = _error(model, samples, IN_ANGLE[0], n, IN_ANGLE[1], truth, how)
         best = min((_error(model, samples, "dpmpp_2m", n, grid, truth, how), grid) for grid in GRIDS)
-        print(f"  {n:3}  {error:.2e} ({cost})   dpmpp_2m {best[0]:.2e} on {best[1]}", flush=True)
+        print(
+            f"  {n:3}  {error:.2e} ({cost})   in the angle {angle:.2e}   dpmpp_2m {best[0]:.2e} on {best[1]}",
+            flush=True,
+        )
 
 
 def _error(model: ods.Model, samples: int, solver: str, n: int, grid: str | None, truth: Tensor, how: dict) -> float:
@@ -71,13 +76,13 @@ def guided(model: ods.Model, samples: int, reference: int) -> None:
             print(f"  guidance {scale}, {n:3}: {'   '.join(cells)}", flush=True)
 
 
-def encoding(model: ods.Model, count: int, reference: int) -> None:
+def encoding(model: ods.Model, count: int, reference: int, budgets: tuple[int, ...] = BUDGETS) -> None:
     """What damping costs: error and normality of the latents, round trips with and without the second tensor."""
     held = ods.held_out(model.name)
     images, cond = held.images[:count].double(), {"label": held.labels[:count]}
     truth = ods.encode(model, images, solver="rk4", num_steps=reference, grid="log_snr", cond=cond).x
     print(f"{model.name}, encoding: {count} held-out images; latents of the exact solution: {_normality(truth)}")
-    for n in BUDGETS:
+    for n in budgets:
         for damping in DAMPINGS:
             solver = f"alf(damping={damping})"
             latent = ods.encode(model, images, solver=solver, num_steps=n, cond=cond)
@@ -133,13 +138,33 @@ class ImageLike(ods.exact.Distribution):
         return self.means[which] + self.variances[which].sqrt() * noise
 
 
+class Guided(ods.exact.Distribution):
+    """The digits mixture, guided at scale 7.5 towards its first component."""
+
+    shape = (64,)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.whole = problems()["digits mixture"]
+        self.one = ods.exact.GaussianMixture(self.whole.means[:1], self.whole.variances[:1])
+
+    def eps(self, x: Tensor, sigma: float | Tensor) -> Tensor:
+        """eps_u + 7.5 (eps_c - eps_u)."""
+        unguided = self.whole.eps(x, sigma)
+        return unguided + 7.5 * (self.one.eps(x, sigma) - unguided)
+
+    def sample(self, num_samples: int, seed: int = 0) -> Tensor:
+        """Data of the component, (num_samples, 64)."""
+        return self.one.sample(num_samples, seed)
+
+
 def exact(name: str, problem: ods.exact.Distribution, samples: int = 128) -> None:
     """The default, ALF in the angle on the grid of the angle, and the best of DPM-Solver++ 2M."""
     model = problem.model()
     how = {"state_dtype": torch.float64, "seed": 5000}
     truth = ods.sample(model, samples, solver="dopri5", rtol=1e-9, atol=1e-11, **how).x
     print(f"{name}: {samples} samples; reference: dopri5, rtol 1e-9")
-    settings = {"alf": ("alf", None), "alf in the angle": ("alf(coordinate='angle', damping=1.0, scale=1.0)", "angle")}
+    settings = {"alf": ("alf", None), "alf(damping=10.0)": ("alf(damping=10.0)", None), "alf in the angle": IN_ANGLE}
     for label, (solver, grid) in settings.items():
         errors = [_error(model, samples, solver, n, grid, truth, how) for n in BUDGETS]
         print(f"  {label:18}" + "".join(f"{e:>10.1e}" for e in errors), flush=True)
