@@ -18,7 +18,7 @@ from odesampler.solvers.frames import VARIABLES, DataFrame, FlowFrame, NoiseFram
 from odesampler.solvers.weights import RULES
 from tests.problems import Spy, by_hand, gaussian, geometric, mixture, mixture_ends, noise, slope, start
 
-FRAMES = [NoiseFrame(), DataFrame(), DataFrame(0.5), DataFrame(1.0), VFrame(), VFrame(0.5), FlowFrame()]
+FRAMES = [NoiseFrame(), DataFrame(), DataFrame(0.5), DataFrame(1.0), VFrame(), VFrame(0.5), FlowFrame(), FlowFrame(3.0)]
 every_frame = pytest.mark.parametrize("frame", FRAMES, ids=repr)
 U = VARIABLES["log_sigma"]
 

@@ -28,7 +28,7 @@ from odesampler.model import Model
 from odesampler.noise import seeds_for
 from odesampler.plan import AnyGrid, AnySolver, Plan, checked_batch, checked_cond, checked_model, make_plan
 from odesampler.precision import finest_dtype
-from odesampler.program import Loop, Solver
+from odesampler.program import Course, Loop, Solver
 from odesampler.registry import find_solver, spec_of
 from odesampler.sampling import checked_count, checked_shape
 from odesampler.threshold import AnyThreshold
@@ -155,7 +155,7 @@ def _cases(
                 cases.append(_Case(name, "own", None, tolerance, _plan(model, loop, None, None, options)))
             continue
         for grid in grids:
-            for n in [None] if isinstance(grid, Grid) else steps or _affordable(found):
+            for n in [None] if isinstance(grid, Grid) else steps or _affordable(model, found):
                 plan = _plan(model, named, n, grid, options)
                 called = "default" if grid is None else plan.grid.name  # one name, though it changes with the steps
                 cases.append(_Case(name, called, plan.grid.num_steps, None, plan))
@@ -173,9 +173,11 @@ def _plan(
     return make_plan(model, solver, num_steps=n, grid=grid, rtol=None, atol=None, into_zero=True, **options)
 
 
-def _affordable(solver: Solver | Loop) -> list[int]:
+def _affordable(model: Model, solver: Solver | Loop) -> list[int]:
     """The numbers of steps that spend about the default budgets; the last step, into zero, takes one evaluation."""
     cost, first = (1, 0) if isinstance(solver, Loop) else (solver.evaluations, solver.start_evaluations)
+    if isinstance(solver, Solver) and first:  # which some spare in the noise
+        first = solver.prepared(Course(model.schedule.t, model.range[::-1])).cost(1) - cost
     return [max(1, (budget - 1 - first) // cost + 1) for budget in BUDGETS]
 
 

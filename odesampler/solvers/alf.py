@@ -4,7 +4,8 @@
 
 F = dy/dtau in one of the `coordinates`. Each line can be undone: v0 = (v1 - 2 eta F) / (1 - 2 eta), with the same F. At
 eta = 1 it is the leapfrog on the midpoints, smoothed: the parasitic solution sits in the slope, not in the image.
-The first slope is asked for, but not in the noise: there x is sigma eps to 1 / sigma, which tells it well enough.
+The first slope is asked for, but not in the noise where the clock is slow enough there (in asinh): to 1 / sigma it is
+that of x = sigma eps.
 How the defaults were chosen: docs/inversion.md.
 """
 
@@ -21,13 +22,14 @@ from odesampler.solvers.coordinates import Coordinate, coordinate
 from odesampler.solvers.frames import plus, times
 
 NOISE = 10.0  # from this sigma up the first slope is known: data are of the order of 1
+KNOWN = ("sigma", "asinh", "angle_asinh", "flow_asinh")  # in others it is the denoised image, however high sigma is
 
 
 @dataclass(frozen=True)
 class ALF(Invertible):
     """Asynchronous leapfrog, in a coordinate that keeps it tame.
 
-    Order 2. Evaluations: 1 a step, and 1 to start at a sigma below 10. Error estimate: none. Memory: the slope v.
+    Order 2. Evaluations: 1 a step, and 1 to start below sigma = 10. Error estimate: none. Memory: the slope v.
     Exactly invertible: yes, to rounding; the slope's rounding is amplified D-fold over an encoding.
 
     Args:
@@ -66,14 +68,18 @@ class ALF(Invertible):
 
     def init(self, x: Tensor, sigma: Sigma) -> Program[State]:
         chart = self.chart
-        if _in_the_noise(sigma):
+        if self._knows_slope(sigma):
             return State(x, (times(chart.speed(sigma), chart.frame.seen(x / sigma, x, sigma)),))
         v = yield from chart.slope(chart.inward(x, sigma), sigma)
         return State(x, (v,))
 
     def cost(self, num_steps: int) -> int:
-        known = self.course is not None and _in_the_noise(self.course.sigmas[0])
-        return num_steps + (not known)
+        first = next(s for s in self.course.sigmas if s < math.inf) if self.course is not None else 0.0
+        return num_steps + (not self._knows_slope(first))
+
+    def _knows_slope(self, sigma: Sigma) -> bool:
+        """Whether x says what eps is. Where each sample has a sigma of its own it is not looked at: that would wait."""
+        return self.coordinate in KNOWN and not isinstance(sigma, Tensor) and NOISE <= sigma < math.inf
 
     def step(self, state: State, s0: Sigma, s1: Sigma) -> Program[State]:
         return (yield from self._across(state, s0, s1, undo=False))
@@ -119,8 +125,3 @@ class ALF(Invertible):
         least = 0 if self.coordinate == "data" else -1  # its time at sigma = 0 is infinite
         ends = [self.chart.time(s) for s in self.course.sigmas if least < s < math.inf]
         return -((1 / self.damping) ** (abs(h) / abs(ends[0] - ends[-1])))
-
-
-def _in_the_noise(sigma: Sigma) -> bool:
-    """Whether x says what eps is. Where each sample has a sigma of its own it is not looked at: that would wait."""
-    return not isinstance(sigma, Tensor) and NOISE <= sigma < math.inf
