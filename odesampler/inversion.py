@@ -25,7 +25,7 @@ from odesampler.latent import Latent, Recipe
 from odesampler.model import Model
 from odesampler.plan import AnyGrid, AnySolver, Plan, checked_batch, checked_cond, checked_model, execute, make_plan
 from odesampler.precision import finest_dtype
-from odesampler.program import State
+from odesampler.program import Course, State
 from odesampler.registry import spec_of
 from odesampler.sampling import Solution, arrived, is_reversible, to_solution
 from odesampler.threshold import AnyThreshold
@@ -139,7 +139,7 @@ def decode(
     if not isinstance(latent, Latent):
         raise TypeError(f"decode takes a Latent, which knows how it was made; got {type(latent).__name__}")
     check_model(model, latent.recipe, insist)
-    plan = latent.plan or latent.recipe.plan()
+    plan = latent.plan or _prepared(latent.recipe.plan(), model)
     x_t = checked_batch(model, latent.x, "latent.x").to(model.device, plan.state_dtype)
     if is_reversible(plan) and not latent.memory:
         warnings.warn(
@@ -157,6 +157,12 @@ def decode(
         trajectory=trajectory,
     )
     return to_solution(model, plan, outcome)
+
+
+def _prepared(plan: Plan, model: Model) -> Plan:
+    """`plan`, read from a file, with its solver told what it was told when the latent was made."""
+    course = Course(model.schedule.t, plan.grid.sigmas, model.range[0])
+    return replace(plan, loop=plan.loop.prepared(course))
 
 
 def check_model(model: Model, recipe: Recipe, insist: bool = False) -> None:
