@@ -71,7 +71,7 @@ def polish(
         TypeError: Not a Latent.
     """
     x, x_t = _checked(model, images, latent, sweeps, tolerance)
-    plan = latent.plan or latent.recipe.plan()
+    plan = latent.plan or latent.recipe.plan(model)
     up = _encoder(model, plan, encoder)
     low, high = plan.grid.down()[-1], plan.grid.down()[0]
     target = model.schedule.from_model_scale(x.to(model.device, plan.state_dtype), low)

@@ -132,3 +132,11 @@ def test_networks_without_weights_are_told_apart_by_their_code():
     assert len(prints) == 4
     again = ods.Model(One(), ods.VP.linear()).fingerprint()
     assert again == ods.Model(One(), ods.VP.linear()).fingerprint()
+
+
+@pytest.mark.parametrize("solver", ["alf", "alf(coordinate='angle', damping=10.0)", "deis_tab"])
+def test_a_latent_from_disk_is_decoded_by_a_solver_that_knows_the_clock_and_the_grid(tmp_path, solver):
+    latent = ods.encode(MODEL, images(), solver=solver, num_steps=8)
+    latent.save(tmp_path / "z.safetensors")
+    loaded = ods.Latent.load(tmp_path / "z.safetensors")
+    assert torch.equal(ods.decode(MODEL, loaded).x, ods.decode(MODEL, latent).x)
