@@ -9,14 +9,17 @@ import pytest
 
 import odesampler
 from odesampler.cli import main
-from tests.benchmarks import against_diffusers, defaults, exact_problems, reversible
+from tests.benchmarks import against_diffusers, defaults, exact_problems, inversion, reversible
 
+HELD = odesampler.held_out("digits")
+INVERSIONS = (lambda x, cond, n: inversion.bits(x, cond, (n,)), lambda x, cond, n: inversion.pairs(x, cond, (n,)))
 IN_SMALL = {  # the benchmarks that the pages name: the same, in small
     "defaults": lambda: defaults.table(odesampler.load("digits"), budgets=(6,), samples=2, reference=60),
     "exact_problems": lambda: exact_problems.table(exact_problems.problems()["ring"], budgets=(6,)),
     "reversible": lambda: [
         f(odesampler.load("digits"), 2, 10, (3,)) for f in (reversible.sampling, reversible.encoding)
     ],
+    "inversion": lambda: [f(HELD.images[:2], {"label": HELD.labels[:2]}, 3) for f in (*INVERSIONS, inversion.polished)],
     "against_diffusers": lambda: against_diffusers.table(against_diffusers.Problem("digits", 4, 40), 5, 1),
 }
 ROOT = Path(__file__).parent.parent
