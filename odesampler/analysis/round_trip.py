@@ -31,7 +31,7 @@ from odesampler.registry import find_solver, spec_of
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-DEFAULT_SOLVERS = ("ddim", "heun", "rk4", "reversible")
+DEFAULT_SOLVERS = ("ddim", "heun", "rk4", "alf")
 
 
 @dataclass(frozen=True)
