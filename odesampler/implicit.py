@@ -40,9 +40,9 @@ class Implicit:
         method: "anderson", which goes over to Newton's method where it stalls; "newton", Newton-Krylov alone; or
             "fixed_point".
         memory: Iterates from which Anderson's method makes the next.
-        tolerance: What the equation of a step may miss, relative to the largest value in it. Never less than the
-            rounding of the state; a float32 network's own is about 1e-7. A sample has converged if all its equations
-            hold, and decoding misses its square root at most: half of the digits.
+        tolerance: What the equation of a step may miss, relative to the largest value in it, or to 1. Never less than
+            the rounding of the state; a float32 network's own is about 1e-7. A sample has converged if all its
+            equations hold, and decoding misses its square root at most: half of the digits.
         max_evaluations: Budget of a step, for each sample.
         average: ReNoise: where a fixed point is not reached, take the mean of so many last iterates.
 
@@ -99,7 +99,7 @@ class Implicitly(Loop):
             if observe is not None:
                 observe(i, s0, x, None)
         missed = largest((yield from down.carried(x)) - state.x)
-        returned = missed <= self._relative(x.dtype) ** 0.5 * largest(state.x)
+        returned = missed <= self._relative(x.dtype) ** 0.5 * _size(state.x)
         return Solved(State(x), converged=converged & returned, defect=missed / math.hypot(1, sigmas[0]))
 
     def _unstep(self, x: Tensor, s1: float, s0: float) -> Program[Found]:
@@ -128,7 +128,7 @@ class Implicitly(Loop):
         return Solved(State(found.x), converged=found.converged, defect=found.defect)
 
     def _tolerance(self, x: Tensor, w: Tensor) -> Tensor:
-        return self._relative(x.dtype) * torch.maximum(largest(x), largest(w))
+        return self._relative(x.dtype) * torch.maximum(_size(x), _size(w))
 
     def _relative(self, dtype: torch.dtype) -> float:
         return max(self.how.tolerance, 4 * torch.finfo(dtype).eps)
@@ -182,6 +182,11 @@ def defect_correction(
         return f, missed
 
     return correction
+
+
+def _size(x: Tensor) -> Tensor:
+    """The largest absolute value of each sample, (batch,), or 1, of whose order data are: an image may be all 0."""
+    return largest(x).clamp(min=1.0)
 
 
 def largest(x: Tensor) -> Tensor:

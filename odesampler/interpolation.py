@@ -10,6 +10,7 @@ References:
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 
 import torch
@@ -56,8 +57,8 @@ def interpolate(a: Latent, b: Latent, num: int) -> Latent:
         num: How many, 2 or more.
 
     Returns:
-        A latent of `num` samples. Conditions are those of `a` for the first half, of `b` for the second; the memory of
-        exactly invertible solvers is interpolated too.
+        A latent of `num` samples. Conditions, null ones too, are those of `a` for the first half, of `b` for the
+        second; the memory of exactly invertible solvers is interpolated too, but left out if it is whole numbers.
 
     Raises:
         ValueError: More than one sample, different recipes, `num` below 2.
@@ -76,6 +77,18 @@ def interpolate(a: Latent, b: Latent, num: int) -> Latent:
         shape = (num, *p.shape[1:])
         return slerp(p.expand(shape), q.expand(shape), weights)
 
-    nearer = {k: torch.cat([a.cond[k] if w < 0.5 else b.cond[k] for w in weights.tolist()]) for k in a.cond}
-    memory = tuple(between(p, q) for p, q in zip(a.memory, b.memory, strict=True))
-    return replace(a, x=between(a.x, b.x), memory=memory, cond=nearer, nfe=None, converged=None, defect=None)
+    def nearer(p: Mapping[str, Tensor], q: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        return {k: torch.cat([p[k] if w < 0.5 else q[k] for w in weights.tolist()]) for k in p}
+
+    whole = any(not m.is_floating_point() for m in a.memory)
+    return replace(
+        a,
+        x=between(a.x, b.x),
+        memory=() if whole else tuple(between(p, q) for p, q in zip(a.memory, b.memory, strict=True)),
+        cond=nearer(a.cond, b.cond),
+        null=None if a.null is None or b.null is None else nearer(a.null, b.null),
+        nfe=None,
+        converged=None,
+        defect=None,
+        sidecar=None,
+    )

@@ -26,7 +26,17 @@ from odesampler.guidance import AnyGuidance, rows_a_sample
 from odesampler.latent import Latent, Recipe
 from odesampler.model import Model
 from odesampler.null_steps import with_null_steps
-from odesampler.plan import AnyGrid, AnySolver, Plan, checked_batch, checked_cond, checked_model, execute, make_plan
+from odesampler.plan import (
+    AnyGrid,
+    AnySolver,
+    Plan,
+    checked_batch,
+    checked_cond,
+    checked_model,
+    clean_end,
+    execute,
+    make_plan,
+)
 from odesampler.precision import finest_dtype
 from odesampler.program import State
 from odesampler.registry import spec_of
@@ -92,7 +102,7 @@ def encode(
             solver that draws noise. Images a little outside are encoded, with a warning.
     """
     x_t = checked_batch(checked_model(model), images, "images")
-    max_batch = lossless.checked(exact, micro_batch, max_batch, rows_a_sample(model, guidance_scale), grad)
+    max_batch = lossless.rows_at_once(exact, micro_batch, max_batch, rows_a_sample(model, guidance_scale), grad)
     check_images(x_t, model.data_range, model.name)
     plan = make_plan(
         model,
@@ -111,11 +121,10 @@ def encode(
     loop, how = upward(plan.loop, convention)
     recipe = replace(Recipe.of(plan, model), convention=how)
     conditions = checked_cond(model, cond, len(x_t))
-    start = model.schedule.from_model_scale(x_t.to(model.device, plan.state_dtype), plan.grid[-1])
     outcome = execute(
         replace(plan, loop=loop),
         model,
-        State(start),
+        clean_end(plan, model, x_t),
         rising=True,
         cond=conditions,
         max_batch=max_batch,
@@ -125,6 +134,8 @@ def encode(
     state = outcome.solved.state
     x, _ = arrived(model.schedule.to_model_scale(state.x, plan.grid[0]), outcome)
     memory = state.memory if is_reversible(plan) else ()
+    if exact == "bits":
+        lossless.check_lattice(x)
     converged, defect = (None if v is None else v.cpu() for v in (outcome.solved.converged, outcome.solved.defect))
     warn_of_unconverged(converged, defect, "take more steps, more evaluations, or an exactly invertible solver")
     latent = Latent(x, recipe, memory, conditions, outcome.nfe, plan, converged, defect)
@@ -192,7 +203,7 @@ def _start(model: Model, latent: Latent, plan: Plan) -> State:
     x_t = checked_batch(model, latent.x, "latent.x").to(model.device, plan.state_dtype)
     x, solver = model.schedule.from_model_scale(x_t, plan.grid[0]), is_reversible(plan)
     memory = tuple(m.to(model.device, plan.state_dtype if m.is_floating_point() else m.dtype) for m in latent.memory)
-    if solver is not None and not memory:
+    if solver is not None and not memory and not latent.recipe.polished:
         warnings.warn(
             f"this latent has no memory, without which {latent.recipe.solver} is not exact: see Latent.without_memory",
             stacklevel=3,
@@ -220,8 +231,8 @@ def _sidecar(model: Model, latent: Latent, images: Tensor, max_batch: int | None
     assert latent.plan is not None  # fresh from encode
     solver, end = is_reversible(latent.plan), latent.plan.grid[-1]
     if isinstance(solver, FixedPoint):  # what comes back is known: what the lattice holds of each image
-        x = model.schedule.from_model_scale(images.to(latent.x), end)
-        back = model.schedule.to_model_scale(solver.snapped(x, end), end)
+        lattice = solver.snapped(clean_end(latent.plan, model, images).x, end)
+        back = model.schedule.to_model_scale(lattice, end)
     else:
         back = decode(model, latent, max_batch=max_batch, progress=progress).x
     width = rows_a_sample(model, latent.plan.guidance_scale)

@@ -41,6 +41,7 @@ class Recipe:
     model: str
     fingerprint: str
     schedule: str  # its family
+    polished: bool = False  # corrected by `polish` afterwards
     version: str = field(default=__version__, compare=False)
 
     @classmethod

@@ -54,10 +54,12 @@ class SideCar:
             missed = torch.searchsorted(levels, images) - _nearest(levels, decoded)
             kept = replace(kept, levels=levels, residual=(missed.to(torch.int16),) if bool(missed.any()) else ())
         else:
-            if not bool(decoded.isfinite().all()):
-                raise ArithmeticError("what was decoded is not finite, so that nothing can be added to it")
             residual: tuple[Tensor, ...] = ()
             found = kept._based(decoded)
+            if not bool(found.isfinite().all()):
+                raise ArithmeticError(
+                    f"what was decoded is not finite in {kept.dtype}: nothing can be added to it, take more steps"
+                )
             while not torch.equal(found, images.double()):  # twice at most: the second difference has no rounding
                 residual = (*residual, images.double() - found)
                 found = found + residual[-1]
@@ -81,7 +83,7 @@ class SideCar:
         if lost := torch.nonzero(~same).flatten().tolist():
             warnings.warn(
                 f"samples {lost[:8]} ({len(lost)} of {len(same)}) did not come back to the bit: the network answered "
-                "otherwise than when they were encoded",
+                "otherwise than when they were encoded, or their latents were changed",
                 RuntimeWarning,
                 stacklevel=3,
             )
@@ -127,7 +129,7 @@ class SideCar:
         )
         if not insist and self.levels is None:
             raise ValueError(f"{message}, or insist=True and risk the last bits")
-        warnings.warn(message, stacklevel=5)
+        warnings.warn(message, stacklevel=4)
 
     def _based(self, decoded: Tensor) -> Tensor:
         """`decoded` in the images' precision, as float64."""
@@ -146,17 +148,26 @@ def place_of(model: Model, batch: int, max_batch: int | None, width: int) -> dic
         "autocast": str(model.autocast),
         "torch": torch.__version__,
     }
-    cpu = {"instructions": torch.backends.cpu.get_cpu_capability(), "mkldnn": torch.backends.mkldnn.enabled}
+    cpu = {
+        "threads": torch.get_num_threads(),
+        "instructions": torch.backends.cpu.get_cpu_capability(),
+        "mkldnn": torch.backends.mkldnn.enabled,
+    }
     cuda = {
         "TF32 in matmul": torch.backends.cuda.matmul.allow_tf32,
         "TF32 in cudnn": torch.backends.cudnn.allow_tf32,
         "cudnn.deterministic": torch.backends.cudnn.deterministic,
         "cudnn.benchmark": torch.backends.cudnn.benchmark,
+        "float32 matmul": torch.get_float32_matmul_precision(),
+        "bf16 sums in matmul": torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction,
+        "fp16 sums in matmul": torch.backends.cuda.matmul.allow_fp16_reduced_precision_reduction,
     }
     return place | {"cpu": cpu, "cuda": cuda}.get(device.type, {})
 
 
-def checked(exact: str | None, micro_batch: int | None, max_batch: int | None, width: int, grad: object) -> int | None:
+def rows_at_once(
+    exact: str | None, micro_batch: int | None, max_batch: int | None, width: int, grad: object
+) -> int | None:
     """The most rows to give the network at once, `width` a sample.
 
     Raises:
@@ -176,6 +187,13 @@ def checked(exact: str | None, micro_batch: int | None, max_batch: int | None, w
     if isinstance(micro_batch, bool) or not isinstance(micro_batch, int) or micro_batch < 1:
         raise ValueError(f"micro_batch must be a whole number of samples, 1 or more; got {micro_batch!r}")
     return micro_batch * width
+
+
+def check_lattice(x: Tensor) -> None:
+    """Raises: OverflowError: an encoded `x` (batch, *shape) is NaN, as what left the lattice is in the end."""
+    if not bool(x.isfinite().all()):
+        rows = torch.nonzero(~x.isfinite().flatten(1).all(1)).flatten().tolist()
+        raise OverflowError(f"samples {rows[:8]} left the lattice: take fewer bits, more steps, or less guidance")
 
 
 def check_unchanged(solver: FixedPoint, x: Tensor, point: Tensor, sigma: float) -> None:

@@ -32,7 +32,7 @@ from odesampler.latent import Latent, Recipe
 from odesampler.model import Model
 from odesampler.null_steps import with_null_steps
 from odesampler.observe import Progress
-from odesampler.plan import AnyGrid, Plan, checked_batch, checked_cond, checked_model, execute, make_plan
+from odesampler.plan import AnyGrid, Plan, checked_batch, checked_cond, checked_model, clean_end, execute, make_plan
 from odesampler.precision import finest_dtype, is_number
 from odesampler.program import Solver, State
 from odesampler.registry import find_solver, spec_of
@@ -117,7 +117,7 @@ def null_text(
     outcome = execute(
         replace(plan, guidance_scale=1.0),
         model,
-        State(model.schedule.from_model_scale(x_t.to(model.device, plan.state_dtype), plan.grid[-1])),
+        clean_end(plan, model, x_t),
         rising=True,
         cond=conditions,
         max_batch=max_batch,

@@ -35,7 +35,8 @@ class NullGuided:
 
     def __call__(self, x: Tensor, sigma: float | Tensor, **cond: Tensor) -> Tensor:
         """Guided noise; arguments as for `Model.__call__`, and "null.key" for some of the conditions."""
-        assert not isinstance(sigma, Tensor)  # solves on a fixed grid only
+        if isinstance(sigma, Tensor):
+            raise ValueError("null conditions belong to the steps of one grid: samples cannot have steps of their own")
         step = min(sum(s >= sigma for s in self.sigmas[1:]), len(self.sigmas) - 2)
         null = self.guided.model.nothing(len(x))
         for key, value in cond.items():

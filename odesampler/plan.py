@@ -157,6 +157,12 @@ def execute(
     return Outcome(solved, nfe, tally.calls, seconds, seen)
 
 
+def clean_end(plan: Plan, model: Model, images: Tensor) -> State:
+    """Where `plan`, walked up, starts from `images` (batch, *shape), in the model's own scale."""
+    end = plan.grid.down()[-1]
+    return State(model.schedule.from_model_scale(images.to(model.device, plan.state_dtype), end))
+
+
 def program_of(plan: Plan, model: Model, start: State, grid: Grid, observe: Observer | None = None) -> Program[Solved]:
     """The solve along `grid`, the plan's in either direction, kept within the model's range."""
     return within(*model.range, spec_of(plan.loop), solve(plan.loop, start, grid.sigmas, observe))

@@ -22,6 +22,7 @@ from torch import Tensor
 
 from odesampler.combine import within
 from odesampler.conventions import upward
+from odesampler.data_range import check_images
 from odesampler.drive import Tally, run
 from odesampler.implicit import Way, defect_correction
 from odesampler.inversion import check_model, refuse_stochastic, warn_of_unconverged
@@ -34,7 +35,6 @@ from odesampler.program import Program
 from odesampler.registry import find_solver, spec_of
 from odesampler.roots import Search, find_roots
 
-POLISHED = ", polished"
 QUARTER_LEVEL = 0.5 / 255  # of 8 bits, in images from -1 to 1: well within what rounds to the same byte
 
 
@@ -46,6 +46,7 @@ def polish(
     sweeps: int = 5,
     tolerance: float = QUARTER_LEVEL,
     encoder: AnySolver | None = None,
+    insist: bool = False,
     max_batch: int | None = None,
     progress: bool = False,
 ) -> Latent:
@@ -59,18 +60,21 @@ def polish(
         tolerance: The largest error of any pixel with which a sample is left alone, in units of the images. By default
             one with which 8-bit images come back exactly.
         encoder: What corrects: a solver as for `encode`, on the latent's grid. By default the latent's own, explicit.
+        insist: Polish with another model than the latent's all the same.
         max_batch: As for `sample`.
         progress: Show a progress bar.
 
     Returns:
         A latent without memory that says of every sample how well it decodes: `converged`, and `defect`, the largest
-        error of any pixel in units of the images. Never worse than the one given. Warns of those that did not converge.
+        error of any pixel in units of the images. Never worse than the one given without its memory, which for an
+        exactly invertible solver is what made it exact: begin rather from one such as "multistep". Warns of those that
+        did not converge.
 
     Raises:
         ValueError: What does not belong together, before the model is called.
         TypeError: Not a Latent.
     """
-    x, x_t = _checked(model, images, latent, sweeps, tolerance)
+    x, x_t = _checked(model, images, latent, sweeps, tolerance, insist)
     plan = latent.plan or latent.recipe.plan(model)
     up = _encoder(model, plan, encoder)
     low, high = plan.grid.down()[-1], plan.grid.down()[0]
@@ -97,12 +101,12 @@ def polish(
     converged, defect = found.converged.cpu(), found.defect.cpu()
     warn_of_unconverged(converged, defect, "take more sweeps, more steps, or another encoder")
     assert tally.nfe is not None  # it decoded at least once
-    convention = latent.recipe.convention.removesuffix(POLISHED) + POLISHED
     return replace(
         latent,
         x=model.schedule.to_model_scale(found.x, high),
-        recipe=replace(latent.recipe, convention=convention),
+        recipe=replace(latent.recipe, polished=True),
         memory=(),
+        sidecar=None,
         nfe=tally.nfe.cpu() + (0 if latent.nfe is None else latent.nfe),
         converged=converged,
         defect=defect,
@@ -110,16 +114,21 @@ def polish(
     )
 
 
-def _checked(model: Model, images: Tensor, latent: Latent, sweeps: int, tolerance: float) -> tuple[Tensor, Tensor]:
+def _checked(
+    model: Model, images: Tensor, latent: Latent, sweeps: int, tolerance: float, insist: bool
+) -> tuple[Tensor, Tensor]:
     """The images, and the latents, as batches."""
     if not isinstance(latent, Latent):
         raise TypeError(f"polish takes a Latent, such as encode returns; got {type(latent).__name__}")
-    check_model(checked_model(model), latent.recipe)
+    check_model(checked_model(model), latent.recipe, insist)
+    if latent.null is not None:
+        raise ValueError("null_text has already fitted this latent to its images: polish latent.without_null() instead")
     x, x_t = checked_batch(model, images, "images"), checked_batch(model, latent.x, "latent.x")
     if x.shape != x_t.shape:
         raise ValueError(
             f"polish needs the images that were encoded, {tuple(x_t.shape)} as the latents; got {tuple(x.shape)}"
         )
+    check_images(x, model.data_range, model.name)
     if isinstance(sweeps, bool) or not isinstance(sweeps, Integral) or sweeps < 0:
         raise ValueError(f"sweeps must be a whole number, 0 or more; got {sweeps!r}")
     if not is_number(tolerance) or not 0 <= tolerance < math.inf:

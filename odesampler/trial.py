@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from itertools import pairwise
 from typing import TypeVar
 
@@ -9,7 +10,7 @@ import torch
 from torch import Tensor
 
 from odesampler.combine import question
-from odesampler.program import Course, Draw, Program, Solver
+from odesampler.program import Course, Draw, Program, Sigma, Solver
 
 T = TypeVar("T")
 _SIGMAS = tuple(0.9**i for i in range(8))  # more steps than any starter takes
@@ -21,9 +22,23 @@ def carries(solver: Solver) -> bool:
     False also where it remembers only what it could ask again, as Dormand-Prince does its last eps.
     """
     trial = solver.prepared(Course(torch.log, _SIGMAS))
-    return not torch.allclose(
-        _answered(_walk(trial, restart=False)), _answered(_walk(trial, restart=True)), rtol=1e-12, atol=0
-    )
+    on, anew = (answered(_walk(trial, restart=restart), _wavy) for restart in (False, True))
+    return not torch.allclose(on, anew, rtol=1e-12, atol=0)
+
+
+def answered(program: Program[T], eps: Callable[[Tensor, Sigma], Tensor]) -> T:
+    """What `program` returns where eps is that of the trial, and all noise is 0."""
+    answer = None
+    try:
+        while True:
+            asked = question(program.send(answer))  # type: ignore[arg-type]  # None begins
+            answer = torch.zeros_like(asked.like) if isinstance(asked, Draw) else eps(asked.x, asked.sigma)
+    except StopIteration as stop:
+        return stop.value  # type: ignore[no-any-return]
+
+
+def _wavy(x: Tensor, sigma: Sigma) -> Tensor:
+    return torch.sin(x + sigma)
 
 
 def _walk(solver: Solver, *, restart: bool) -> Program[Tensor]:
@@ -34,14 +49,3 @@ def _walk(solver: Solver, *, restart: bool) -> Program[Tensor]:
             state = yield from solver.init(state.x, s0)
         state = yield from solver.step(state, s0, s1)
     return state.x
-
-
-def _answered(program: Program[T]) -> T:
-    """What `program` returns where eps = sin(x + sigma), and all noise is 0."""
-    answer = None
-    try:
-        while True:
-            asked = question(program.send(answer))  # type: ignore[arg-type]  # None begins
-            answer = torch.zeros_like(asked.like) if isinstance(asked, Draw) else torch.sin(asked.x + asked.sigma)
-    except StopIteration as stop:
-        return stop.value  # type: ignore[no-any-return]

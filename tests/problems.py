@@ -177,7 +177,7 @@ def draws_noise(solver: Solver) -> bool:
 COURSE = Course(ContinuousVP().t, (HIGH, LOW))
 VARIANTS = [
     ALF("angle", damping=3.0),
-    ALF("data"),
+    ALF("data", damping=3.0),
     FixedPoint(ALF("angle", damping=3.0)),
     ALF("asinh", delta=2.0),
     TwoStep("sigma", rule="leapfrog"),

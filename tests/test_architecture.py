@@ -48,7 +48,7 @@ CORE = {  # what each module of the core may import of ours
     "adjoint": {"program", "integrate", "drive", "model", "noise", "registry"},
     "exact": {"model", "prediction", "schedule"},
 }
-A_SOLVER = {"precision", "program", "combine", "solvers"}
+A_SOLVER = {"precision", "program", "combine", "trial", "solvers"}
 FACES = {"analysis", "adapters", "cli", "zoo"}  # known to no one but each other
 OPTIONAL = {
     "diffusers",

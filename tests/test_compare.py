@@ -467,3 +467,11 @@ def test_the_default_is_compared_by_that_name():
         alone = ods.sample(MODEL, 3, num_steps=n, state_dtype=torch.float64)
         torch.testing.assert_close(cell.x, alone.x, rtol=0, atol=1e-12)
     assert found.best(30).solver == "default"
+
+
+@pytest.mark.parametrize("solver", ["adams_bashforth", "plms", "alf", "reversible_heun", "heun"])
+def test_budgets_are_spent_as_nearly_as_whole_steps_allow(solver):
+    model = mixture().model(sigma_min=0.1, sigma_max=20.0)
+    found = ods.compare(model, solver, num_samples=1, reference_steps=1000)
+    for cell, budget in zip(found.cells, (10, 20, 50, 100), strict=True):
+        assert abs(int(cell.nfe[0]) - budget) < 10 if budget < 20 else abs(int(cell.nfe[0]) - budget) <= 2

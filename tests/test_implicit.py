@@ -293,3 +293,12 @@ def test_newton_does_without_an_answer_where_there_is_none():
     found = by_hand(find_roots(correction, start, torch.full((3,), 1e-10), 40, Search("newton")), None)
     assert found.converged.tolist() == [True, False, True]
     assert found.defect[1] == 1
+
+
+@pytest.mark.parametrize("solver", ["ddim", "dpmpp_2m"])
+def test_an_image_of_zeros_converges_like_its_neighbours(solver):
+    model = ods.exact.Gaussian(torch.ones(2), 0.5).model(sigma_min=0.1, sigma_max=20.0)
+    x = torch.tensor([[0.0, 0.0], [1.0, 0.5]])
+    latent = ods.encode(model, x, solver=solver, num_steps=30, convention="implicit")
+    assert latent.converged.all()
+    assert latent.nfe[0] < 2 * latent.nfe[1]

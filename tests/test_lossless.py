@@ -13,8 +13,9 @@ import odesampler as ods
 from odesampler import cli
 from odesampler.drive import run
 from odesampler.integrate import back_along, on_grid
-from odesampler.lossless import SideCar
+from odesampler.lossless import SideCar, place_of
 from odesampler.program import Course, State
+from odesampler.solvers import fixed_point
 from odesampler.solvers.fixed_point import _over, _times
 from tests.problems import geometric, mixture, noise
 
@@ -66,11 +67,43 @@ def test_the_lattice_is_walked_up_and_down_without_losing_a_unit(coordinate, dam
 
 @given(st.lists(st.integers(-(2**60), 2**60), min_size=1, max_size=20), st.integers(1, 2**20))
 def test_a_damped_slope_is_divided_and_multiplied_back_to_itself(numbers, kappa):
-    slope = torch.tensor(numbers) // 2 ** max(0, 20 - kappa.bit_length())  # the quotient must have 64 bits
-    assert torch.equal(_times(kappa, _over(kappa, slope)), slope)
-    exact = [round(-n * kappa / 2**20) for n in slope.tolist() if abs(n) < 2**30]
+    slope = torch.tensor(numbers)[:, None] // 2 ** max(0, 21 - kappa.bit_length())  # the quotient must have 64 bits
+    assert torch.equal(_times(kappa, _over(kappa, slope, 0)), slope)
+    exact = [round(-n * kappa / 2**20) for n in slope.flatten().tolist() if abs(n) < 2**30]
     found = _times(kappa, slope[slope.abs() < 2**30]).tolist()
     assert all(abs(a - b) <= 1 for a, b in zip(exact, found, strict=True))
+
+
+@pytest.mark.parametrize("kappa", [1, 2**10, 2**17])
+def test_what_a_damped_step_would_carry_beyond_64_bits_is_found_before(kappa):
+    slope = torch.tensor([[3], [2**60 + 1]])
+    with pytest.raises(OverflowError, match=r"samples \[1\] left the lattice"):
+        _over(kappa, slope, 40)
+    most = torch.tensor([[2**41 * kappa - 2**20]])
+    assert abs(_times(kappa, _over(kappa, most, 40)) - most).max() <= 0
+
+
+def test_damping_beyond_the_fraction_is_the_most_there_is():
+    x, model = RING.sample(3).double(), RING.model()
+    latent = ods.encode(model, x, exact="bits", solver=ods.ALF(damping=1e9), num_steps=1)
+    assert torch.equal(ods.decode(model, latent).x, x)
+
+
+@pytest.mark.parametrize("num_steps", [5, 10])
+def test_a_point_that_leaves_the_lattice_in_the_last_step_is_an_error_too(num_steps):
+    solver = ods.FixedPoint(ods.ALF(coordinate="sigma"), bits=52)
+    with pytest.raises(OverflowError, match="left the lattice"):
+        ods.encode(ods.load("digits"), HELD.images[:128], solver=solver, num_steps=num_steps, exact="bits")
+
+
+def test_elsewhere_than_on_the_cpu_what_leaves_the_lattice_is_nan_in_the_end(monkeypatch):
+    monkeypatch.setattr(fixed_point, "_inside", lambda values, bits: values)  # as on a device, where it does not look
+    solver = ods.FixedPoint(ods.ALF(coordinate="sigma"), bits=52)
+    with pytest.raises((OverflowError, FloatingPointError)):
+        ods.encode(ods.load("digits"), HELD.images[:128], solver=solver, num_steps=10, exact="bits")
+    far = torch.tensor([[2**61]])
+    assert solver.shown(far, 1.0, torch.float64).isnan().all()
+    assert (solver._moved(0.1, far) == 2**62).all()  # a slope beyond the lattice stays there
 
 
 def test_what_leaves_the_lattice_is_an_error_that_names_the_samples():
@@ -120,8 +153,10 @@ def test_float_images_of_many_values_are_restored_by_addition():
     assert torch.equal(kept.checked(decoded), x)
     tiny = SideCar.of(x * 1e-30, decoded, {})
     assert torch.equal(tiny.checked(decoded), x * 1e-30)
-    with pytest.raises(ArithmeticError, match="not finite"):
+    with pytest.raises(ArithmeticError, match="not finite in float64"):
         SideCar.of(x, decoded / 0, {})
+    with pytest.raises(ArithmeticError, match="not finite in float16"):
+        SideCar.of(torch.randn(2, 1, 32, 32).half(), 1e6 * torch.randn(2, 1, 32, 32), {})
 
 
 def test_with_levels_small_changes_of_the_decoded_images_are_forgiven():
@@ -174,6 +209,51 @@ def test_another_dtype_or_flag_is_another_place():
     moved = replace(on_levels, sidecar=replace(on_levels.sidecar, place={**on_levels.sidecar.place, "torch": "1.0"}))
     with pytest.warns(UserWarning, match=r"torch was 1\.0"):
         assert torch.equal(ods.decode(model, moved).x, X.double())
+
+
+def test_the_place_knows_what_the_bits_depend_on():
+    model, place = ods.load("digits"), lambda **how: place_of(model, 4, how.get("max_batch"), how.get("width", 1))
+    usual = place()
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "TF32", UserWarning)
+        with torch.backends.mkldnn.flags(enabled=False):
+            assert place() != usual
+    threads = torch.get_num_threads()
+    torch.set_num_threads(threads + 1)
+    changed = place()
+    torch.set_num_threads(threads)
+    assert changed != usual
+    assert place(max_batch=2) != usual
+    assert place(max_batch=2, width=2)["samples"] is None
+    assert place_of(ods.load("digits", dtype=torch.float64), 4, None, 1) != usual
+
+
+def test_float64_images_come_back_from_a_float32_state():
+    x, model = RING.sample(5).double() + 1e-9, RING.model()
+    for how in ({"exact": "bits"}, {"exact": "residual", "solver": "heun"}):
+        latent = ods.encode(model, x, num_steps=5, state_dtype=torch.float32, **how)
+        assert torch.equal(ods.decode(model, latent).x, x)
+
+
+def test_a_side_car_of_another_size_is_damage(tmp_path):
+    latent = ods.encode(RING.model(), RING.sample(20), num_steps=4, exact="residual")
+    for wrong in ({"checksum": latent.sidecar.checksum[1:]}, {"residual": (latent.sidecar.residual[0][1:],)}):
+        replace(latent, sidecar=replace(latent.sidecar, **wrong)).save(tmp_path / "z.safetensors")
+        with pytest.raises(ValueError, match=r"damaged.*side-car does not belong"):
+            ods.Latent.load(tmp_path / "z.safetensors")
+
+
+def test_latents_between_others_keep_nothing_that_belongs_to_one_of_them():
+    model, x = RING.model(), RING.sample(2)
+    for how in ({"exact": "bits"}, {"exact": "residual", "micro_batch": 1}):
+        latent = ods.encode(model, x, num_steps=5, **how)
+        path = ods.interpolate(latent.select([0]), latent.select([1]), 3)
+        assert path.sidecar is None
+        assert all(m.is_floating_point() for m in path.memory)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "this latent has no memory", UserWarning)
+            back = ods.decode(model, path).x
+        assert (back[[0, 2]] - x).abs().max() < (1e-9 if path.memory else 3)
 
 
 def test_a_changed_latent_is_not_decoded_from_its_old_memory():

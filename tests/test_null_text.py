@@ -1,5 +1,6 @@
 """Null-text inversion: guided decoding that comes back, sample by sample, step by step."""
 
+import warnings
 from dataclasses import replace
 from itertools import pairwise
 
@@ -234,3 +235,21 @@ def test_an_embedded_model_is_the_same_function_of_embeddings():
         ods.sample(embedded, 2, cond={"embedding": labels}, num_steps=2)
     with pytest.raises(ValueError, match="takes the conditions embedding; got 'label'"):
         ods.sample(embedded, 2, cond={"label": 3})
+
+
+def test_what_a_fitted_latent_is_compared_with_is_the_unguided_equation_that_encoded_it():
+    latent = found(num_steps=40)
+    plain = ods.encode(SHIFTED, POINTS, solver="ddim", grid=latent.recipe.sigmas, cond=LABELS)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "the median latent error", UserWarning)
+        fitted, usual = (ods.diagnose(SHIFTED, one, POINTS).error.rmse for one in (latent, plain))
+    assert torch.allclose(fitted, usual, rtol=1e-6)
+
+
+def test_a_fitted_latent_is_not_polished_and_lends_its_null_conditions_to_its_half_of_the_way():
+    latent = found()
+    with pytest.raises(ValueError, match=r"polish latent\.without_null"):
+        ods.polish(SHIFTED, POINTS, latent)
+    path = ods.interpolate(latent.select([0]), latent.select([1]), 3)
+    assert torch.equal(path.null["label"][[0, 2]], latent.null["label"][:2])
+    assert torch.allclose(ods.decode(SHIFTED, path).x[0], ods.decode(SHIFTED, latent.select([0])).x[0], atol=1e-6)

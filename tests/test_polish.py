@@ -1,6 +1,7 @@
 """Polish: one tensor that decodes to its image, whatever decodes it, and an honest word where it does not."""
 
 import math
+import warnings
 
 import pytest
 import torch
@@ -38,7 +39,7 @@ def test_any_decoder_brings_polished_latents_back(solver, steps):
     assert before.max() > 1e-5
     assert missed(MODEL, polished, images()).max() < 1e-7
     assert polished.converged.all()
-    assert polished.recipe.convention == "source, polished"
+    assert (polished.recipe.convention, polished.recipe.polished) == ("source", True)
 
 
 @pytest.mark.parametrize("schedule", [ods.RectifiedFlow(), ods.VP.linear().with_zero_snr()], ids=["flow", "zero SNR"])
@@ -187,3 +188,23 @@ def test_an_encoder_whose_ends_are_others_is_refused():
     latent = ods.encode(MODEL, images(), solver="heun", grid=[15.0, 3.0, 0.5])
     with pytest.raises(ValueError, match=r"the latent.s grid from 0\.5 to 15"):
         ods.polish(MODEL, images(), latent, encoder=ods.Adaptive(ods.Dopri5()))
+
+
+@pytest.mark.parametrize("solver", [None, "deis_tab", "fixed_point", "heun"])
+def test_a_loaded_latent_is_polished_as_a_fresh_one(solver, tmp_path):
+    latent = ods.encode(MODEL, images(), solver=solver, num_steps=12)
+    latent.save(tmp_path / "z.safetensors")
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", ".*did not converge", RuntimeWarning)
+        fresh, loaded = (
+            ods.polish(MODEL, images(), one, sweeps=2) for one in (latent, ods.Latent.load(tmp_path / "z.safetensors"))
+        )
+    assert torch.equal(fresh.x, loaded.x)
+    assert torch.allclose(loaded.defect, missed(MODEL, loaded, images()), atol=1e-9)
+
+
+def test_a_residual_does_not_outlive_the_latent_that_it_belongs_to():
+    latent = ods.encode(MODEL, images(), solver="ddim", num_steps=30, exact="residual")
+    polished = ods.polish(MODEL, images(), latent, sweeps=40, tolerance=1e-3)
+    assert polished.sidecar is None
+    assert torch.allclose(polished.defect, missed(MODEL, polished, images()), atol=1e-9)

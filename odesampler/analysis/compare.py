@@ -36,6 +36,7 @@ from odesampler.threshold import AnyThreshold
 DEFAULT = "default"  # the solver that `sample` takes where none is named
 DEFAULT_SOLVERS = (DEFAULT, "ddim", "dpmpp_2m", "unipc", "heun", "rk4")
 BUDGETS = (10, 20, 50, 100)  # evaluations
+LONG = 100  # steps, more than any solver needs to start
 DEFAULT_SAMPLES = 16
 REFERENCE_STEPS = 400
 
@@ -177,7 +178,7 @@ def _affordable(model: Model, solver: Solver | Loop) -> list[int]:
     """The numbers of steps that spend about the default budgets; the last step, into zero, takes one evaluation."""
     cost, first = (1, 0) if isinstance(solver, Loop) else (solver.evaluations, solver.start_evaluations)
     if isinstance(solver, Solver) and first:  # which some spare in the noise
-        first = solver.prepared(Course(model.schedule.t, model.range[::-1])).cost(1) - cost
+        first = solver.prepared(Course(model.schedule.t, model.range[::-1])).cost(LONG) - LONG * cost
     return [max(1, (budget - 1 - first) // cost + 1) for budget in BUDGETS]
 
 

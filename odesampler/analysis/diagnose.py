@@ -26,9 +26,8 @@ from odesampler.grid import Grid
 from odesampler.inversion import check_model
 from odesampler.latent import Latent
 from odesampler.model import Model
-from odesampler.plan import checked_batch, checked_cond, checked_model, execute, make_plan
+from odesampler.plan import checked_batch, checked_cond, checked_model, clean_end, execute, make_plan
 from odesampler.precision import finest_dtype
-from odesampler.program import State
 
 LEVEL = 0.01  # false alarms: how often true noise is called none
 REFERENCE_STEPS = 400
@@ -127,6 +126,7 @@ def diagnose(
     *,
     level: float = LEVEL,
     reference_steps: int = REFERENCE_STEPS,
+    insist: bool = False,
     max_batch: int | None = None,
     progress: bool = False,
 ) -> Diagnosis:
@@ -136,10 +136,11 @@ def diagnose(
         model: The model that they were made with.
         latent: What `encode` returned, or `Latent.load`.
         images: What was encoded, (batch, *shape): then the latent error is measured too, against RK4 with many steps
-            over the same range of sigma, with the same conditions and guidance.
+            over the same range of sigma, with the same conditions and guidance (none for `null_text`, as it encodes).
         level: The chance that d independent draws of N(0, 1) are called no noise: 1 % of samples. Each of the tests
             gets an equal part, so the true rate is at most this, and little below.
         reference_steps: Steps of the reference, an even number; its check takes half of them.
+        insist: Take another model than the latent's all the same.
         max_batch: As for `sample`, for the reference.
         progress: Show a progress bar, likewise.
 
@@ -155,7 +156,7 @@ def diagnose(
     if not isinstance(latent, Latent):
         raise TypeError(f"diagnose takes a Latent, which knows how it was made; got {type(latent).__name__}")
     checked_model(model)
-    check_model(model, latent.recipe)
+    check_model(model, latent.recipe, insist)
     if not 0 < level < 1:
         raise ValueError(f"level is the rate of false alarms, between 0 and 1, such as {LEVEL}; got {level!r}")
     if images is not None:
@@ -207,14 +208,14 @@ def _solved(model: Model, latent: Latent, images: Tensor, grid: Grid, max_batch:
         rtol=None,
         atol=None,
         into_zero=False,
-        guidance_scale=latent.recipe.guidance_scale,
+        guidance_scale=1.0 if latent.null else latent.recipe.guidance_scale,  # null conditions are for the way down
         clip_denoised=latent.recipe.clip_denoised,
         state_dtype=finest_dtype(model.device),
     )
     outcome = execute(
         plan,
         model,
-        State(model.schedule.from_model_scale(images.to(model.device, plan.state_dtype), plan.grid[-1])),
+        clean_end(plan, model, images),
         rising=True,
         cond=checked_cond(model, latent.cond, len(images)),
         max_batch=max_batch,

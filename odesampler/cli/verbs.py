@@ -46,7 +46,7 @@ def sample(num: int, model: str, device: str, label: str | None, out: Path, **ho
 
 @click.command()
 @options(PATHS, MODEL, *HOW)
-@click.option("--convention", help="How to step upward: source, target or implicit.  [default: source]")
+@click.option("--convention", help="How to step upward where steps cannot be undone: source, target or implicit.")
 @options(LABEL, GUIDANCE, BATCH, DEVICE)
 @click.option("--exact", help="bits or residual: so that decode returns the very pictures.")
 @click.option("--micro-batch", type=int, help="With --exact: images in a call of the network; 1 suits any batch.")

@@ -69,7 +69,7 @@ class ALF(Invertible):
     def init(self, x: Tensor, sigma: Sigma) -> Program[State]:
         chart = self.chart
         if self._knows_slope(sigma):
-            return State(x, (times(chart.speed(sigma), chart.frame.seen(x / sigma, x, sigma)),))
+            return State(x, (chart.seen(x / sigma, x, sigma),))
         v = yield from chart.slope(chart.inward(x, sigma), sigma)
         return State(x, (v,))
 

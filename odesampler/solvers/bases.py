@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import cast
 
 import torch
 from torch import Tensor
 
-from odesampler.program import Course, Program, Solver, State
+from odesampler.program import Course, Program, Sigma, Solver, State
+from odesampler.trial import answered
 
 
 def checked_base(name: str, base: Solver) -> float:
@@ -22,8 +22,8 @@ def checked_base(name: str, base: Solver) -> float:
         raise TypeError(f"{name} takes a solver such as ods.Euler(); got {base!r}")
     asked: list[float] = []
 
-    def nothing(x: Tensor, sigma: float) -> Tensor:
-        asked.append(sigma)
+    def nothing(x: Tensor, sigma: Sigma) -> Tensor:
+        asked.append(float(sigma))
         return torch.zeros_like(x)
 
     if base.stochastic or _one_step(base, 1.0, nothing).memory:
@@ -40,20 +40,14 @@ def reads_sigma(base: Solver) -> bool:
     return not torch.allclose(first, second, rtol=1e-9, atol=0)
 
 
-def _moved(s0: float) -> Callable[[Tensor, float], Tensor]:
-    return lambda x, sigma: torch.full_like(x, (sigma - s0 + 2) ** 2)
+def _moved(s0: float) -> Callable[[Tensor, Sigma], Tensor]:
+    return lambda x, sigma: x * 0 + (sigma - s0 + 2) ** 2
 
 
-def _one_step(base: Solver, s0: float, eps: Callable[[Tensor, float], Tensor]) -> State:
+def _one_step(base: Solver, s0: float, eps: Callable[[Tensor, Sigma], Tensor]) -> State:
     """`base` stepped once from `s0`, by 0.19 down, from x = 0."""
     s1 = s0 - 0.19
-    program = _stepped(base.prepared(Course(torch.log, (s0, s1))), s0, s1)
-    try:
-        asked = next(program)
-        while True:
-            asked = program.send(eps(asked[0], asked[1]))
-    except StopIteration as stop:
-        return cast(State, stop.value)
+    return answered(_stepped(base.prepared(Course(torch.log, (s0, s1))), s0, s1), eps)
 
 
 def _stepped(base: Solver, s0: float, s1: float) -> Program[State]:

@@ -85,7 +85,7 @@ class FixedPoint(Invertible):
         half, middle, kappa = self._facts(s0, s1)
         point = point - self._moved(half, slope)
         asked = yield from self._slope(point, middle, state.x.dtype, 1 + kappa / 2**FRACTION)
-        slope = _over(kappa, slope - asked)
+        slope = _over(kappa, slope - asked, self.bits)
         return self._state(point - self._moved(half, slope), slope, s0, state.x.dtype)
 
     def into_zero(self, state: State, s0: Sigma) -> Program[State]:
@@ -105,7 +105,7 @@ class FixedPoint(Invertible):
         chart = self._chart
         t0, t1 = chart.time(s0), chart.time(s1)
         half, kappa = (t1 - t0) / 2, -self.base.kappa(t1 - t0) * 2**FRACTION
-        whole = kappa.round().long() if isinstance(kappa, Tensor) else round(kappa)
+        whole = kappa.round().clamp(min=1).long() if isinstance(kappa, Tensor) else max(round(kappa), 1)
         return half, chart.sigma(t0 + half), whole
 
     def _slope(self, point: Tensor, sigma: Sigma, dtype: torch.dtype, factor: Any) -> Program[Tensor]:
@@ -114,7 +114,7 @@ class FixedPoint(Invertible):
         return self._lattice(slope.to(finest_dtype(slope.device)) * factor)
 
     def _state(self, point: Tensor, slope: Tensor, sigma: Sigma, dtype: torch.dtype) -> State:
-        return State(self.shown(point, sigma, dtype), (point, slope))
+        return State(self.shown(_inside(point, self.bits), sigma, dtype), (point, slope))
 
     def _moved(self, half: Sigma, slope: Tensor) -> Tensor:
         """R(h/2 V). A slope beyond the lattice stays beyond it."""
@@ -136,25 +136,36 @@ class FixedPoint(Invertible):
 
 def _times(kappa: Any, slope: Tensor) -> Tensor:
     """R(-kappa / 2^20 * slope), without an intermediate result beyond 64 bits."""
-    high, low = slope >> FRACTION, slope & (2**FRACTION - 1)
+    high, low = slope >> FRACTION, slope & (2**FRACTION - 1)  # kappa <= 2^20: nothing is beyond 64 bits
     product: Tensor = high * kappa + ((low * kappa + 2 ** (FRACTION - 1)) >> FRACTION)
     return -product
 
 
-def _over(kappa: Any, slope: Tensor) -> Tensor:
+def _over(kappa: Any, slope: Tensor, bits: int) -> Tensor:
     """R(slope / (-kappa / 2^20)), likewise."""
+    beyond = slope.to(finest_dtype(slope.device)) * (2.0**FRACTION / kappa)  # so large that it would not have 64 bits
+    _inside(beyond, bits)
     whole = torch.div(slope, kappa, rounding_mode="floor")
     rest = ((slope - whole * kappa) << (FRACTION + 1)) + kappa
-    return -((whole << FRACTION) + torch.div(rest, 2 * kappa, rounding_mode="floor"))
+    quotient = (whole << FRACTION) + torch.div(rest, 2 * kappa, rounding_mode="floor")
+    return torch.where(beyond.abs() < MOST, -quotient, int(2 * MOST))
 
 
 def _whole(values: Tensor, bits: int) -> Tensor:
     """`values` rounded to int64. Beyond the lattice: an error on the CPU; elsewhere, without waiting, 2 * MOST."""
-    inside = values.abs() < MOST
-    if values.device.type == "cpu" and not bool(inside.all()):
-        rows = torch.nonzero(~inside.flatten(1).all(1)).flatten().tolist()
+    return _inside(values, bits).where(values.abs() < MOST, 2 * MOST).round().long()
+
+
+def _inside(values: Tensor, bits: int) -> Tensor:
+    """`values`, looked at on the CPU. Elsewhere that would wait; what is beyond the lattice is NaN in the end.
+
+    Raises:
+        OverflowError: Beyond the lattice; names the samples.
+    """
+    if values.device.type == "cpu" and not bool((values.abs() < MOST).all()):
+        rows = torch.nonzero(~(values.abs() < MOST).flatten(1).all(1)).flatten().tolist()
         raise OverflowError(
             f"samples {rows[:8]} left the lattice, which ends at {2.0 ** (61 - bits):g}: take fewer bits than {bits}, "
-            "more steps, or less guidance"
+            "more steps, less damping or less guidance"
         )
-    return values.where(inside, 2 * MOST).round().long()
+    return values
