@@ -126,7 +126,9 @@ def checked_grad(grad: AnyGrad, loop: Loop) -> str | None:
             "or takes them in another library: give num_steps and one of ods.solvers(), or grad=True"
         )
     if how == "reversible" and inverse_of(loop) is None:
-        known = ", ".join(name for name, maker in SOLVERS.items() if isinstance(maker(), Invertible))
+        known = ", ".join(
+            name for name, maker in SOLVERS.items() if isinstance(maker(), Invertible) and maker().differentiable
+        )
         raise ValueError(
             f'grad="reversible" rebuilds each state by undoing a step, which {name} cannot: '
             f'use one of {known}, or grad="checkpointed"'

@@ -51,24 +51,28 @@ def find(paths: Sequence[str | Path]) -> list[Path]:
     return found
 
 
-def load(paths: str | Path | Sequence[str | Path], shape: tuple[int, ...] | None = None) -> Tensor:
+def load(
+    paths: str | Path | Sequence[str | Path], shape: tuple[int, ...] | None = None, *, whole: bool = False
+) -> Tensor:
     """Read pictures as one batch.
 
     Args:
         paths: Files or folders, or one. Transparent pictures are laid on white.
         shape: (channels, height, width) that they must have; colour is converted (1 is grey, 3 is RGB), size is not.
+        whole: Refuse pictures of which something would be lost so: transparent ones, coloured ones for grey.
 
     Returns:
         (batch, channels, height, width), float32 in [-1, 1].
 
     Raises:
         FileNotFoundError: A path that does not exist.
-        ValueError: A file that is no picture, or has 16 bits a pixel, or another size than `shape` or than the first.
+        ValueError: A file that is no picture, or has 16 bits a pixel, another size than `shape` or than the
+            first, or more than is kept (`whole`).
     """
     pictures: list[Tensor] = []
     files = find([paths] if isinstance(paths, (str, Path)) else paths)
     for path in files:
-        picture = _read(path, "L" if shape is not None and shape[0] == 1 else "RGB")
+        picture = _read(path, "L" if shape is not None and shape[0] == 1 else "RGB", whole)
         want = tuple(shape) if shape is not None else tuple(pictures[0].shape) if pictures else tuple(picture.shape)
         if tuple(picture.shape) != want:
             size, asked = (f"{s[2]} x {s[1]}" for s in (picture.shape, want))
@@ -77,13 +81,15 @@ def load(paths: str | Path | Sequence[str | Path], shape: tuple[int, ...] | None
     return torch.stack(pictures)
 
 
-def _read(path: Path, mode: str) -> Tensor:
+def _read(path: Path, mode: str, whole: bool) -> Tensor:
     from PIL import Image, UnidentifiedImageError
 
     try:
         with Image.open(path) as picture:
             if picture.mode.startswith(("I", "F")):  # Pillow would cut its values off at 255
                 raise ValueError(f"{path} has more than 8 bits a pixel: convert it first")
+            if whole and (picture.has_transparency_data or (mode == "L" and picture.mode not in ("1", "L"))):
+                raise ValueError(f"{path} has transparency, or colours in place of greys, which would be lost")
             if picture.has_transparency_data:
                 white = Image.new("RGBA", picture.size, "white")
                 converted = Image.alpha_composite(white, picture.convert("RGBA")).convert(mode)

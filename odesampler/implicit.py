@@ -27,6 +27,7 @@ from torch import Tensor
 
 from odesampler.combine import for_rows
 from odesampler.integrate import OnGrid, solve, stepped
+from odesampler.precision import is_number
 from odesampler.program import Course, Loop, Observer, Program, Solved, Solver, State
 from odesampler.roots import METHODS, Correction, Found, Search, find_roots
 from odesampler.trial import carries
@@ -62,7 +63,7 @@ class Implicit:
         for what, least in (("memory", 0), ("max_evaluations", 1), ("average", 0)):
             if type(getattr(self, what)) is not int or getattr(self, what) < least:
                 raise ValueError(f"{what} must be a whole number, {least} or more; got {getattr(self, what)!r}")
-        if not 0 <= self.tolerance < math.inf:
+        if not is_number(self.tolerance) or not 0 <= self.tolerance < math.inf:
             raise ValueError(f"tolerance must be finite, 0 or more; got {self.tolerance!r}")
         if self.average and self.method != "fixed_point":
             raise ValueError(

@@ -90,5 +90,6 @@ def interpolate(a: Latent, b: Latent, num: int) -> Latent:
         nfe=None,
         converged=None,
         defect=None,
+        untouched=None,
         sidecar=None,
     )

@@ -10,6 +10,7 @@ implicitly, by solving the equations of decoding, which says for every sample ho
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Mapping
 from dataclasses import replace
@@ -99,7 +100,7 @@ def encode(
 
     Raises:
         ValueError: What cannot be meant, before the model is called: images far outside the model's data range, a
-            solver that draws noise. Images a little outside are encoded, with a warning.
+            solver that draws noise. Images outside by more than a tenth of its width are encoded, with a warning.
     """
     x_t = checked_batch(checked_model(model), images, "images")
     max_batch = lossless.rows_at_once(exact, micro_batch, max_batch, rows_a_sample(model, guidance_scale), grad)
@@ -116,8 +117,8 @@ def encode(
         clip_denoised=clip_denoised,
         state_dtype=state_dtype or finest_dtype(model.device),
     )
-    refuse_stochastic(plan)
-    warn_of_clipping(plan)
+    refuse_what_cannot_be_encoded(plan)
+    warn_of_losses(plan, model)
     loop, how = upward(plan.loop, convention)
     recipe = replace(Recipe.of(plan, model), convention=how)
     conditions = checked_cond(model, cond, len(x_t))
@@ -134,11 +135,12 @@ def encode(
     state = outcome.solved.state
     x, _ = arrived(model.schedule.to_model_scale(state.x, plan.grid[0]), outcome)
     memory = state.memory if is_reversible(plan) else ()
+    alone = lossless.checksums(x) if memory and math.isinf(plan.grid[0]) else None
     if exact == "bits":
         lossless.check_lattice(x)
     converged, defect = (None if v is None else v.cpu() for v in (outcome.solved.converged, outcome.solved.defect))
     warn_of_unconverged(converged, defect, "take more steps, more evaluations, or an exactly invertible solver")
-    latent = Latent(x, recipe, memory, conditions, outcome.nfe, plan, converged, defect)
+    latent = Latent(x, recipe, memory, conditions, outcome.nfe, plan, converged, defect, untouched=alone)
     return latent if exact is None else replace(latent, sidecar=_sidecar(model, latent, images, max_batch, progress))
 
 
@@ -208,7 +210,12 @@ def _start(model: Model, latent: Latent, plan: Plan) -> State:
             f"this latent has no memory, without which {latent.recipe.solver} is not exact: see Latent.without_memory",
             stacklevel=3,
         )
-    if isinstance(solver, FixedPoint) and len(memory) == 2:  # where sigma is infinite, memory holds a third: see Latent
+    if any(m.shape != x_t.shape or (m.is_floating_point() and not m.isfinite().all()) for m in memory):
+        shapes = [tuple(m.shape) for m in memory]
+        raise ValueError(f"latent.memory must be finite and of the shape of latent.x, {tuple(x_t.shape)}; got {shapes}")
+    if latent.untouched is not None and memory:
+        lossless.refuse_changed(lossless.checksums(latent.x) != latent.untouched)
+    elif isinstance(solver, FixedPoint) and memory:
         lossless.check_unchanged(solver, x, memory[0], plan.grid[0])
     return State(x, memory)
 
@@ -263,12 +270,28 @@ def warn_of_unconverged(converged: Tensor | None, defect: Tensor | None, advice:
     )
 
 
-def warn_of_clipping(plan: Plan) -> None:
-    """Warns that a plan which clips the denoised image loses what it clips."""
+def warn_of_losses(plan: Plan, model: Model) -> None:
+    """Warns of a plan that clips the denoised image, and of a network that answers otherwise each time."""
+    if model.answers_by_chance:
+        warnings.warn(
+            f"the network of {model.name} is in training mode and has dropout or batch norm, so that it answers "
+            "otherwise when decoding: network.eval() first",
+            stacklevel=3,
+        )
     if plan.clip_denoised is not None:
         warnings.warn(
             f"clip_denoised={plan.clip_denoised} puts a floor under the round trip: what is clipped cannot come back",
             stacklevel=3,
+        )
+
+
+def refuse_what_cannot_be_encoded(plan: Plan) -> None:
+    """Raises: ValueError: the plan's solver draws noise, or has no step that it could undo."""
+    refuse_stochastic(plan)
+    if is_reversible(plan) is not None and plan.grid.num_steps == 1 and math.isinf(plan.grid[0]):
+        raise ValueError(
+            "the step out of sigma = infinity is Euler's, which cannot be undone exactly: take num_steps=2 or more, or "
+            'exact="residual" with a solver such as "ddim"'
         )
 
 

@@ -24,7 +24,7 @@ from odesampler.threshold import AnyThreshold, DynamicThreshold, checked_thresho
 from odesampler.version import __version__
 
 FORMAT = "odesampler.latent/2"
-_MEASURED = ("converged", "defect")
+_MEASURED = ("converged", "defect", "untouched")
 
 
 @dataclass(frozen=True)
@@ -86,6 +86,7 @@ class Latent:
     # tolerance, and the most that decoding misses of the image, in its units, but for a factor near 1 for `implicit`.
     converged: Tensor | None = None
     defect: Tensor | None = None
+    untouched: Tensor | None = None  # (batch,) checksum of x, where sigma_max is infinite and memory says all
     sidecar: SideCar | None = None  # what `encode(exact=...)` keeps so that the images come back to the bit
     null: Mapping[str, Tensor] | None = None  # each (batch, steps, ...): null conditions that `null_text` found
 
@@ -100,9 +101,10 @@ class Latent:
 
     @property
     def _how_well(self) -> str:
-        if self.converged is None or self.defect is None:
+        if self.defect is None:
             return ""
-        return f", {int(self.converged.sum())} of {len(self)} converged, defect {self.defect.max().item():.1e} at most"
+        far = "" if self.converged is None else f", {int(self.converged.sum())} of {len(self)} converged"
+        return f"{far}, defect {self.defect.max().item():.1e} at most"
 
     def __len__(self) -> int:
         return len(self.x)
@@ -113,7 +115,7 @@ class Latent:
         What is lost: decoding is approximate then, and with few steps worse than the solver that it is made of. What
         was kept to come back to the bit goes too.
         """
-        return replace(self, memory=(), sidecar=None)
+        return replace(self, memory=(), sidecar=None, untouched=None)
 
     def without_null(self) -> Latent:
         """This latent without the null conditions that `null_text` found: decoding is guided away from the model's own.
@@ -130,6 +132,7 @@ class Latent:
             memory=tuple(m[rows] for m in self.memory),
             cond={k: v[rows] for k, v in self.cond.items()},
             nfe=None if self.nfe is None else self.nfe[rows],
+            untouched=None if self.untouched is None else self.untouched[rows],
             sidecar=None if self.sidecar is None else self.sidecar.select(rows),
             null=None if self.null is None else {k: v[rows] for k, v in self.null.items()},
             converged=None if self.converged is None else self.converged[rows],

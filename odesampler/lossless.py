@@ -193,18 +193,29 @@ def check_lattice(x: Tensor) -> None:
     """Raises: OverflowError: an encoded `x` (batch, *shape) is NaN, as what left the lattice is in the end."""
     if not bool(x.isfinite().all()):
         rows = torch.nonzero(~x.isfinite().flatten(1).all(1)).flatten().tolist()
-        raise OverflowError(f"samples {rows[:8]} left the lattice: take fewer bits, more steps, or less guidance")
+        raise OverflowError(
+            f"samples {rows[:8]} left the lattice: take fewer bits (ods.FixedPoint(bits=32)) or more steps"
+        )
 
 
 def check_unchanged(solver: FixedPoint, x: Tensor, point: Tensor, sigma: float) -> None:
     """Raises: ValueError: `x` (batch, *shape) at `sigma` is not what `point`, which decoding starts from, says."""
     shown = solver.shown(point, sigma, x.dtype)
-    away = (x - shown).abs() > 1e-5 * (1 + shown.abs())
-    if bool(away.any()):
-        rows = torch.nonzero(away.flatten(1).any(1)).flatten().tolist()
+    refuse_changed(((x - shown).abs() > 1e-5 * (1 + shown.abs())).flatten(1).any(1))
+
+
+def checksums(x: Tensor) -> Tensor:
+    """(batch,) int64, of latents (batch, *shape), the same in every precision."""
+    return _checksum(x.detach().cpu().float() + 0.0)
+
+
+def refuse_changed(changed: Tensor) -> None:
+    """Raises: ValueError: some latents are `changed` (batch,), but not the memory from which they are decoded."""
+    if bool(changed.any()):
+        rows = torch.nonzero(changed).flatten().tolist()
         raise ValueError(
-            f"latent.x of samples {rows[:8]} has been changed, but its memory, from which it is decoded to the bit, "
-            "has not: decode latent.without_memory()"
+            f"latent.x of samples {rows[:8]} has been changed, but its memory, from which it is decoded, has not: "
+            "decode latent.without_memory()"
         )
 
 

@@ -117,6 +117,13 @@ class Model:
         """What the network is called with; None: the dtype of the state."""
         return self.dtype or next((p.dtype for p in self._tensors() if p.is_floating_point()), None)
 
+    @property
+    def answers_by_chance(self) -> bool:
+        """Whether the network has layers that, as it stands, answer the same question in other ways each time."""
+        kinds = (nn.modules.dropout._DropoutNd, nn.modules.batchnorm._BatchNorm)
+        modules = self.network.modules() if isinstance(self.network, nn.Module) else ()
+        return any(m.training and isinstance(m, kinds) and getattr(m, "p", 1) > 0 for m in modules)
+
     def to(self, device: str | torch.device) -> Model:
         """This model with its network on `device` (the network itself is moved, as torch does)."""
         if isinstance(self.network, nn.Module):

@@ -27,6 +27,7 @@ from odesampler.data_range import check_images
 from odesampler.drive import Tally, run
 from odesampler.grid import Grid
 from odesampler.guidance import AnyGuidance, Guided, guided
+from odesampler.implicit import largest
 from odesampler.integrate import solve
 from odesampler.latent import Latent, Recipe
 from odesampler.model import Model
@@ -89,7 +90,8 @@ def null_text(
 
     Returns:
         A `Latent` with `null`, which `decode` uses and `latent.without_null()` forgets; its `x` is what `encode` gives
-        without guidance. Its `nfe` counts all evaluations, those of the search too.
+        without guidance. Its `nfe` counts all evaluations, those of the search too; `defect` says how far from its
+        image each sample ends, the largest error of any pixel.
 
     Raises:
         ValueError: What cannot be meant, before the model is called: no guidance, no floating-point null condition, a
@@ -126,8 +128,10 @@ def null_text(
     )
     assert outcome.trajectory is not None
     pivot = outcome.trajectory.x_t.flip(0).to(model.device)
-    null, nfe = search.along(pivot, conditions, max_batch, progress)
-    return Latent(pivot[0], recipe, (), conditions, outcome.nfe + nfe, plan=plan, null={search.key: null})
+    null, nfe, end = search.along(pivot, conditions, max_batch, progress)
+    defect = largest(end - pivot[-1]).cpu()
+    nfe = outcome.nfe + nfe
+    return Latent(pivot[0], recipe, (), conditions, nfe, plan=plan, defect=defect, null={search.key: null})
 
 
 class _Found(NamedTuple):
@@ -161,8 +165,9 @@ class _Search:
 
     def along(
         self, pivot: Tensor, cond: Mapping[str, Tensor], max_batch: int | None, progress: bool
-    ) -> tuple[Tensor, Tensor]:
-        """Null conditions (batch, steps, ...) for `pivot` (steps + 1, batch, *shape), and their cost (batch,)."""
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Null conditions (batch, steps, ...) for `pivot` (steps + 1, batch, *shape), their cost (batch,), and where
+        they lead (batch, *shape), in the model's scale."""
         steps, batch = len(pivot) - 1, pivot.shape[1]
         null = self.model.nothing(batch)[self.key]
         null = null.to(torch.promote_types(null.dtype, torch.float32))
@@ -185,7 +190,7 @@ class _Search:
                 f"what {self.model.name} answers does not depend on its null condition {self.key!r}: is its network "
                 "under torch.no_grad(), or the guidance interval where the grid asks nothing?"
             )
-        return torch.stack(nulls, 1), nfe
+        return torch.stack(nulls, 1), nfe, self.model.schedule.to_model_scale(z, self.plan.grid[-1])
 
     def _found(self, i: int, z: Tensor, null: Tensor, goal: Tensor, cond: Mapping[str, Tensor]) -> _Found:
         """Step i from `z`, searched from `null` on for where it leads to `goal`, in the model's scale."""

@@ -99,13 +99,16 @@ def polish(
             tally=tally,
         )
     converged, defect = found.converged.cpu(), found.defect.cpu()
-    warn_of_unconverged(converged, defect, "take more sweeps, more steps, or another encoder")
+    warn_of_unconverged(
+        converged, defect, "take more sweeps, more steps, or a latent of another solver, such as 'multistep' or 'heun'"
+    )
     assert tally.nfe is not None  # it decoded at least once
     return replace(
         latent,
         x=model.schedule.to_model_scale(found.x, high),
         recipe=replace(latent.recipe, polished=True),
         memory=(),
+        untouched=None,
         sidecar=None,
         nfe=tally.nfe.cpu() + (0 if latent.nfe is None else latent.nfe),
         converged=converged,

@@ -36,7 +36,7 @@ CORE = {  # what each module of the core may import of ours
     "integrate": {"program", "combine", "trial"},
     "adaptive": {"program", "combine"},
     "roots": {"program", "combine", "precision"},
-    "implicit": {"program", "combine", "integrate", "roots", "trial"},
+    "implicit": {"precision", "program", "combine", "integrate", "roots", "trial"},
     "registry": {"program", "combine", "integrate", "adaptive", "names", "solvers"},
     "solvers": {"solvers", "registry"},  # the package answers `odesampler.solvers()`
     "data_range": set(),

@@ -303,3 +303,70 @@ def test_pictures_come_back_from_the_command_line_byte_for_byte(tmp_path, monkey
             cli.main(command)
     assert torch.equal(ods.images.load(pictures), ods.images.load("out"))
     assert [p.name for p in pictures] == sorted(p.name for p in (tmp_path / "out").iterdir())
+
+
+@pytest.mark.parametrize("schedule", [ods.RectifiedFlow(), ods.VP.linear().with_zero_snr()], ids=["flow", "zero SNR"])
+def test_one_step_from_infinity_cannot_be_undone_and_says_so(schedule):
+    model, x = RING.model(schedule, "v"), RING.sample(20)
+    for how in ({}, {"exact": "bits"}, {"solver": "edict"}):
+        with pytest.raises(ValueError, match=r"cannot be undone exactly: take num_steps=2"):
+            ods.encode(model, x, num_steps=1, **how)
+    latent = ods.encode(model, x, num_steps=1, solver="ddim", exact="residual")
+    assert torch.equal(ods.decode(model, latent).x.float(), x.float())
+
+
+@pytest.mark.parametrize("how", [{}, {"exact": "bits"}, {"solver": "two_step"}], ids=str)
+def test_at_infinity_too_a_changed_latent_is_not_decoded_from_its_old_memory(how, tmp_path):
+    model, x = RING.model(ods.RectifiedFlow(), "v"), RING.sample(3)
+    alone = {"micro_batch": 1} if "exact" in how else {}
+    ods.encode(model, x, num_steps=6, **how, **alone).save(tmp_path / "z.safetensors")
+    latent = ods.Latent.load(tmp_path / "z.safetensors")
+    assert (ods.decode(model, latent.select([2, 0])).x - x[[2, 0]]).abs().max() < 1e-6
+    for changed in (replace(latent, x=latent.x + 1), replace(latent.select([0]), x=latent.x[1:2])):
+        with pytest.raises(ValueError, match=r"has been changed.*without_memory"):
+            ods.decode(model, changed)
+
+
+@pytest.mark.parametrize(
+    "wrong", [torch.zeros(1, dtype=torch.float64), torch.full((4, 1, 8, 8), torch.nan)], ids=["shape", "nan"]
+)
+def test_memory_that_does_not_belong_is_refused_before_any_call(wrong):
+    model = ods.load("digits")
+    latent = ods.encode(model, X, num_steps=2)
+    with pytest.raises(ValueError, match=r"latent.memory must be finite and of the shape of latent.x, \(4, 1, 8, 8\)"):
+        ods.decode(model, replace(latent, memory=(wrong,)))
+
+
+def test_a_network_with_dropout_at_work_is_warned_of():
+    network = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.Dropout(0.3))
+    model = ods.Model(lambda x_t, t: network(x_t), ods.VP.linear(), data_shape=(2,))
+    assert not model.answers_by_chance
+
+    class Net(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner = network
+
+        def forward(self, x_t, t):
+            return self.inner(x_t)
+
+    model = ods.Model(Net(), ods.VP.linear(), data_shape=(2,))
+    with pytest.warns(UserWarning, match=r"training mode.*network\.eval\(\) first"):
+        ods.encode(model, RING.sample(2), num_steps=2)
+    model.network.eval()
+    ods.encode(model, RING.sample(2), num_steps=2)
+
+
+def test_pictures_that_would_lose_something_are_not_taken_for_exact(tmp_path):
+    from PIL import Image
+
+    Image.new("RGBA", (8, 8), (10, 20, 30, 40)).save(tmp_path / "clear.png")
+    Image.new("RGB", (8, 8), (10, 20, 30)).save(tmp_path / "red.png")
+    Image.new("L", (8, 8), 7).save(tmp_path / "grey.png")
+    for name, shape in (("clear.png", (3, 8, 8)), ("red.png", (1, 8, 8))):
+        with pytest.raises(ValueError, match=f"{name} has transparency, or colours"):
+            ods.images.load(tmp_path / name, shape, whole=True)
+        assert ods.images.load(tmp_path / name, shape).shape == (1, *shape)
+    assert ods.images.load(tmp_path / "grey.png", (1, 8, 8), whole=True).shape == (1, 1, 8, 8)
+    with pytest.raises(SystemExit, match="2"):
+        cli.main(["encode", str(tmp_path / "clear.png"), "--exact", "bits", "--out", str(tmp_path / "z.safetensors")])

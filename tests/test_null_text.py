@@ -253,3 +253,10 @@ def test_a_fitted_latent_is_not_polished_and_lends_its_null_conditions_to_its_ha
     path = ods.interpolate(latent.select([0]), latent.select([1]), 3)
     assert torch.equal(path.null["label"][[0, 2]], latent.null["label"][:2])
     assert torch.allclose(ods.decode(SHIFTED, path).x[0], ods.decode(SHIFTED, latent.select([0])).x[0], atol=1e-6)
+
+
+def test_a_fitted_latent_says_how_far_from_its_images_it_ends():
+    latent = found()
+    missed = (ods.decode(SHIFTED, latent).x - POINTS).abs().flatten(1).amax(1)
+    assert torch.allclose(latent.defect.double(), missed.double(), rtol=1e-3, atol=1e-6)
+    assert f"defect {missed.max():.1e}" in repr(latent)

@@ -135,13 +135,13 @@ def loaded_model(name: str, device: str) -> Model:
     return model
 
 
-def images_of(model: Model, paths: Sequence[str], num: int) -> Tensor:
+def images_of(model: Model, paths: Sequence[str], num: int, *, whole: bool = False) -> Tensor:
     """Pictures from files; without paths, held-out images of the model."""
     from odesampler.images import load
     from odesampler.zoo.models import held_out
 
     if paths:
-        return load(paths, model.data_shape)
+        return load(paths, model.data_shape, whole=whole)
     if num < 1:
         raise click.BadParameter(f"--num must be 1 or more; got {num}")
     images = held_out(model.name).images

@@ -57,7 +57,8 @@ def encode(paths: tuple[str, ...], model: str, device: str, label: str | None, n
     import odesampler as ods
 
     loaded = loaded_model(model, device)
-    latent = ods.encode(loaded, images_of(loaded, paths, num), cond=cond_of(loaded, label), progress=shown(), **how)
+    images = images_of(loaded, paths, num, whole=how["exact"] is not None)
+    latent = ods.encode(loaded, images, cond=cond_of(loaded, label), progress=shown(), **how)
     check_arrived(latent.x)
     latent.save(out)
     click.echo(f"{len(latent)} latents, {cost(latent.nfe)}, standard deviation {latent.x.std():.3f}: {out}")

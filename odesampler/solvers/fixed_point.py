@@ -165,7 +165,7 @@ def _inside(values: Tensor, bits: int) -> Tensor:
     if values.device.type == "cpu" and not bool((values.abs() < MOST).all()):
         rows = torch.nonzero(~(values.abs() < MOST).flatten(1).all(1)).flatten().tolist()
         raise OverflowError(
-            f"samples {rows[:8]} left the lattice, which ends at {2.0 ** (61 - bits):g}: take fewer bits than {bits}, "
-            "more steps, less damping or less guidance"
+            f"samples {rows[:8]} left the lattice, which ends at {2.0 ** (61 - bits):g}: take fewer bits than {bits} "
+            "(ods.FixedPoint(bits=32)), more steps, less damping or less guidance"
         )
     return values
