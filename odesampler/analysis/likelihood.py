@@ -1,0 +1,306 @@
+"""Likelihood: how probable images are under a model, by the change of variables along its equation.
+
+    log p(image) = log N(latent) + integral of div eps along its trajectory (`density`)
+    bits per dimension = -(log p(image) + d log width) / (d log 2)
+
+The images are taken to be at sigma_min, as `encode` does, so this is the density of the data with that much noise on
+them.
+
+Pixels that were rounded to levels have no density, but a probability: the integral of p over their cells. `dequantise`
+puts noise on them, uniform in a cell of that `width`, centred at the level; the mean of log p then is a lower bound of
+the log-probability, and the log of the mean of p a tighter one (`importance_weighted`). `divergence` says how div eps
+is found.
+
+References:
+    Song et al. 2021, Score-based generative modeling through SDEs, arXiv:2011.13456, section 4.3. Theis et al. 2016, A
+    note on the evaluation of generative models, arXiv:1511.01844, 3.1 (uniform noise). Burda et al. 2016, Importance
+    weighted autoencoders, arXiv:1509.00519, equation 8.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from odesampler.analysis import tables
+from odesampler.analysis.density import log_density
+from odesampler.data_range import check_images
+from odesampler.divergence import KINDS, PROBES, draw_probes
+from odesampler.guidance import AnyGuidance
+from odesampler.inversion import refuse_stochastic
+from odesampler.model import Model
+from odesampler.noise import Streams, seeds_for
+from odesampler.plan import (
+    AnyGrid,
+    AnySolver,
+    Plan,
+    checked_batch,
+    checked_cond,
+    checked_model,
+    make_plan,
+)
+from odesampler.precision import finest_dtype
+from odesampler.registry import spec_of
+from odesampler.sampling import is_reversible
+
+MOST_EXACT = 256  # values of a sample up to which the divergence is exact unless told otherwise
+RANGE = (-1.0, 1.0)  # of data of which the model does not say it
+
+
+@dataclass(frozen=True, repr=False)
+class Likelihood:
+    """The log-likelihood of each image; prints as a table."""
+
+    log_p: Tensor  # (batch,) in nats, float64; NaN for a sample that did not arrive. With levels: a lower bound
+    error: Tensor  # (batch,) standard error of log_p, from draws and probes; 0: nothing was drawn, NaN: drawn once
+    draws: Tensor  # (draws, batch) what log_p is the mean of
+    nfe: Tensor  # (batch,) int64, all draws together
+    size: int  # values of one image
+    levels: int | None  # of the pixels; None: log_p is a density
+    width: float  # of a level, in units of the data; 1 for a density
+    exact: bool  # the divergence
+    how: str
+    model: str
+
+    HEAD = ("image", "log p (nats)", "+-", "bits/dim", "+-", "nfe")
+
+    @property
+    def bits_per_dim(self) -> Tensor:
+        """(batch,) bits a value: of the levels where there are some, else of the density, which may be negative."""
+        return self._bits(self.log_p)
+
+    @property
+    def importance_weighted(self) -> Tensor:
+        """(batch,) log of the mean of p over the draws: with more of them it tends to the log-probability from below.
+
+        Raises:
+            ValueError: The divergence was estimated: the noise of that would count as likelihood.
+        """
+        if not self.exact:
+            raise ValueError('the mean of p needs divergence="exact": the exponential of an estimate is too large')
+        return self.draws.logsumexp(0) - math.log(len(self.draws))
+
+    def _bits(self, log_p: Tensor) -> Tensor:
+        return -(log_p / self.size + math.log(self.width)) / math.log(2)
+
+    def _cells(self, digits: Sequence[str]) -> list[tuple[str, ...]]:
+        bits = self.error / (self.size * math.log(2))
+        columns = zip(*(v.tolist() for v in (self.log_p, self.error, self.bits_per_dim, bits)), strict=True)
+        cells = ([format(v, f) for v, f in zip(row, digits, strict=True)] for row in columns)
+        return [(str(i), *row, str(n)) for i, (row, n) in enumerate(zip(cells, self.nfe.tolist(), strict=True))]
+
+    def rows(self) -> list[tuple[str, ...]]:
+        """The table's cells, row by row, without the head."""
+        return self._cells((".2f", ".2f", ".3f", ".3f"))
+
+    def table(self) -> str:
+        """A text table: a row for each image, and how they were found."""
+        mean, late = self.bits_per_dim.nanmean().item(), int(self.log_p.isnan().sum())
+        what = f"of {self.levels} levels, a bound from {len(self.draws)} draws" if self.levels else "of a density"
+        notes = [f"mean {mean:.3f} bits/dim, {what}; {self.model}, {self.how}"]
+        if late:
+            notes.append(f"{late} of {len(self.log_p)} images did not arrive, and have no likelihood")
+        return tables.text(self.HEAD, self.rows(), notes)
+
+    __repr__ = table
+
+    def to_csv(self) -> str:
+        """The table as comma-separated values, with all digits."""
+        return tables.comma_separated(self.HEAD, self._cells((".17g",) * 4))
+
+    def _repr_html_(self) -> str:
+        return tables.html(self.HEAD, self.rows())
+
+
+@dataclass(frozen=True)
+class _Estimate:
+    """What is drawn, and how often."""
+
+    probes: int  # 0: the divergence is exact
+    kind: str
+    levels: int | None
+    draws: int
+    ends: tuple[float, float]  # the values of the first and the last level
+
+    @property
+    def width(self) -> float:
+        return 1.0 if self.levels is None else (self.ends[1] - self.ends[0]) / (self.levels - 1)
+
+
+def log_likelihood(
+    model: Model,
+    images: Tensor,
+    *,
+    solver: AnySolver | None = None,
+    num_steps: int | None = None,
+    grid: AnyGrid | None = None,
+    cond: Mapping[str, Any] | None = None,
+    guidance_scale: AnyGuidance = 1.0,
+    rtol: float | None = None,
+    atol: float | None = None,
+    divergence: str | None = None,
+    probes: int = 8,
+    probe: str = "rademacher",
+    dequantise: int | None = None,
+    draws: int = 1,
+    seed: int | Sequence[int] = 0,
+    state_dtype: torch.dtype | None = None,
+    max_batch: int | None = None,
+    progress: bool = False,
+) -> Likelihood:
+    """Log-likelihood of images, in nats and in bits per dimension, under a model's ODE.
+
+    Args:
+        model: The model; its network must be differentiable.
+        images: (batch, *shape), float, in the model's data range.
+        solver: As for `sample`: any that neither draws noise nor is exactly invertible. By default Dormand-Prince,
+            whose steps are accepted by the errors of x and of log p, which counts as one value more.
+        num_steps: As for `encode`.
+        grid: As for `encode`.
+        cond: As for `encode`: the likelihood given this condition.
+        guidance_scale: As for `encode`; the likelihood under what guidance samples.
+        rtol: As for `encode`; 1e-4 where neither steps nor tolerances are given.
+        atol: As for `encode`; likewise.
+        divergence: "exact", which takes one pass back through the network for each value of an image and evaluation,
+            or "hutchinson", which takes one for each probe. By default exact for up to 256 values.
+        probes: How many for each image, with "hutchinson".
+        probe: "rademacher", random signs, or "gaussian", whose estimates scatter more.
+        dequantise: The number of levels that the pixels were rounded to, 256 for bytes, evenly spaced over the model's
+            data range, [-1, 1] where it says none. None takes the images for what they are, and gives a density.
+        draws: With `dequantise`, how often noise is put on the images; all is solved anew for each draw.
+        seed: As for `sample`, of noise and probes.
+        state_dtype: As for `encode`.
+        max_batch: As for `sample`. The passes back keep what the network computed for so many rows.
+        progress: Show a progress bar.
+
+    Returns:
+        A `Likelihood`. It falls short of the data's own where the model does; what steps and tolerances leave open is
+        not in its standard error: solve again with more steps to see it.
+
+    Raises:
+        ValueError: What cannot be meant, before the model is called: a solver that is no method for the ODE alone,
+            images that are not at the levels. While running: a network that answers without a graph.
+    """
+    x_t = checked_batch(checked_model(model), images, "images")
+    check_images(x_t, model.data_range, model.name)
+    estimate = _estimate(model, x_t, divergence, probes, probe, dequantise, draws)
+    plan = make_plan(
+        model,
+        "dopri5" if solver is None else solver,
+        num_steps=num_steps,
+        grid=grid,
+        rtol=rtol,
+        atol=atol,
+        into_zero=False,
+        guidance_scale=guidance_scale,
+        state_dtype=state_dtype or finest_dtype(model.device),
+    )
+    _refuse(plan)
+    return _measured(
+        model,
+        plan,
+        x_t.detach().to(model.device, plan.state_dtype),
+        checked_cond(model, cond, len(x_t)),
+        Streams(seeds_for(seed, len(x_t))),
+        estimate,
+        max_batch=max_batch,
+        progress=progress,
+    )
+
+
+def _estimate(
+    model: Model, x_t: Tensor, divergence: str | None, probes: int, kind: str, levels: int | None, draws: int
+) -> _Estimate:
+    """What is drawn. Raises: ValueError: it cannot be meant."""
+    if divergence not in (None, "exact", "hutchinson"):
+        raise ValueError(f'divergence must be "exact" or "hutchinson"; got {divergence!r}')
+    if kind not in KINDS:
+        raise ValueError(f"probe must be one of {', '.join(KINDS)}; got {kind!r}")
+    for name, number, least in (("probes", probes, 1), ("draws", draws, 1), ("dequantise", levels, 2)):
+        if (number, name) != (None, "dequantise") and (type(number) is not int or number < least):
+            raise ValueError(f"{name} must be a whole number of {least} or more; got {number!r}")
+    if levels is None and draws != 1:
+        raise ValueError(f"draws={draws} is how often noise is put on pixels of so many levels: give dequantise")
+    exact = divergence == "exact" or (divergence is None and x_t[0].numel() <= MOST_EXACT)
+    made = _Estimate(0 if exact else probes, kind, levels, draws, model.data_range or RANGE)
+    if levels is not None:
+        _check_levels(x_t, made)
+    return made
+
+
+def _check_levels(x_t: Tensor, estimate: _Estimate) -> None:
+    low, high = estimate.ends
+    place = (x_t.detach().double() - low) / estimate.width
+    off = (place - place.round().clamp(0, (high - low) / estimate.width)).abs().flatten(1).amax(1)
+    if bool((off > 0.01).any()):
+        i = int(off.argmax())
+        raise ValueError(
+            f"dequantise={estimate.levels}: image {i} is up to {off[i].item():.2g} of a step away from the "
+            f"{estimate.levels} levels between {low:g} and {high:g}; give the number of levels that its pixels were "
+            "rounded to, or leave dequantise out for a density"
+        )
+
+
+def _refuse(plan: Plan) -> None:
+    """Raises: ValueError: a solver that cannot carry a density along, or too short a way to infinity."""
+    refuse_stochastic(plan)
+    if is_reversible(plan) is not None:
+        raise ValueError(
+            f"{spec_of(plan.loop)} couples two values that drift apart in log p, by hundreds of nats on a trained "
+            "network: take a solver that is not exactly invertible, such as 'dopri5' or 'multistep'"
+        )
+    if math.isinf(plan.grid[0]) and len(plan.grid) < 3:
+        raise ValueError("a likelihood from sigma = infinity needs 2 steps or more: the first leads out of infinity")
+
+
+def _measured(
+    model: Model,
+    plan: Plan,
+    x_t: Tensor,
+    cond: dict[str, Tensor],
+    streams: Streams,
+    estimate: _Estimate,
+    *,
+    max_batch: int | None,
+    progress: bool,
+) -> Likelihood:
+    """Every draw solved; their mean, and how far it may be off."""
+    found, nfe = [], torch.zeros(len(x_t), dtype=torch.int64)
+    for i in range(estimate.draws):
+        points = x_t if estimate.levels is None else x_t + estimate.width * _uniform(streams, x_t)
+        given = dict(cond)
+        if estimate.probes:
+            given[PROBES] = draw_probes(streams, x_t.flatten(1), estimate.probes, estimate.kind)
+        what = "likelihood" if estimate.draws == 1 else f"likelihood, draw {i + 1} of {estimate.draws}"
+        values, cost = log_density(model, plan, points, given, max_batch, what if progress else None)
+        found.append(values)
+        nfe += cost
+    each = torch.stack(found)  # (draws, batch, estimates of one solve)
+    draws = each.mean(2)
+    scatter = draws if estimate.levels is not None else each[0].T
+    error = scatter.std(0, correction=min(1, len(scatter) - 1)) / math.sqrt(len(scatter))
+    drawn_once = len(scatter) == 1 and bool(estimate.probes or estimate.levels)
+    trace = f"{estimate.probes} {estimate.kind} probes" if estimate.probes else "exact divergence"
+    return Likelihood(
+        draws.mean(0),
+        error.fill_(math.nan) if drawn_once else error,
+        draws,
+        nfe,
+        x_t[0].numel(),
+        estimate.levels,
+        estimate.width,
+        not estimate.probes,
+        f"{spec_of(plan.loop)}, {f'{plan.grid.num_steps} steps, ' if plan.loop.takes_steps else ''}{trace}",
+        model.name,
+    )
+
+
+def _uniform(streams: Streams, like: Tensor) -> Tensor:
+    """Uniform noise in (-1/2, 1/2), of the shape of `like`: the rank of a normal one."""
+    rank: Tensor = torch.special.ndtr(streams.draw(like.double()))
+    return (rank - 0.5).to(like.dtype)
