@@ -68,7 +68,10 @@ def followed(model: Model) -> Model:
 
 
 def _trace(eps: Tensor, flat: Tensor) -> Tensor:
-    """The divergence of `eps` (batch, d), (batch, 1): one pass back through the network for each value."""
+    """The divergence of `eps` (batch, d), (batch, 1): one pass back through the network for each value.
+
+    In a loop: batched by vmap they took half as long again on a CPU, and not every network can be.
+    """
     last = flat.shape[1] - 1
     parts = [_back(eps[:, i].sum(), flat, None, i < last)[:, i] for i in range(last + 1)]
     return torch.stack(parts).sum(0)[:, None]
@@ -96,7 +99,7 @@ class _Followed(nn.Module):
         out: Tensor = self.network(x_t, t, **cond)
         if isinstance(out, Tensor) and not out.requires_grad:
             raise ValueError(
-                f"{self.name} answers without a graph back to x, as under torch.no_grad: a likelihood needs the "
-                "derivatives of the network; give Model a network that can be differentiated"
+                f"{self.name} answers without a graph back to x, as under torch.no_grad or inference_mode: a "
+                "likelihood needs the derivatives of the network; give Model a network that can be differentiated"
             )
         return out

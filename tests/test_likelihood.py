@@ -214,6 +214,8 @@ def counted(model):
         ({"dequantise": 1}, "dequantise must be a whole number of 2 or more"),
         ({"dequantise": 256}, "image 1 is up to 0.5 of a step away from the 256 levels between -1 and 1"),
         ({"dequantise": 2}, "image 1 is up to 0.5 of a step"),
+        ({"solver": "scipy:DOP853", "check": True}, "our own adaptive solvers; got scipy:DOP853"),
+        ({"solver": "heun", "num_steps": 3, "check": True}, "of 4 or more"),
         ({"seed": [1]}, "2 samples, got 1 seeds"),
     ],
 )
@@ -222,6 +224,44 @@ def test_what_cannot_be_meant_is_refused_before_the_model_is_called(options, mes
     with pytest.raises(ValueError, match=message):
         ods.log_likelihood(model, torch.tensor([[1.0, -1.0], [0.0, 1.0]]), **options)
     assert calls == []
+
+
+@pytest.mark.parametrize("how", [{"solver": "heun", "num_steps": 101}, {"solver": "unipc", "num_steps": 100}, {}])
+@pytest.mark.parametrize("schedule", [EDM, ods.RectifiedFlow()], ids=["ve", "flow"])
+def test_the_difference_to_half_the_steps_bounds_the_error_from_above(how, schedule):
+    data = mixture()
+    model, x = data.model(schedule, "flow"), data.sample(8, seed=4)
+    found = ods.log_likelihood(model, x, check=True, **how)
+    error = (found.log_p - truth(data, model, x)).abs()
+    assert found.head[3] == "half steps"
+    assert 1 < (found.difference.mean() / error.mean()).item() < 40
+    plain = ods.log_likelihood(model, x, **how)
+    assert plain.difference is None
+    assert torch.equal(found.log_p, plain.log_p)
+    assert (found.nfe > plain.nfe).all()
+    assert not found.unsettled.any()
+
+
+def test_too_few_steps_are_flagged():
+    model, x = ods.load("digits"), ods.held_out("digits").images[:2]
+    how = {"dequantise": 17, "divergence": "hutchinson", "probes": 1, "solver": "heun"}
+    with pytest.warns(RuntimeWarning, match="2 of 2 images have a probability above 1"):
+        found = ods.log_likelihood(model, x, num_steps=5, **how)
+    assert found.impossible.tolist() == [True, True]
+    assert "above 1, which cannot be" in repr(found)
+    with pytest.warns(RuntimeWarning, match="2 of 2 images change by more than 0.05 bits/dim with half the steps"):
+        found = ods.log_likelihood(model, x, num_steps=30, check=True, **how)
+    assert found.unsettled.tolist() == [True, True]
+    assert not found.impossible.any()
+    assert found.bits_per_dim.min() > 1.5
+
+
+def test_a_density_may_be_above_1():
+    data = ods.exact.Gaussian(torch.zeros(4), 1e-4)
+    found = ods.log_likelihood(data.model(ods.VE(0.001, 20.0)), data.sample(2))
+    assert (found.log_p > 8).all()
+    assert (found.bits_per_dim < -3).all()
+    assert not found.impossible.any()
 
 
 def test_a_grid_of_one_step_out_of_infinity_is_refused():
@@ -237,6 +277,10 @@ def test_a_network_without_a_graph_is_refused(prediction):
     model = ods.Model(torch.no_grad()(inner.network.forward), inner.schedule, prediction)
     with pytest.raises(ValueError, match="without a graph"):
         ods.log_likelihood(model, mixture().sample(2))
+    with pytest.raises(ValueError, match="without a graph"), torch.inference_mode():
+        ods.log_likelihood(inner, mixture().sample(2))
+    with torch.no_grad():
+        assert ods.log_likelihood(inner, mixture().sample(2)).log_p.isfinite().all()
 
 
 def test_a_sample_that_does_not_arrive_has_no_likelihood_and_the_others_have():
@@ -256,7 +300,7 @@ def test_a_sample_that_does_not_arrive_has_no_likelihood_and_the_others_have():
 def test_the_report_says_what_was_found_with_all_digits_in_the_csv():
     found = ods.log_likelihood(mixture().model(EDM), mixture().sample(2), divergence="hutchinson", probes=2)
     head, *rows = csv.reader(io.StringIO(found.to_csv()))
-    assert tuple(head) == found.HEAD
+    assert tuple(head) == found.head
     assert [float(r[1]) for r in rows] == found.log_p.tolist()
     assert [float(r[4]) for r in rows] == pytest.approx((found.error / 2 / LN2).tolist())
     assert [int(r[5]) for r in rows] == found.nfe.tolist()

@@ -20,17 +20,20 @@ References:
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from odesampler.analysis import tables
+from odesampler.adaptive import Adaptive
 from odesampler.analysis.density import log_density
+from odesampler.analysis.likelihoods import Likelihood
 from odesampler.data_range import check_images
 from odesampler.divergence import KINDS, PROBES, draw_probes
+from odesampler.grid import Grid
 from odesampler.guidance import AnyGuidance
 from odesampler.inversion import refuse_stochastic
 from odesampler.model import Model
@@ -50,71 +53,6 @@ from odesampler.sampling import is_reversible
 
 MOST_EXACT = 256  # values of a sample up to which the divergence is exact unless told otherwise
 RANGE = (-1.0, 1.0)  # of data of which the model does not say it
-
-
-@dataclass(frozen=True, repr=False)
-class Likelihood:
-    """The log-likelihood of each image; prints as a table."""
-
-    log_p: Tensor  # (batch,) in nats, float64; NaN for a sample that did not arrive. With levels: a lower bound
-    error: Tensor  # (batch,) standard error of log_p, from draws and probes; 0: nothing was drawn, NaN: drawn once
-    draws: Tensor  # (draws, batch) what log_p is the mean of
-    nfe: Tensor  # (batch,) int64, all draws together
-    size: int  # values of one image
-    levels: int | None  # of the pixels; None: log_p is a density
-    width: float  # of a level, in units of the data; 1 for a density
-    exact: bool  # the divergence
-    how: str
-    model: str
-
-    HEAD = ("image", "log p (nats)", "+-", "bits/dim", "+-", "nfe")
-
-    @property
-    def bits_per_dim(self) -> Tensor:
-        """(batch,) bits a value: of the levels where there are some, else of the density, which may be negative."""
-        return self._bits(self.log_p)
-
-    @property
-    def importance_weighted(self) -> Tensor:
-        """(batch,) log of the mean of p over the draws: with more of them it tends to the log-probability from below.
-
-        Raises:
-            ValueError: The divergence was estimated: the noise of that would count as likelihood.
-        """
-        if not self.exact:
-            raise ValueError('the mean of p needs divergence="exact": the exponential of an estimate is too large')
-        return self.draws.logsumexp(0) - math.log(len(self.draws))
-
-    def _bits(self, log_p: Tensor) -> Tensor:
-        return -(log_p / self.size + math.log(self.width)) / math.log(2)
-
-    def _cells(self, digits: Sequence[str]) -> list[tuple[str, ...]]:
-        bits = self.error / (self.size * math.log(2))
-        columns = zip(*(v.tolist() for v in (self.log_p, self.error, self.bits_per_dim, bits)), strict=True)
-        cells = ([format(v, f) for v, f in zip(row, digits, strict=True)] for row in columns)
-        return [(str(i), *row, str(n)) for i, (row, n) in enumerate(zip(cells, self.nfe.tolist(), strict=True))]
-
-    def rows(self) -> list[tuple[str, ...]]:
-        """The table's cells, row by row, without the head."""
-        return self._cells((".2f", ".2f", ".3f", ".3f"))
-
-    def table(self) -> str:
-        """A text table: a row for each image, and how they were found."""
-        mean, late = self.bits_per_dim.nanmean().item(), int(self.log_p.isnan().sum())
-        what = f"of {self.levels} levels, a bound from {len(self.draws)} draws" if self.levels else "of a density"
-        notes = [f"mean {mean:.3f} bits/dim, {what}; {self.model}, {self.how}"]
-        if late:
-            notes.append(f"{late} of {len(self.log_p)} images did not arrive, and have no likelihood")
-        return tables.text(self.HEAD, self.rows(), notes)
-
-    __repr__ = table
-
-    def to_csv(self) -> str:
-        """The table as comma-separated values, with all digits."""
-        return tables.comma_separated(self.HEAD, self._cells((".17g",) * 4))
-
-    def _repr_html_(self) -> str:
-        return tables.html(self.HEAD, self.rows())
 
 
 @dataclass(frozen=True)
@@ -150,6 +88,7 @@ def log_likelihood(
     draws: int = 1,
     seed: int | Sequence[int] = 0,
     state_dtype: torch.dtype | None = None,
+    check: bool = False,
     max_batch: int | None = None,
     progress: bool = False,
 ) -> Likelihood:
@@ -175,16 +114,19 @@ def log_likelihood(
         draws: With `dequantise`, how often noise is put on the images; all is solved anew for each draw.
         seed: As for `sample`, of noise and probes.
         state_dtype: As for `encode`.
+        check: Solve the first draw again with every second step, or ten times the tolerances, and tell the difference:
+            about the error of that solve, which is larger than that of the other. Costs half as much again.
         max_batch: As for `sample`. The passes back keep what the network computed for so many rows.
         progress: Show a progress bar.
 
     Returns:
-        A `Likelihood`. It falls short of the data's own where the model does; what steps and tolerances leave open is
-        not in its standard error: solve again with more steps to see it.
+        A `Likelihood`. What steps and tolerances leave open is not in its standard error, but see `check`. Warns of
+        what cannot be: images that did not arrive, probabilities above 1; and of too few steps, where checked.
 
     Raises:
         ValueError: What cannot be meant, before the model is called: a solver that is no method for the ODE alone,
-            images that are not at the levels. While running: a network that answers without a graph.
+            images that are not at the levels, a `check` of steps that are not ours. While running: a network that
+            answers without a graph.
     """
     x_t = checked_batch(checked_model(model), images, "images")
     check_images(x_t, model.data_range, model.name)
@@ -201,9 +143,10 @@ def log_likelihood(
         state_dtype=state_dtype or finest_dtype(model.device),
     )
     _refuse(plan)
-    return _measured(
+    found = _measured(
         model,
         plan,
+        _coarser(plan) if check else None,
         x_t.detach().to(model.device, plan.state_dtype),
         checked_cond(model, cond, len(x_t)),
         Streams(seeds_for(seed, len(x_t))),
@@ -211,6 +154,10 @@ def log_likelihood(
         max_batch=max_batch,
         progress=progress,
     )
+    for doubt in found.doubts():
+        if "did not arrive" not in doubt:  # said by the solve, with the reasons
+            warnings.warn(doubt, RuntimeWarning, stacklevel=2)
+    return found
 
 
 def _estimate(
@@ -258,9 +205,22 @@ def _refuse(plan: Plan) -> None:
         raise ValueError("a likelihood from sigma = infinity needs 2 steps or more: the first leads out of infinity")
 
 
+def _coarser(plan: Plan) -> Plan:
+    """`plan` with every second step, or with ten times the tolerances. Raises: ValueError: its steps are not ours."""
+    if isinstance(plan.loop, Adaptive):
+        return replace(plan, loop=replace(plan.loop, rtol=10 * plan.loop.rtol, atol=10 * plan.loop.atol))
+    if not plan.loop.takes_steps or plan.grid.num_steps < 4:
+        raise ValueError(
+            f"check compares with half the steps, of 4 or more, or with other tolerances of our own adaptive solvers; "
+            f"got {spec_of(plan.loop)} with {plan.grid.num_steps} steps"
+        )
+    return replace(plan, grid=Grid((*plan.grid.sigmas[:-1:2], plan.grid[-1]), plan.grid.name))
+
+
 def _measured(
     model: Model,
     plan: Plan,
+    coarser: Plan | None,
     x_t: Tensor,
     cond: dict[str, Tensor],
     streams: Streams,
@@ -270,7 +230,7 @@ def _measured(
     progress: bool,
 ) -> Likelihood:
     """Every draw solved; their mean, and how far it may be off."""
-    found, nfe = [], torch.zeros(len(x_t), dtype=torch.int64)
+    found, nfe, difference = [], torch.zeros(len(x_t), dtype=torch.int64), None
     for i in range(estimate.draws):
         points = x_t if estimate.levels is None else x_t + estimate.width * _uniform(streams, x_t)
         given = dict(cond)
@@ -280,6 +240,10 @@ def _measured(
         values, cost = log_density(model, plan, points, given, max_batch, what if progress else None)
         found.append(values)
         nfe += cost
+        if coarser is not None and i == 0:
+            values, cost = log_density(model, coarser, points, given, max_batch, "check" if progress else None)
+            difference = (values - found[0]).mean(1).abs()
+            nfe += cost
     each = torch.stack(found)  # (draws, batch, estimates of one solve)
     draws = each.mean(2)
     scatter = draws if estimate.levels is not None else each[0].T
@@ -291,6 +255,7 @@ def _measured(
         error.fill_(math.nan) if drawn_once else error,
         draws,
         nfe,
+        difference,
         x_t[0].numel(),
         estimate.levels,
         estimate.width,
