@@ -24,7 +24,9 @@ OPEN = 0.05  # bits per dimension: a larger difference to half the steps is said
 class Likelihood:
     """The log-likelihood of each image; prints as a table."""
 
-    log_p: Tensor  # (batch,) in nats, float64; NaN for a sample that did not arrive. With levels: a lower bound
+    # (batch,) log-density in nats, float64; NaN for a sample that did not arrive. With levels its mean over the noise:
+    # adding size * log(width) gives a lower bound of the log-probability.
+    log_p: Tensor
     error: Tensor  # (batch,) standard error of log_p, from draws and probes; 0: nothing was drawn, NaN: drawn once
     draws: Tensor  # (draws, batch) what log_p is the mean of
     nfe: Tensor  # (batch,) int64, all draws together
@@ -40,7 +42,7 @@ class Likelihood:
     def head(self) -> tuple[str, ...]:
         """The table's head."""
         checked = () if self.difference is None else ("half steps",)
-        return ("image", "log p (nats)", "+-", *checked, "bits/dim", "+-", "nfe")
+        return ("image", "log p (nats)", "+- (nats)", *checked, "bits/dim", "+- (bits)", "nfe")
 
     @property
     def bits_per_dim(self) -> Tensor:
@@ -70,7 +72,7 @@ class Likelihood:
 
     @property
     def importance_weighted(self) -> Tensor:
-        """(batch,) log of the mean of p over the draws: with more of them it tends to the log-probability from below.
+        """(batch,) log of the mean of p over the draws: a tighter bound than `log_p`, the tighter the more draws.
 
         Raises:
             ValueError: The divergence was estimated: the noise of that would count as likelihood.
