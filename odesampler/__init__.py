@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from odesampler.analysis.comparison import Comparison as Comparison
     from odesampler.analysis.diagnose import Diagnosis as Diagnosis
     from odesampler.analysis.diagnose import diagnose as diagnose
+    from odesampler.analysis.likelihood import log_likelihood as log_likelihood
+    from odesampler.analysis.likelihoods import Likelihood as Likelihood
     from odesampler.analysis.round_trip import RoundTrip as RoundTrip
     from odesampler.analysis.round_trip import round_trip as round_trip
     from odesampler.grid import Grid as Grid
@@ -84,6 +86,8 @@ _HOMES = {
     "analysis.compare": ("compare",),
     "analysis.comparison": ("Comparison",),
     "analysis.diagnose": ("Diagnosis", "diagnose"),
+    "analysis.likelihood": ("log_likelihood",),
+    "analysis.likelihoods": ("Likelihood",),
     "analysis.round_trip": ("RoundTrip", "round_trip"),
     "grid": ("Grid", "concatenate", "grids", "make_grid"),
     "guidance": ("Guidance",),

@@ -46,6 +46,7 @@ CORE = {  # what each module of the core may import of ours
     "drive": {"program", "combine", "model", "noise"},
     "observe": {"program", "schedule"},
     "adjoint": {"program", "integrate", "drive", "model", "noise", "registry"},
+    "divergence": {"program", "drive", "model", "noise"},
     "exact": {"model", "prediction", "schedule"},
 }
 A_SOLVER = {"precision", "program", "combine", "trial", "solvers"}

@@ -112,6 +112,29 @@ def test_compare_says_when_its_reference_cannot_tell(capsys):
     assert "odesampler: warning: the smallest error found" in run(capsys, "compare", *how)[2]
 
 
+def test_likelihood_prints_what_the_library_finds_and_writes_the_table(capsys):
+    how = ["--num", 2, "--label", "3,4", "--solver", "multistep", "--steps", 10, "--probes", 2, "--draws", 2]
+    code, out, _ = run(
+        capsys, "likelihood", *how, "--divergence", "hutchinson", "--dequantise", 17, "--seed", 5, "--out", "l.csv"
+    )
+    assert code == 0
+    found = ods.log_likelihood(
+        ods.load("digits"),
+        ods.held_out("digits").images[:2],
+        cond={"label": [3, 4]},
+        solver="multistep",
+        num_steps=10,
+        divergence="hutchinson",
+        probes=2,
+        dequantise=17,
+        draws=2,
+        seed=5,
+    )
+    assert out == f"{found.table()}\ntable: l.csv\n"
+    with open("l.csv", newline="") as file:
+        assert file.read() == found.to_csv()
+
+
 def test_emoji_are_drawn_by_the_name_of_their_class(capsys):
     how = ["--model", "emoji", "--num", 2, "--steps", 3, "--guidance", 2.5, "--label", "heart,face-smiling"]
     code, _, err = run(capsys, "sample", *how)
@@ -174,6 +197,8 @@ MISTAKES = [
     (["compare", "--csv", "no/where.csv"], "cannot write no/where.csv"),
     (["compare", "--out", "table.csv"], "must end in .png"),
     (["compare", "--solvers", "adaptive:dopri5(max_steps=2)", "--num", "1"], "no solver came back"),
+    (["likelihood", "--solver", "alf", "--steps", "5"], "not exactly invertible"),
+    (["likelihood", "--dequantise", "256", "--out", "l.txt"], "must end in .csv"),
 ]
 
 

@@ -1,4 +1,4 @@
-"""The commands that measure: roundtrip, compare."""
+"""The commands that measure: roundtrip, compare, likelihood."""
 
 from __future__ import annotations
 
@@ -12,9 +12,11 @@ from odesampler.cli.common import (
     DEVICE,
     GRID,
     GUIDANCE,
+    HOW,
     LABEL,
     MODEL,
     PATHS,
+    check_arrived,
     cond_of,
     cost,
     every_class,
@@ -128,3 +130,32 @@ def compare(
     if csv is not None:
         found.to_csv(csv)
         click.echo(f"table: {csv}")
+
+
+@click.command()
+@options(PATHS, MODEL, *HOW)
+@click.option("--divergence", help="exact or hutchinson.  [default: exact for up to 256 values an image]")
+@click.option("--probes", type=int, default=8, show_default=True, help="Of each image, with hutchinson.")
+@click.option("--dequantise", type=int, help="Levels of the pixels, 256 for pictures.  [default: none, a density]")
+@click.option("--draws", type=int, default=1, show_default=True, help="With --dequantise: draws of the noise.")
+@click.option("--seed", type=int, default=0, show_default=True, help="Of the first image; the next has seed + 1.")
+@click.option("--check", is_flag=True, help="Solve again with half the steps, and tell the difference.")
+@options(LABEL, GUIDANCE, BATCH, DEVICE)
+@click.option("--num", type=int, default=8, show_default=True, help="Held-out images, where no pictures are given.")
+@out_option(None, "Table to write, with all digits.", suffix=".csv")
+def likelihood(
+    paths: tuple[str, ...], model: str, device: str, label: str | None, num: int, out: Path | None, **how: Any
+) -> None:
+    """How probable pictures are under a model: nats and bits per dimension; without any, its held-out images."""
+    import odesampler as ods
+    from odesampler.files import written_whole
+
+    loaded = loaded_model(model, device)
+    cond = cond_of(loaded, label)
+    found = ods.log_likelihood(loaded, images_of(loaded, paths, num), cond=cond, progress=shown(), **how)
+    check_arrived(found.log_p[:, None])
+    click.echo(found.table())
+    if out is not None:
+        with written_whole(out) as file:
+            file.write(found.to_csv().encode())
+        click.echo(f"table: {out}")

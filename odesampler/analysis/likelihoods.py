@@ -1,0 +1,110 @@
+"""Likelihoods found: nats and bits per dimension of each image, and what speaks against them.
+
+    bits per dimension = -(log p + d log width) / (d log 2),      width of a level; 1 for a density
+
+Two things can be told without knowing the truth. A probability is at most 1: negative bits of levels are impossible.
+And a solve with half the steps should come to the same: the difference is about the error of that one, which is larger
+than that of the solve with all steps.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from odesampler.analysis import tables
+
+OPEN = 0.05  # bits per dimension: a larger difference to half the steps is said
+
+
+@dataclass(frozen=True, repr=False)
+class Likelihood:
+    """The log-likelihood of each image; prints as a table."""
+
+    # (batch,) log-density in nats, float64; NaN for a sample that did not arrive. With levels its mean over the noise:
+    # adding size * log(width) gives a lower bound of the log-probability.
+    log_p: Tensor
+    error: Tensor  # (batch,) standard error of log_p, from draws and probes; 0: nothing was drawn, NaN: drawn once
+    draws: Tensor  # (draws, batch) what log_p is the mean of
+    nfe: Tensor  # (batch,) int64, all draws together
+    difference: Tensor | None  # (batch,) nats, to half the steps or ten times the tolerances; None: not asked for
+    size: int  # values of one image
+    levels: int | None  # of the pixels; None: log_p is a density
+    width: float  # of a level, in units of the data; 1 for a density
+    exact: bool  # the divergence
+    how: str
+    model: str
+
+    @property
+    def head(self) -> tuple[str, ...]:
+        """The table's head."""
+        checked = () if self.difference is None else ("half steps",)
+        return ("image", "log p (nats)", "+- (nats)", *checked, "bits/dim", "+- (bits)", "nfe")
+
+    @property
+    def bits_per_dim(self) -> Tensor:
+        """(batch,) bits a value: of the levels where there are some, else of the density, which may be negative."""
+        return -(self.log_p / self.size + math.log(self.width)) / math.log(2)
+
+    @property
+    def impossible(self) -> Tensor:
+        """(batch,) bool: a probability above 1, by more than 3 standard errors. A density may be."""
+        above = -self.bits_per_dim * self.size * math.log(2)
+        return (above > 3 * self.error.nan_to_num(0.0)) & (self.levels is not None)
+
+    @property
+    def unsettled(self) -> Tensor:
+        """(batch,) bool: half the steps change it by more than 0.05 bits per dimension; False where not asked for."""
+        off = torch.zeros_like(self.log_p) if self.difference is None else self.difference
+        return off > OPEN * self.size * math.log(2)
+
+    def doubts(self) -> list[str]:
+        """What speaks against it, a line each."""
+        said = (
+            (self.log_p.isnan(), "did not arrive, and have no likelihood"),
+            (self.impossible, "have a probability above 1, which cannot be: take more steps"),
+            (self.unsettled, f"change by more than {OPEN:g} bits/dim with half the steps: take more"),
+        )
+        return [f"{int(which.sum())} of {len(which)} images {what}" for which, what in said if bool(which.any())]
+
+    @property
+    def importance_weighted(self) -> Tensor:
+        """(batch,) log of the mean of p over the draws: a tighter bound than `log_p`, the tighter the more draws.
+
+        Raises:
+            ValueError: The divergence was estimated: the noise of that would count as likelihood.
+        """
+        if not self.exact:
+            raise ValueError('the mean of p needs divergence="exact": the exponential of an estimate is too large')
+        return self.draws.logsumexp(0) - math.log(len(self.draws))
+
+    def _cells(self, nats: str, bits: str) -> list[tuple[str, ...]]:
+        per_dim = self.size * math.log(2)
+        columns = [(self.log_p, nats), (self.error, nats)]
+        columns += [] if self.difference is None else [(self.difference, nats)]
+        columns += [(self.bits_per_dim, bits), (self.error / per_dim, bits)]
+        cells = [[format(v, digits) for v in column.tolist()] for column, digits in columns]
+        return [(str(i), *row) for i, row in enumerate(zip(*cells, map(str, self.nfe.tolist()), strict=True))]
+
+    def rows(self) -> list[tuple[str, ...]]:
+        """The table's cells, row by row, without the head."""
+        return self._cells(".2f", ".3f")
+
+    def table(self) -> str:
+        """A text table: a row for each image, how they were found, and what speaks against them."""
+        mean = self.bits_per_dim.nanmean().item()
+        what = f"of {self.levels} levels, a bound from {len(self.draws)} draws" if self.levels else "of a density"
+        how = f"mean {mean:.3f} bits/dim, {what}; {self.model}, {self.how}"
+        return tables.text(self.head, self.rows(), [how, *self.doubts()])
+
+    __repr__ = table
+
+    def to_csv(self) -> str:
+        """The table as comma-separated values, with all digits."""
+        return tables.comma_separated(self.head, self._cells(".17g", ".17g"))
+
+    def _repr_html_(self) -> str:
+        return tables.html(self.head, self.rows())
