@@ -16,7 +16,6 @@ from torch import Tensor
 
 from odesampler.analysis import tables
 from odesampler.analysis.reference import CLEAR, Reference, quantile
-from odesampler.files import written_whole
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -96,11 +95,7 @@ class Comparison:
             (c.solver, c.grid, c.num_steps, c.tolerance, c.cost, c.median, *c.quartiles, c.calls) for c in self.cells
         ]
         head = ("solver", "grid", "steps", "tolerance", "nfe", "median", "quarter", "three_quarters", "calls")
-        made = tables.comma_separated(head, [["" if v is None else str(v) for v in row] for row in facts])
-        if path is not None:
-            with written_whole(path) as file:
-                file.write(made.encode())
-        return made
+        return tables.comma_separated(head, [["" if v is None else str(v) for v in row] for row in facts], path)
 
     def _repr_html_(self) -> str:
         return tables.html(self.HEAD, self.rows())

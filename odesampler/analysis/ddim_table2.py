@@ -25,7 +25,6 @@ from torch import Tensor
 
 from odesampler.analysis import tables
 from odesampler.data_range import check_images
-from odesampler.files import written_whole
 from odesampler.grid import make_grid
 from odesampler.inversion import decode, encode
 from odesampler.model import Model
@@ -67,11 +66,7 @@ class DdimTable2:
     def to_csv(self, path: str | Path | None = None) -> str:
         """S and its error with all digits, as comma-separated values; written to `path`, if given."""
         facts = [(str(s), str(error)) for s, error in zip(self.steps, self.means, strict=True)]
-        made = tables.comma_separated(("S", "error"), facts)
-        if path is not None:
-            with written_whole(path) as file:
-                file.write(made.encode())
-        return made
+        return tables.comma_separated(("S", "error"), facts, path)
 
     def _repr_html_(self) -> str:
         return tables.html(self.HEAD, self.rows())

@@ -21,7 +21,6 @@ from odesampler.analysis import tables
 from odesampler.analysis.normality import Measure, measures
 from odesampler.analysis.reference import CLEAR, grids_between, quantile, rms
 from odesampler.data_range import check_images
-from odesampler.files import written_whole
 from odesampler.grid import Grid
 from odesampler.inversion import check_model
 from odesampler.latent import Latent
@@ -109,11 +108,7 @@ class Diagnosis:
             (str(i), *("" if math.isnan(v) else str(v) for v in (*values, *off)), self._verdict(i))
             for i, (values, off) in enumerate(self._values())
         ]
-        made = tables.comma_separated(self.head, facts)
-        if path is not None:
-            with written_whole(path) as file:
-                file.write(made.encode())
-        return made
+        return tables.comma_separated(self.head, facts, path)
 
     def _repr_html_(self) -> str:
         return tables.html(self.head, self.rows())

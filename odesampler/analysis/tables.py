@@ -6,6 +6,9 @@ import csv
 import io
 from collections.abc import Sequence
 from html import escape
+from pathlib import Path
+
+from odesampler.files import written_whole
 
 Rows = Sequence[Sequence[str]]
 
@@ -22,10 +25,13 @@ def text(head: Sequence[str], rows: Rows, notes: Sequence[str] = ()) -> str:
     return "\n".join([*lines, *notes])
 
 
-def comma_separated(head: Sequence[str], rows: Rows) -> str:
-    """The table as comma-separated values."""
+def comma_separated(head: Sequence[str], rows: Rows, path: str | Path | None = None) -> str:
+    """The table as comma-separated values; written to `path`, if given, whole or not at all."""
     out = io.StringIO()
     csv.writer(out).writerows([head, *rows])
+    if path is not None:
+        with written_whole(path) as file:
+            file.write(out.getvalue().encode())
     return out.getvalue()
 
 
