@@ -327,6 +327,13 @@ def test_at_infinity_too_a_changed_latent_is_not_decoded_from_its_old_memory(how
             ods.decode(model, changed)
 
 
+def test_at_infinity_too_the_ends_of_a_path_are_its_images():
+    model, x = RING.model(ods.RectifiedFlow(), "v"), RING.sample(2)
+    latent = ods.encode(model, x, num_steps=6)
+    path = ods.interpolate(latent.select([0]), latent.select([1]), 3)
+    assert (ods.decode(model, path).x[[0, 2]] - x).abs().max() < 1e-9
+
+
 @pytest.mark.parametrize(
     "wrong", [torch.zeros(1, dtype=torch.float64), torch.full((4, 1, 8, 8), torch.nan)], ids=["shape", "nan"]
 )
