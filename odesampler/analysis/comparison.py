@@ -8,14 +8,14 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from odesampler.analysis import tables
 from odesampler.analysis.reference import CLEAR, Reference, quantile
+from odesampler.analysis.report import Report, Section, Table
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -58,7 +58,7 @@ class Cell:
 
 
 @dataclass(frozen=True, repr=False)
-class Comparison:
+class Comparison(Report):
     """The errors of several solvers by evaluations; prints as a table and draws itself."""
 
     cells: tuple[Cell, ...]
@@ -68,37 +68,47 @@ class Comparison:
     calls: int  # batched calls of the model, all cells together, without the reference
     seconds: float
 
-    HEAD = ("solver", "grid", "steps", "nfe", "error (median)", "quarter", "three quarters", "calls")
+    @property
+    def title(self) -> str:
+        """One line for a page."""
+        return f"Solvers compared on {self.model}, {len(self.reference.x)} samples"
 
-    def rows(self) -> list[tuple[str, ...]]:
-        """The table's cells, row by row, without the head."""
-        return [
+    def sections(self) -> Sequence[Section]:
+        """A row for each solver, grid and number of steps, `nfe` the mean over the samples; the figure; the best."""
+        head = ("solver", "grid", "steps", "nfe", "error (median)", "quarter", "three quarters", "calls")
+        rows = [
             (c.solver, c.grid, c.steps, f"{c.cost:.0f}", *(f"{e:.2e}" for e in (c.median, *c.quartiles)), str(c.calls))
             for c in self.cells
         ]
+        return [
+            Section(self.title, table=Table(head, rows, self._notes()), draw=self.plot if self.cells else None),
+            Section("The best for a budget of evaluations", table=self._best()),
+        ]
 
-    def table(self) -> str:
-        """A text table: a row for each solver, grid and number of steps; `nfe` is the mean over the samples."""
+    def _notes(self) -> list[str]:
         notes = [f"{name} failed: {why}" for name, why in self.failures.items()]
         known = {name: order for name, order in self.orders.items() if order is not None}
         if known:
             notes.append("orders: " + "; ".join(f"{self.series(*name)} {order:.1f}" for name, order in known.items()))
         notes.append(f"reference: {self.reference}")
-        notes.append(f"{self.calls} calls of the model, shared; {self.seconds:.1f} s with the reference")
-        return tables.text(self.HEAD, self.rows(), notes)
+        return [*notes, f"{self.calls} calls of the model, shared; {self.seconds:.1f} s with the reference"]
 
-    __repr__ = table
-
-    def to_csv(self, path: str | Path | None = None) -> str:
-        """The table as comma-separated values, with all digits; written to `path`, if given."""
-        facts = [
-            (c.solver, c.grid, c.num_steps, c.tolerance, c.cost, c.median, *c.quartiles, c.calls) for c in self.cells
+    def records(self) -> list[dict[str, Any]]:
+        """A record for each cell."""
+        return [
+            {
+                "solver": c.solver,
+                "grid": c.grid,
+                "steps": c.num_steps,
+                "tolerance": c.tolerance,
+                "nfe": c.cost,
+                "median": c.median,
+                "quarter": c.quartiles[0],
+                "three_quarters": c.quartiles[1],
+                "calls": c.calls,
+            }
+            for c in self.cells
         ]
-        head = ("solver", "grid", "steps", "tolerance", "nfe", "median", "quarter", "three_quarters", "calls")
-        return tables.comma_separated(head, [["" if v is None else str(v) for v in row] for row in facts], path)
-
-    def _repr_html_(self) -> str:
-        return tables.html(self.HEAD, self.rows())
 
     @property
     def orders(self) -> dict[tuple[str, str], float | None]:
@@ -137,13 +147,17 @@ class Comparison:
 
     def best_table(self) -> str:
         """The best cell for each budget of evaluations at which it changes."""
+        best = self._best()
+        return tables.text(best.head, best.rows)
+
+    def _best(self) -> Table:
         found: list[tuple[int, Cell]] = []
         for nfe in sorted({int(c.nfe.max()) for c in self.cells}):
             best = self.best(nfe)
             if not found or best is not found[-1][1]:
                 found.append((nfe, best))
         rows = [(f"{nfe}", c.solver, c.grid, c.steps, f"{c.median:.2e}") for nfe, c in found]
-        return tables.text(("evaluations", "best solver", "grid", "steps", "error (median)"), rows)
+        return Table(("evaluations", "best solver", "grid", "steps", "error (median)"), rows)
 
     def plot(self) -> Figure:
         """Error against evaluations, on logarithmic axes, with the quartiles, the orders and the reference's own error.

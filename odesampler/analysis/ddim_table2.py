@@ -17,13 +17,12 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from numbers import Integral
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from odesampler.analysis import tables
+from odesampler.analysis.report import Report, Section, Table
 from odesampler.data_range import check_images
 from odesampler.grid import make_grid
 from odesampler.inversion import decode, encode
@@ -35,7 +34,7 @@ GRID = "leading"  # 0, k, 2k, ...: what the paper's code calls uniform
 
 
 @dataclass(frozen=True, repr=False)
-class DdimTable2:
+class DdimTable2(Report):
     """Reconstruction errors by number of times; prints as a table that says how they were made."""
 
     steps: tuple[int, ...]  # S
@@ -43,33 +42,28 @@ class DdimTable2:
     choices: tuple[str, ...]  # what was chosen, a line each
     seconds: float
 
-    HEAD = ("S", "evaluations", "error", "paper, CIFAR-10")
-
     @property
     def means(self) -> list[float]:
         """The table's numbers: the mean over the images, for each S."""
         return self.errors.mean(1).tolist()
 
-    def rows(self) -> list[tuple[str, ...]]:
-        """The table's cells, row by row, without the head. Evaluations are those of both ways together."""
-        return [
+    @property
+    def title(self) -> str:
+        """One line for a page."""
+        return "Reconstruction error by number of times (DDIM, Table 2 in form)"
+
+    def sections(self) -> Sequence[Section]:
+        """The table, and below it what was chosen. Evaluations are those of both ways together."""
+        rows = [
             (str(s), str(2 * (s - 1)), f"{error:.2e}", f"{PAPER[s]:g}" if s in PAPER else "-")
             for s, error in zip(self.steps, self.means, strict=True)
         ]
+        notes = [*self.choices, f"{self.seconds:.0f} s"]
+        return [Section(self.title, table=Table(("S", "evaluations", "error", "paper, CIFAR-10"), rows, notes))]
 
-    def table(self) -> str:
-        """A text table, and below it what was chosen."""
-        return tables.text(self.HEAD, self.rows(), [*self.choices, f"{self.seconds:.0f} s"])
-
-    __repr__ = table
-
-    def to_csv(self, path: str | Path | None = None) -> str:
-        """S and its error with all digits, as comma-separated values; written to `path`, if given."""
-        facts = [(str(s), str(error)) for s, error in zip(self.steps, self.means, strict=True)]
-        return tables.comma_separated(("S", "error"), facts, path)
-
-    def _repr_html_(self) -> str:
-        return tables.html(self.HEAD, self.rows())
+    def records(self) -> list[dict[str, Any]]:
+        """S and its error."""
+        return [{"S": s, "error": error} for s, error in zip(self.steps, self.means, strict=True)]
 
 
 def ddim_table2(

@@ -10,16 +10,16 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from odesampler.analysis import tables
 from odesampler.analysis.normality import Measure, measures
 from odesampler.analysis.reference import CLEAR, grids_between, quantile, rms
+from odesampler.analysis.report import Report, Section, Table
 from odesampler.data_range import check_images
 from odesampler.grid import Grid
 from odesampler.inversion import check_model
@@ -44,7 +44,7 @@ class LatentError:
 
 
 @dataclass(frozen=True, repr=False)
-class Diagnosis:
+class Diagnosis(Report):
     """What was found of each latent; prints as a table."""
 
     measures: Mapping[str, Measure]  # by name, see `normality`
@@ -60,20 +60,29 @@ class Diagnosis:
         return torch.tensor([not reasons for reasons in self.reasons])
 
     @property
-    def head(self) -> tuple[str, ...]:
-        """The table's head."""
-        return ("latent", *self.measures, *(() if self.error is None else ("rmse", "max error")), "noise?")
+    def title(self) -> str:
+        """One line for a page."""
+        return f"Are these {len(self.reasons)} latents noise? {self.model}"
 
-    def rows(self) -> list[tuple[str, ...]]:
-        """The table's cells, row by row, without the head: what noise has, its standard error, then each latent."""
-        blank = ("",) * (len(self.head) - 1 - len(self.measures))
+    def sections(self) -> Sequence[Section]:
+        """What d draws of N(0, 1) have, its standard error, then a row for each latent; and what is to be said."""
+        head = ("latent", *self.measures, *(() if self.error is None else ("rmse", "max error")), "noise?")
+        blank = ("",) * (len(head) - 1 - len(self.measures))
         expected = ("N(0, 1)", *(_cell(m.expected) for m in self.measures.values()), *blank)
         error = ("+-", *(_cell(m.error) for m in self.measures.values()), *blank)
         found = [
             (str(i), *(_cell(v) for v in values), *(f"{e:.1e}" for e in off), self._verdict(i))
             for i, (values, off) in enumerate(self._values())
         ]
-        return [expected, error, *found]
+        return [Section(self.title, table=Table(head, [expected, error, *found], self._notes()))]
+
+    def records(self) -> list[dict[str, Any]]:
+        """A record for each latent."""
+        names = (*self.measures, *(() if self.error is None else ("rmse", "max error")))
+        return [
+            {"latent": i, **dict(zip(names, (*values, *off), strict=True)), "noise?": self._verdict(i)}
+            for i, (values, off) in enumerate(self._values())
+        ]
 
     def _values(self) -> list[tuple[list[float], list[float]]]:
         """Of each latent the measures and the errors."""
@@ -88,8 +97,7 @@ class Diagnosis:
     def _verdict(self, i: int) -> str:
         return f"no: {', '.join(self.reasons[i])}" if self.reasons[i] else "yes"
 
-    def table(self) -> str:
-        """A text table: what d independent draws of N(0, 1) have, a row for each latent, and what is to be said."""
+    def _notes(self) -> list[str]:
         odd, batch = sum(map(bool, self.reasons)), len(self.reasons)
         notes = [
             f"{odd} of {batch} latents are not {self.size} draws of N(0, 1), at a level of {self.level:g}: "
@@ -98,20 +106,7 @@ class Diagnosis:
         if self.error is not None:
             floor = quantile(self.error.difference, 0.5)
             notes.append(f"errors from {self.error.how}; half as many differ by {floor:.1e}")
-        return tables.text(self.head, self.rows(), notes)
-
-    __repr__ = table
-
-    def to_csv(self, path: str | Path | None = None) -> str:
-        """The latents' rows as comma-separated values, with all digits; written to `path`, if given."""
-        facts = [
-            (str(i), *("" if math.isnan(v) else str(v) for v in (*values, *off)), self._verdict(i))
-            for i, (values, off) in enumerate(self._values())
-        ]
-        return tables.comma_separated(self.head, facts, path)
-
-    def _repr_html_(self) -> str:
-        return tables.html(self.head, self.rows())
+        return notes
 
 
 def diagnose(

@@ -10,18 +10,20 @@ than that of the solve with all steps.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from odesampler.analysis import tables
+from odesampler.analysis.report import Report, Section, Table
 
 OPEN = 0.05  # bits per dimension: a larger difference to half the steps is said
 
 
 @dataclass(frozen=True, repr=False)
-class Likelihood:
+class Likelihood(Report):
     """The log-likelihood of each image; prints as a table."""
 
     # (batch,) log-density in nats, float64; NaN for a sample that did not arrive. With levels its mean over the noise:
@@ -37,12 +39,6 @@ class Likelihood:
     exact: bool  # the divergence
     how: str
     model: str
-
-    @property
-    def head(self) -> tuple[str, ...]:
-        """The table's head."""
-        checked = () if self.difference is None else ("half steps",)
-        return ("image", "log p (nats)", "+- (nats)", *checked, "bits/dim", "+- (bits)", "nfe")
 
     @property
     def bits_per_dim(self) -> Tensor:
@@ -81,30 +77,30 @@ class Likelihood:
             raise ValueError('the mean of p needs divergence="exact": the exponential of an estimate is too large')
         return self.draws.logsumexp(0) - math.log(len(self.draws))
 
-    def _cells(self, nats: str, bits: str) -> list[tuple[str, ...]]:
-        per_dim = self.size * math.log(2)
-        columns = [(self.log_p, nats), (self.error, nats)]
-        columns += [] if self.difference is None else [(self.difference, nats)]
-        columns += [(self.bits_per_dim, bits), (self.error / per_dim, bits)]
-        cells = [[format(v, digits) for v in column.tolist()] for column, digits in columns]
-        return [(str(i), *row) for i, row in enumerate(zip(*cells, map(str, self.nfe.tolist()), strict=True))]
+    @property
+    def title(self) -> str:
+        """One line for a page."""
+        return f"Log-likelihood of {len(self.log_p)} images, {self.model}"
 
-    def rows(self) -> list[tuple[str, ...]]:
-        """The table's cells, row by row, without the head."""
-        return self._cells(".2f", ".3f")
-
-    def table(self) -> str:
-        """A text table: a row for each image, how they were found, and what speaks against them."""
+    def sections(self) -> Sequence[Section]:
+        """A row for each image, how they were found, and what speaks against them."""
+        checked = () if self.difference is None else ("half steps",)
+        head = ("image", "log p (nats)", "+- (nats)", *checked, "bits/dim", "+- (bits)", "nfe")
+        digits = (".0f", ".2f", ".2f", *(".2f" for _ in checked), ".3f", ".3f", ".0f")
+        rows = [
+            tuple(format(value, how) for value, how in zip(record.values(), digits, strict=True))
+            for record in self.records()
+        ]
         mean = self.bits_per_dim.nanmean().item()
         what = f"of {self.levels} levels, a bound from {len(self.draws)} draws" if self.levels else "of a density"
         how = f"mean {mean:.3f} bits/dim, {what}; {self.model}, {self.how}"
-        return tables.text(self.head, self.rows(), [how, *self.doubts()])
+        return [Section(self.title, table=Table(head, rows, [how, *self.doubts()]))]
 
-    __repr__ = table
-
-    def to_csv(self) -> str:
-        """The table as comma-separated values, with all digits."""
-        return tables.comma_separated(self.head, self._cells(".17g", ".17g"))
-
-    def _repr_html_(self) -> str:
-        return tables.html(self.head, self.rows())
+    def records(self) -> list[dict[str, Any]]:
+        """A record for each image; `difference` is that to half the steps, where it was asked for."""
+        columns = {"log_p": self.log_p, "log_p_error": self.error}
+        columns |= {} if self.difference is None else {"difference": self.difference}
+        columns |= {"bits_per_dim": self.bits_per_dim, "bits_error": self.error / (self.size * math.log(2))}
+        columns |= {"nfe": self.nfe}
+        values = zip(*(column.tolist() for column in columns.values()), strict=True)
+        return [{"image": i, **dict(zip(columns, row, strict=True))} for i, row in enumerate(values)]

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from odesampler.analysis import tables
+from odesampler.analysis.report import Report, Section, Table
 from odesampler.data_range import check_images
 from odesampler.defaults import STEPS
 from odesampler.guidance import AnyGuidance
@@ -68,7 +68,7 @@ class Trip:
 
 
 @dataclass(frozen=True, repr=False)
-class RoundTrip:
+class RoundTrip(Report):
     """The round-trip errors of several solvers; prints as a table and draws itself."""
 
     originals: Tensor  # (batch, *shape)
@@ -76,11 +76,25 @@ class RoundTrip:
     failures: Mapping[str, str]  # solver and steps -> why it has no row
     model: str
 
-    HEAD = ("solver", "steps", "nfe", "rmse (median)", "rmse (worst)", "max error", "psnr dB", "latent std", "seconds")
+    @property
+    def title(self) -> str:
+        """One line for a page."""
+        return f"Round trips of {len(self.originals)} images, {self.model}"
 
-    def rows(self) -> list[tuple[str, ...]]:
-        """The table's cells, row by row, without the head."""
-        return [
+    def sections(self) -> Sequence[Section]:
+        """A row for each solver and number of steps, `nfe` counting both directions; the images."""
+        head = (
+            "solver",
+            "steps",
+            "nfe",
+            "rmse (median)",
+            "rmse (worst)",
+            "max error",
+            "psnr dB",
+            "latent std",
+            "seconds",
+        )
+        rows = [
             (
                 t.solver,
                 "own" if t.num_steps is None else str(t.num_steps),
@@ -94,20 +108,26 @@ class RoundTrip:
             )
             for t in self.trips
         ]
-
-    def table(self) -> str:
-        """A text table: a row for each solver and number of steps. `nfe` counts both directions."""
         failed = [f"{name} failed: {why}" for name, why in self.failures.items()]
-        return tables.text(self.HEAD, self.rows(), failed)
+        drawn = self.originals.ndim == 4 and bool(self.trips)
+        return [Section(self.title, table=Table(head, rows, failed), draw=self.plot if drawn else None)]
 
-    __repr__ = table
-
-    def to_csv(self) -> str:
-        """The table as comma-separated values."""
-        return tables.comma_separated(self.HEAD, self.rows())
-
-    def _repr_html_(self) -> str:
-        return tables.html(self.HEAD, self.rows())
+    def records(self) -> list[dict[str, Any]]:
+        """A record for each solver and number of steps."""
+        return [
+            {
+                "solver": t.solver,
+                "steps": t.num_steps,
+                "nfe": t.nfe,
+                "rmse_median": t.rmse.median().item(),
+                "rmse_worst": t.rmse.max().item(),
+                "max_error": t.worst,
+                "psnr": t.psnr.median().item(),
+                "latent_std": t.latent_std,
+                "seconds": t.seconds,
+            }
+            for t in self.trips
+        ]
 
     def plot(self, num_images: int = 6, samples: Tensor | None = None) -> Figure:
         """Originals, latents, reconstructions and errors of each solver at its most steps, and error by evaluations.
