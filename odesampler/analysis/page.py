@@ -90,8 +90,8 @@ def fragment(section: Section) -> str:
 
 def _section(number: int, name: str, section: Section) -> str:
     words = [f"<p>{escape(' '.join(part.split()))}</p>" for part in section.words.split("\n\n") if part.strip()]
-    table = "" if section.table is None else _table(section.table, name, sortable=True)
-    figure = "" if section.draw is None else _figure(number, name, section)
+    table = "" if section.table is None else _table(section.table, section.title, sortable=True)
+    figure = "" if section.draw is None else _figure(number, section)
     inside = "\n".join(filter(None, [*words, table, figure]))
     return f'<section id="part-{number}">\n<h2>{escape(name)}</h2>\n{inside}\n</section>\n'
 
@@ -102,13 +102,13 @@ def _table(table: Table, name: str, *, sortable: bool) -> str:
     return f"{box}{tables.html(table.head, table.rows, sortable=sortable)}</div>{notes}"
 
 
-def _figure(number: int, name: str, section: Section) -> str:
+def _figure(number: int, section: Section) -> str:
     assert section.draw is not None
     try:
         picture = svg.inline(section.draw, f"part-{number}", section.title)
     except Exception as error:  # of whatever draws: the numbers are worth more than the picture
         return _lost(error)
-    return f'<figure><div class="wide">{picture}</div><figcaption>{escape(name)}</figcaption></figure>'
+    return f'<figure><div class="wide">{picture}</div><figcaption>{escape(section.title)}</figcaption></figure>'
 
 
 def _lost(error: Exception) -> str:
@@ -120,7 +120,7 @@ def _png(section: Section) -> str:
     assert section.draw is not None
     out = io.BytesIO()
     try:
-        section.draw().savefig(out, format="png", dpi=80, metadata={"Software": None})
+        section.draw().savefig(out, format="png", dpi=80, metadata={"Software": None}, pil_kwargs={"optimize": True})
     except Exception as error:  # as above
         return _lost(error)
     return (

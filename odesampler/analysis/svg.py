@@ -1,6 +1,6 @@
 """Figures as SVG inside a page: text as text, the page's colours in place of black and white, no id said twice.
 
-    black, near-black -> currentColor;     white -> var(--paper);     all other colours, and pictures, stay
+    grey g in [0, 1] -> the page's text at strength 1 - g;     white -> its background;     colours and pictures stay
 
 So one drawing is legible on a light and on a dark page. What matplotlib writes for a file of its own goes: a document
 type, metadata with a date and addresses, a style that would reach out to the whole page, ids that nothing refers to.
@@ -17,11 +17,11 @@ from xml.etree import ElementTree
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-NEAR_BLACK = 0x40  # a grey whose brightest channel is below
+NEUTRAL, STRONG = 8, 85  # a grey's channels differ by at most so much of 255; darker than so many percent is black
 FAMILY = "'DejaVu Sans',Verdana,sans-serif"  # equally wide, so that text fits where matplotlib measured it
 SMALL, DPI = 128, 144  # images of up to so many rows keep their own pixels; larger ones get so many an inch
 SVG, XLINK = "{http://www.w3.org/2000/svg}", "{http://www.w3.org/1999/xlink}"
-COLOUR = re.compile(r"#([0-9a-fA-F]{6})\b")
+HEX = re.compile(r"#([0-9a-fA-F]{6})\b")
 ADDRESS = re.compile(r"url\(#([^)]+)\)")
 MESHES = ("QuadMesh", "PolyQuadMesh")  # whose colours are data: their black is a number, no ink
 
@@ -97,12 +97,15 @@ def _declaration(text: str, data: bool) -> str:
         return ""
     if name == "font":  # of older versions: style, size and family in one
         value = re.sub(r"(?<=px )'.*", FAMILY, value)
-    return f"{name}:{value}" if data or not name else f"{name}:{COLOUR.sub(_ink, value)}"
+    return f"{name}:{value}" if data or not name else f"{name}:{HEX.sub(_ink, value)}"
 
 
 def _ink(colour: re.Match[str]) -> str:
-    """The page's text for black and dark greys, its background for white; other colours as they are."""
+    """A grey as the page's text, as strong as it is dark; white as its background; other colours as they are."""
     channels = bytes.fromhex(colour[1])
-    if max(channels) < NEAR_BLACK and max(channels) - min(channels) < 8:
-        return "currentColor"
-    return "var(--paper,#fff)" if min(channels) == 255 else colour[0]
+    if min(channels) == 255:
+        return "var(--paper,#fff)"
+    if max(channels) - min(channels) > NEUTRAL:
+        return colour[0]
+    strength = 100 - 100 * max(channels) / 255
+    return "currentColor" if strength > STRONG else f"color-mix(in srgb,currentColor {strength:.0f}%,transparent)"
