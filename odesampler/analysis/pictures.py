@@ -99,7 +99,7 @@ def comparison_figure(found: Comparison) -> Figure:
     solvers, grids = ([*dict.fromkeys(getattr(c, name) for c in found.cells)] for name in ("solver", "grid"))
     for (solver, grid), order in found.orders.items():
         mine = sorted((c for c in found.cells if (c.solver, c.grid) == (solver, grid)), key=lambda c: c.cost)
-        label = found.series(solver, grid) + ("" if order is None else f" (order {order:.1f})")
+        label = found.series(solver, grid) + ("" if order is None else f" (order {order.value:.1f})")
         style = {"linestyle": DASHES[grids.index(grid) % len(DASHES)], "label": label}
         i, costs = solvers.index(solver), [c.cost for c in mine]
         _curve(axis, costs, [c.median for c in mine], i, **style)
