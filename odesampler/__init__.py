@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from odesampler.analysis.diagnose import diagnose as diagnose
     from odesampler.analysis.likelihood import log_likelihood as log_likelihood
     from odesampler.analysis.likelihoods import Likelihood as Likelihood
+    from odesampler.analysis.qualities import Quality as Quality
+    from odesampler.analysis.quality import quality as quality
     from odesampler.analysis.round_trip import RoundTrip as RoundTrip
     from odesampler.analysis.round_trip import round_trip as round_trip
     from odesampler.grid import Grid as Grid
@@ -88,6 +90,8 @@ _HOMES = {
     "analysis.diagnose": ("Diagnosis", "diagnose"),
     "analysis.likelihood": ("log_likelihood",),
     "analysis.likelihoods": ("Likelihood",),
+    "analysis.qualities": ("Quality",),
+    "analysis.quality": ("quality",),
     "analysis.round_trip": ("RoundTrip", "round_trip"),
     "grid": ("Grid", "concatenate", "grids", "make_grid"),
     "guidance": ("Guidance",),
