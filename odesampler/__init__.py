@@ -24,8 +24,8 @@ if TYPE_CHECKING:
     from odesampler.analysis.diagnose import diagnose as diagnose
     from odesampler.analysis.likelihood import log_likelihood as log_likelihood
     from odesampler.analysis.likelihoods import Likelihood as Likelihood
-    from odesampler.analysis.round_trip import RoundTrip as RoundTrip
     from odesampler.analysis.round_trip import round_trip as round_trip
+    from odesampler.analysis.round_trips import RoundTrip as RoundTrip
     from odesampler.grid import Grid as Grid
     from odesampler.grid import concatenate as concatenate
     from odesampler.grid import grids as grids
@@ -88,7 +88,8 @@ _HOMES = {
     "analysis.diagnose": ("Diagnosis", "diagnose"),
     "analysis.likelihood": ("log_likelihood",),
     "analysis.likelihoods": ("Likelihood",),
-    "analysis.round_trip": ("RoundTrip", "round_trip"),
+    "analysis.round_trip": ("round_trip",),
+    "analysis.round_trips": ("RoundTrip",),
     "grid": ("Grid", "concatenate", "grids", "make_grid"),
     "guidance": ("Guidance",),
     "implicit": ("Implicit",),
