@@ -30,8 +30,8 @@ if TYPE_CHECKING:
     from odesampler.analysis.likelihoods import Likelihood as Likelihood
     from odesampler.analysis.qualities import Quality as Quality
     from odesampler.analysis.quality import quality as quality
-    from odesampler.analysis.round_trip import RoundTrip as RoundTrip
     from odesampler.analysis.round_trip import round_trip as round_trip
+    from odesampler.analysis.round_trips import RoundTrip as RoundTrip
     from odesampler.grid import Grid as Grid
     from odesampler.grid import concatenate as concatenate
     from odesampler.grid import grids as grids
@@ -98,7 +98,8 @@ _HOMES = {
     "analysis.likelihoods": ("Likelihood",),
     "analysis.qualities": ("Quality",),
     "analysis.quality": ("quality",),
-    "analysis.round_trip": ("RoundTrip", "round_trip"),
+    "analysis.round_trip": ("round_trip",),
+    "analysis.round_trips": ("RoundTrip",),
     "grid": ("Grid", "concatenate", "grids", "make_grid"),
     "guidance": ("Guidance",),
     "implicit": ("Implicit",),

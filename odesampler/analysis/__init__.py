@@ -8,5 +8,5 @@ from odesampler.analysis.diagnose import Diagnosis as Diagnosis
 from odesampler.analysis.diagnose import diagnose as diagnose
 from odesampler.analysis.likelihood import log_likelihood as log_likelihood
 from odesampler.analysis.likelihoods import Likelihood as Likelihood
-from odesampler.analysis.round_trip import RoundTrip as RoundTrip
 from odesampler.analysis.round_trip import round_trip as round_trip
+from odesampler.analysis.round_trips import RoundTrip as RoundTrip

@@ -31,8 +31,8 @@ SIMILAR = 1.25  # budgets that differ by less are one
 ORDERS = (
     "The order that a solver shows on this network, over the finest steps between which the local slopes agree, "
     "against what it states. Where they still change there is no order yet, and the line is through all clear errors. "
-    "An order that is not as stated is a fault of the solver, or of what keeps it from its order: a network that is not "
-    "smooth, a grid whose ends move with the steps."
+    "An order that is not as stated is a fault of the solver, or of what keeps it from its order: a network that is "
+    "not smooth, a grid whose ends move with the steps."
 )
 REACH = "Model evaluations a sample, interpolated between solves, never extrapolated."
 RANKING = (

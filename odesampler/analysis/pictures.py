@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
     from odesampler.analysis.comparison import Comparison
-    from odesampler.analysis.round_trip import RoundTrip, Trip
+    from odesampler.analysis.round_trips import RoundTrip, Trip
 
 # Okabe and Ito's colours, which the colour-blind can tell apart, and markers for print.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#F0E442")
