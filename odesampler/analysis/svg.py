@@ -71,7 +71,9 @@ def _drawn(draw: Callable[[], Figure], name: str) -> str:
 
 def _tidy(node: ElementTree.Element, used: set[str], data: bool) -> None:
     """Colours, fonts, ids and white space of `node` and all below it; `data`: its colours are numbers."""
-    data = data or node.get("id", "").startswith(MESHES)
+    if node.get("id", "").startswith(MESHES):
+        data = True
+        node.set("fill", "#000000")  # which matplotlib leaves out
     if node.get("id") not in used:
         node.attrib.pop("id", None)
     if XLINK + "href" in node.attrib:
