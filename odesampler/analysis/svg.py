@@ -35,10 +35,8 @@ def inline(draw: Callable[[], Figure], name: str, label: str) -> str:
         label: What a screen reader says in its place.
     """
     root = ElementTree.fromstring(_drawn(draw, name))
-    for unwanted in ("metadata", "defs/style"):
-        parent = root if "/" not in unwanted else root.find(f"{SVG}{unwanted.split('/')[0]}")
-        child = None if parent is None else parent.find(f"{SVG}{unwanted.split('/')[-1]}")
-        if parent is not None and child is not None:
+    for parent in (root, *root.findall(f"{SVG}defs")):
+        for child in [child for child in parent if child.tag in (f"{SVG}metadata", f"{SVG}style")]:
             parent.remove(child)
     text = ElementTree.tostring(root, encoding="unicode")
     used = {*ADDRESS.findall(text), *re.findall(r'href="#([^"]+)"', text)}
@@ -47,9 +45,13 @@ def inline(draw: Callable[[], Figure], name: str, label: str) -> str:
     pixels = f"{width * 96 / 72:.0f}px"  # points are written without their unit
     for attribute in ("width", "height", "version"):
         root.attrib.pop(attribute, None)
-    root.attrib |= {"role": "img", "aria-label": label, "style": f"--natural:{pixels};width:{pixels}"}
+    root.attrib |= {
+        "xmlns": SVG.strip("{}"),
+        "role": "img",
+        "aria-label": label,
+        "style": f"--natural:{pixels};width:{pixels}",
+    }
     root.attrib |= {"fill": "currentColor", "font-family": FAMILY, "stroke-linejoin": "round"}
-    ElementTree.register_namespace("", SVG.strip("{}"))
     return ElementTree.tostring(root, encoding="unicode")
 
 
@@ -65,13 +67,15 @@ def _drawn(draw: Callable[[], Figure], name: str) -> str:
         for image in figure.findobj(AxesImage):
             if image.get_size()[0] <= SMALL:
                 image.set_interpolation("none")
-        figure.savefig(out, format="svg", dpi=DPI, transparent=True, metadata={"Date": None, "Creator": None})
+        figure.savefig(out, format="svg", dpi=DPI, transparent=True)
     return out.getvalue()
 
 
 def _tidy(node: ElementTree.Element, used: set[str], data: bool) -> None:
-    """Colours, fonts, ids and white space of `node` and all below it; `data`: its colours are numbers."""
-    data = data or node.get("id", "").startswith(MESHES)
+    """Names, colours, fonts, ids and white space of `node` and all below it; `data`: its colours are numbers."""
+    if node.get("id", "").startswith(MESHES):
+        data = True
+        node.set("fill", "#000000")  # which matplotlib leaves out
     if node.get("id") not in used:
         node.attrib.pop("id", None)
     if XLINK + "href" in node.attrib:
@@ -82,7 +86,8 @@ def _tidy(node: ElementTree.Element, used: set[str], data: bool) -> None:
     if "style" in node.attrib:
         kept = (_declaration(part.strip(), data) for part in node.attrib["style"].split(";"))
         node.set("style", ";".join(filter(None, kept)))
-    if node.tag not in (SVG + "text", SVG + "tspan") and not (node.text or "").strip():
+    node.tag = node.tag.removeprefix(SVG)  # the root says it for all
+    if node.tag not in ("text", "tspan") and not (node.text or "").strip():
         node.text = None
     for child in node:
         _tidy(child, used, data)
