@@ -80,6 +80,12 @@ def test_a_solver_with_a_wrong_coefficient_is_flagged_and_the_true_ones_are_not(
     assert "NOT as stated" in planted.to_html()
 
 
+def test_a_last_step_other_than_the_references_keeps_a_solver_from_its_order():
+    solvers = ["adams_bashforth", "adams_bashforth(full_end=False)"]
+    found = ods.compare(RING, solvers, [40, 80, 160], num_samples=8, reference_steps=800)
+    assert [order.verdict for order in found.orders.values()] == ["NOT as stated", "as stated"]
+
+
 def test_orders_are_stated_by_deterministic_solvers_of_ours_on_a_grid():
     solvers = ["default", "heun", "ancestral", "torchdiffeq:midpoint", "rk4"]
     found = ods.compare(mixture().model(), solvers, [4, 8], num_samples=2, reference=torch.zeros(2, 2))
@@ -113,6 +119,7 @@ def test_steps_that_are_too_long_for_the_order_take_no_part_in_it():
     ("steps", "slopes", "verdict"),
     [
         ([10, 20, 40], (1.0, 1.0), "NOT as stated"),
+        ([10, 20, 40], (1.6, 1.6), "NOT as stated"),
         ([10, 20, 40], (1.7, 1.9), "as stated"),
         ([10, 20, 40], (2.9, 2.9), "more than stated"),
         ([10, 20, 40], (1.5, 1.0), "cannot tell: slopes still change"),
