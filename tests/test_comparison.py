@@ -224,6 +224,13 @@ def test_errors_that_the_reference_cannot_tell_apart_are_equal():
     assert [p.rank for p in vague.ranking(10).places] == [1, 1]
 
 
+def test_an_error_less_by_under_a_thousandth_is_no_better():
+    shared = lognormal(1, 5)
+    for factor, contenders in ((0.9995, 2), (0.998, 1)):
+        ranking = made(a=([10], factor * shared, None), b=([10], shared, None)).ranking(10)
+        assert len(ranking.contenders) == contenders
+
+
 def test_a_few_samples_rank_solvers_and_prove_nothing():
     errors = torch.ones(5, 1)
     ranking = made(samples=5, a=([10], errors, None), b=([10], 2 * errors, None)).ranking(10)

@@ -58,8 +58,9 @@ class Comparison(Report):
             for c in self.cells
         ]
         main = Section(self.title, table=Table(head, rows, self._notes()), draw=self.plot if self.cells else None)
-        return [main, *self._conclusions()] if self.cells else [main]
+        return [main, *self._conclusions] if self.cells else [main]
 
+    @cached_property
     def _conclusions(self) -> list[Section]:
         """What follows from the errors, where there are any."""
         orders = {self.series(*name): order for name, order in self.orders.items() if order is not None}
@@ -83,7 +84,7 @@ class Comparison(Report):
         for name, order in known.items():
             if order.flagged:
                 notes.append(f"{name} is NOT of the order that it states: {order.claim}")
-        notes.append(f"reference: {self.reference}; {self.convergence}")
+        notes.append(f"reference: {self.reference}" + (f"; {self.convergence}" if self.cells else ""))
         return [*notes, f"{self.calls} calls of the model, shared; {self.seconds:.1f} s with the reference"]
 
     def clear(self, cell: Cell) -> bool:
@@ -136,9 +137,9 @@ class Comparison(Report):
         cells = self.cells
         used = [i for i in indices if cells[i].num_steps and self.clear(cells[i]) and 0 < cells[i].median < self._size]
         used.sort(key=lambda i: cells[i].num_steps or 0)
-        stated = {cells[i].order for i in used}
         if len(used) < 2:
             return None
+        stated = {cells[i].order for i in used}
         errors = torch.stack([cells[i].error for i in used], 1).clamp(self._least)
         steps = [cells[i].num_steps or 0 for i in used]
         return measured_order(steps, errors, self._resamples, stated.pop() if len(stated) == 1 else None)
