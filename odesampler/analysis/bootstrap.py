@@ -53,3 +53,10 @@ def interval(values: Tensor) -> tuple[Tensor, Tensor]:
     tails = torch.tensor([(1 - LEVEL) / 2, (1 + LEVEL) / 2], dtype=values.dtype)
     low, high = values.quantile(tails, 0, interpolation="nearest")
     return low, high
+
+
+def basis(num_samples: int) -> str:
+    """What the intervals stand on, for people."""
+    if num_samples < FEWEST:
+        return f"{num_samples} samples are too few for intervals, {FEWEST} the fewest."
+    return f"Intervals hold the middle {LEVEL:.0%} of {RESAMPLES} resamples of the {num_samples} samples."

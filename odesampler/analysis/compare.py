@@ -19,7 +19,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from odesampler.analysis.comparison import Cell, Comparison
+from odesampler.analysis.cell import Cell
+from odesampler.analysis.comparison import Comparison
 from odesampler.analysis.reference import CLEAR, Reference, checked_reference, plans, rms, solved
 from odesampler.analysis.side_by_side import Ran, Samples, side_by_side
 from odesampler.grid import Grid
@@ -245,7 +246,8 @@ def _samples(
 def _cell(case: _Case, ran: Ran, reference: Reference) -> Cell:
     error = rms(ran.x - reference.x)
     solver = case.plan.loop.solver if isinstance(case.plan.loop, OnGrid) else None
-    stated = None if solver is None or solver.stochastic else solver.order
+    several = case.solver == DEFAULT  # by the number of steps
+    stated = None if solver is None or solver.stochastic or several else solver.order
     return Cell(case.solver, case.grid, case.num_steps, case.tolerance, ran.x, error, ran.nfe, ran.calls, stated)
 
 

@@ -15,11 +15,12 @@ import torch
 from torch import Tensor
 
 from odesampler.analysis import tables
-from odesampler.analysis.bootstrap import LEVEL, RESAMPLES, Resamples
-from odesampler.analysis.orders import Order, measured_order, orders_table
-from odesampler.analysis.ranking import Ranking, places, ranking_table
-from odesampler.analysis.reach import Reached, reach_table, reached, round_errors
-from odesampler.analysis.reference import CLEAR, Reference, quantile
+from odesampler.analysis.bootstrap import LEVEL, Resamples
+from odesampler.analysis.cell import Cell
+from odesampler.analysis.orders import Order, measured_order, orders_section
+from odesampler.analysis.ranking import Ranking, places, ranking_section
+from odesampler.analysis.reach import Reached, reach_section, reached, round_errors
+from odesampler.analysis.reference import CLEAR, Reference
 from odesampler.analysis.report import Report, Section, Table
 
 if TYPE_CHECKING:
@@ -28,54 +29,6 @@ if TYPE_CHECKING:
 Name: TypeAlias = "tuple[str, str]"  # of a solver, and of its grid
 TINY = 1e-300  # what an error of 0 is taken for where it needs a logarithm
 SIMILAR = 1.25  # budgets that differ by less are one
-ORDERS = (
-    "The order that a solver shows on this network, over the finest steps between which the local slopes agree, "
-    "against what it states. Where they still change there is no order yet, and the line is through all clear errors. "
-    "An order that is not as stated is a fault of the solver, or of what keeps it from its order: a network that is "
-    "not smooth, a grid whose ends move with the steps."
-)
-REACH = "Model evaluations a sample, interpolated between solves, never extrapolated."
-RANKING = (
-    "Ranks by median error within each budget, as the interval of 95 % of the resamples, and in what part of them the "
-    "solver is the best."
-)
-
-
-@dataclass(frozen=True)
-class Cell:
-    """One solver at one grid and number of steps."""
-
-    solver: str  # as the user named it
-    grid: str  # "own" where the solver chooses its own steps
-    num_steps: int | None  # transitions; None: it chose its own
-    tolerance: float | None  # rtol = atol, where it was set by the comparison
-    x: Tensor  # (batch, *shape), what came out, as `sample` gives it
-    error: Tensor  # (batch,) root mean square difference from the reference, in units of the data
-    nfe: Tensor  # (batch,) int64, evaluations of eps for each sample
-    calls: int  # batched calls of the model in which it took part
-    order: int | None  # as the solver states it; None: it does not, or it is stochastic
-
-    @property
-    def cost(self) -> float:
-        """Evaluations a sample, the mean over the samples."""
-        return self.nfe.double().mean().item()
-
-    @property
-    def median(self) -> float:
-        """The median error over the samples."""
-        return quantile(self.error, 0.5)
-
-    @property
-    def quartiles(self) -> tuple[float, float]:
-        """The errors below which a quarter and three quarters of the samples are."""
-        return quantile(self.error, 0.25), quantile(self.error, 0.75)
-
-    @property
-    def steps(self) -> str:
-        """Steps, or the tolerance that chose them, for tables."""
-        if self.num_steps is not None:
-            return str(self.num_steps)
-        return "own" if self.tolerance is None else f"tol {self.tolerance:g}"
 
 
 @dataclass(frozen=True, repr=False)
@@ -100,26 +53,27 @@ class Comparison(Report):
         rows = [
             (
                 *(c.solver, c.grid, c.steps, f"{c.cost:.0f}", *(f"{e:.2e}" for e in (c.median, *c.quartiles))),
-                *("yes" if self.clear(c) else f"NO, {c.median / self.reference.floor:.1f}x", str(c.calls)),
+                *("yes" if self.clear(c) else f"NO, {c.median / self.reference.floor:.2g}x", str(c.calls)),
             )
             for c in self.cells
         ]
         main = Section(self.title, table=Table(head, rows, self._notes()), draw=self.plot if self.cells else None)
-        return [main, *self._conclusions()] if self.cells else [main]
+        return [main, *self._conclusions] if self.cells else [main]
 
+    @cached_property
     def _conclusions(self) -> list[Section]:
         """What follows from the errors, where there are any."""
-        samples = f"Intervals are of {RESAMPLES} resamples of the {len(self.reference.x)} samples, the same for all."
         orders = {self.series(*name): order for name, order in self.orders.items() if order is not None}
         errors = {
             error: {self.series(*name): found for name, found in self.evaluations_for(error).items()}
             for error in round_errors(*self._resolved)
         }
+        count = len(self.reference.x)
         return [
             Section("Best for a budget", table=self._best()),
-            *([Section("Orders", f"{ORDERS} {samples}", orders_table(orders))] if orders else []),
-            *([Section("Evaluations to reach an error", f"{REACH} {samples}", reach_table(errors))] if errors else []),
-            Section("Ranking", f"{RANKING} {samples}", ranking_table([self.ranking(nfe) for nfe in self._budgets])),
+            *([orders_section(orders, count)] if orders else []),
+            *([reach_section(errors, count)] if errors else []),
+            ranking_section([self.ranking(nfe) for nfe in self._budgets], count),
         ]
 
     def _notes(self) -> list[str]:
@@ -130,7 +84,7 @@ class Comparison(Report):
         for name, order in known.items():
             if order.flagged:
                 notes.append(f"{name} is NOT of the order that it states: {order.claim}")
-        notes.append(f"reference: {self.reference}; {self.convergence}")
+        notes.append(f"reference: {self.reference}" + (f"; {self.convergence}" if self.cells else ""))
         return [*notes, f"{self.calls} calls of the model, shared; {self.seconds:.1f} s with the reference"]
 
     def clear(self, cell: Cell) -> bool:
@@ -173,7 +127,7 @@ class Comparison(Report):
 
     @cached_property
     def orders(self) -> dict[Name, Order | None]:
-        """The measured order for each (solver, grid), over clear errors that are smaller than the data.
+        """The measured order for each (solver, grid), over steps whose median error is clear and smaller than the data.
 
         None where fewer than two such errors are left, or the solver chose its own steps.
         """
@@ -183,14 +137,12 @@ class Comparison(Report):
         cells = self.cells
         used = [i for i in indices if cells[i].num_steps and self.clear(cells[i]) and 0 < cells[i].median < self._size]
         used.sort(key=lambda i: cells[i].num_steps or 0)
+        if len(used) < 2:
+            return None
         stated = {cells[i].order for i in used}
-        return measured_order(
-            [cells[i].num_steps or 0 for i in used],
-            self._medians[used],
-            self._resampled[0][:, used],
-            stated.pop() if len(stated) == 1 else None,  # "default" is several solvers
-            len(self.reference.x),
-        )
+        errors = torch.stack([cells[i].error for i in used], 1).clamp(self._least)
+        steps = [cells[i].num_steps or 0 for i in used]
+        return measured_order(steps, errors, self._resamples, stated.pop() if len(stated) == 1 else None)
 
     def evaluations_for(self, error: float) -> dict[Name, Reached | None]:
         """The evaluations at which each (solver, grid) reaches a median error; None where it does not.
@@ -203,14 +155,13 @@ class Comparison(Report):
             raise ValueError(f"error must be positive, and at least {least:.1e} with this reference; got {error!r}")
         costs = torch.tensor([c.cost for c in self.cells], dtype=torch.float64)
         medians, (resampled, spent) = self._medians, self._resampled
-        bound = max(self.reference.floor, TINY)
         return {
             name: reached(
                 error,
                 costs[i],
-                medians[i].clamp(bound),
+                medians[i].clamp(self._least),
                 spent[:, i],
-                resampled[:, i].clamp(bound),
+                resampled[:, i].clamp(self._least),
                 len(self.reference.x),
             )
             for name, i in self._series.items()
@@ -245,11 +196,19 @@ class Comparison(Report):
         return torch.tensor([c.median for c in self.cells], dtype=torch.float64)
 
     @cached_property
+    def _resamples(self) -> Resamples:
+        return Resamples.of(len(self.reference.x))
+
+    @cached_property
     def _resampled(self) -> tuple[Tensor, Tensor]:
         """(resamples, cells) median errors, and mean evaluations."""
-        resamples = Resamples.of(len(self.reference.x))
         errors, nfe = (torch.stack([getattr(c, name) for c in self.cells], 1) for name in ("error", "nfe"))
-        return resamples.medians(errors), resamples.means(nfe)
+        return self._resamples.medians(errors), self._resamples.means(nfe)
+
+    @property
+    def _least(self) -> float:
+        """What smaller errors are taken for where they need a logarithm."""
+        return max(self.reference.floor, TINY)
 
     @property
     def _size(self) -> float:

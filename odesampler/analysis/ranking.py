@@ -15,10 +15,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from odesampler.analysis.bootstrap import FEWEST, LEVEL, interval
+from odesampler.analysis.bootstrap import FEWEST, LEVEL, basis, interval
 from odesampler.analysis.report import Report, Section, Table
 
 EQUAL = 1e-3  # relative: nobody chooses a solver for less
+WORDS = "Ranks by median error within each budget, and in brackets in what part of the resamples a solver is the best."
 
 
 @dataclass(frozen=True)
@@ -112,13 +113,14 @@ def _ranks(errors: Tensor, floor: float) -> tuple[Tensor, Tensor]:
     return 1 + less.sum(2), errors.shape[1] - less.sum(1)
 
 
-def ranking_table(rankings: Sequence[Ranking]) -> Table:
+def ranking_section(rankings: Sequence[Ranking], num_samples: int) -> Section:
     """A row a solver, a column a budget: rank, its interval, and in what part of the resamples it is the best."""
     of = [{p.name: p for p in ranking.places} for ranking in rankings]
     names = [p.name for p in rankings[-1].places]
     rows = [(name, *(_cell(places.get(name)) for places in of)) for name in names]
     notes = [f"at most {ranking.nfe} evaluations: {ranking.verdict}" for ranking in rankings]
-    return Table(("solver", *(f"nfe {ranking.nfe}" for ranking in rankings)), rows, notes)
+    table = Table(("solver", *(f"nfe {ranking.nfe}" for ranking in rankings)), rows, notes)
+    return Section("Ranking", f"{WORDS} {basis(num_samples)}", table)
 
 
 def _cell(place: Place | None) -> str:

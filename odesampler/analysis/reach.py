@@ -14,8 +14,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from odesampler.analysis.bootstrap import FEWEST, interval
-from odesampler.analysis.report import Table
+from odesampler.analysis.bootstrap import FEWEST, basis, interval
+from odesampler.analysis.report import Section, Table
 
 
 @dataclass(frozen=True)
@@ -73,9 +73,11 @@ def round_errors(largest: float, smallest: float) -> list[float]:
     return [float(f"1e{k}") for k in range(math.floor(math.log10(largest)), math.ceil(math.log10(smallest)) - 1, -1)]
 
 
-def reach_table(found: Mapping[float, Mapping[str, Reached | None]]) -> Table:
+def reach_section(found: Mapping[float, Mapping[str, Reached | None]], num_samples: int) -> Section:
     """A row a solver, a column an error."""
     names = dict.fromkeys(name for of in found.values() for name in of)
     rows = [(name, *("-" if of[name] is None else str(of[name]) for of in found.values())) for name in names]
     notes = ["in brackets the 95 % interval; -: not reached; <=: by the cheapest solve already"]
-    return Table(("solver", *(f"error {error:.0e}" for error in found)), rows, notes)
+    table = Table(("solver", *(f"error {error:.0e}" for error in found)), rows, notes)
+    words = f"Model evaluations a sample, interpolated between solves, never extrapolated. {basis(num_samples)}"
+    return Section("Evaluations to reach an error", words, table)
