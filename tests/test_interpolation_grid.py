@@ -57,6 +57,9 @@ def test_jumps_are_rms_distances_and_the_largest_is_told():
     """Between z and -z an odd map jumps evenly: along the circle by the chord, up to the factor of the data."""
     model = ods.exact.Gaussian(torch.zeros(16), 4.0).model(ods.VE(0.01, 100.0))
     found = ods.interpolation_grid(model, (0, 1), 9, solver="rk4", num_steps=40)
+    alone = ods.sample(model, seed=(0, 1), num_samples=2, solver="rk4", num_steps=40, state_dtype=torch.float64).x
+    assert torch.allclose(found.x[0, [0, -1]], alone, rtol=1e-9)
+    assert found.length[0, 0] == pytest.approx(1, abs=0.5)  # in units of noise, which is of std 100 here
     turned = found.latents / found.latents.norm(dim=-1, keepdim=True)
     assert torch.allclose(found.x / found.x.norm(dim=-1, keepdim=True), turned, atol=1e-6)
     apart = (found.x[0, 5] - found.x[0, 4]).square().mean().sqrt().item()
