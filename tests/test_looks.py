@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import replace
+from itertools import pairwise
 
 import pytest
 import torch
@@ -55,7 +56,9 @@ def test_the_maps_are_drawn_a_row_a_solver_with_their_largest_error(compared):
 
 
 def test_error_maps_of_no_images_are_refused(compared):
-    flat = ods.compare(ods.exact.Gaussian(torch.zeros(4), 1.0).model(), ["ddim"], [3], num_samples=2)
+    flat = ods.compare(
+        ods.exact.Gaussian(torch.zeros(4), 1.0).model(), ["ddim"], [3], num_samples=2, reference_steps=20
+    )
     with pytest.raises(ValueError, match=r"its samples are \(4,\)"):
         ods.error_maps(flat)
     with pytest.raises(ValueError, match="no solver came back"):
@@ -168,6 +171,8 @@ def test_grids_from_infinity_are_drawn_and_grids_for_encoding_end_above_0():
     found = ods.grid_picture(flow, "linspace", 4, into_zero=False)
     assert found.grids[0][0] == math.inf
     assert found.grids[0][-1] > 0
+    _, *inner = found.grids[0]
+    assert found.records()[0]["longest_factor"] == pytest.approx(max(a / b for a, b in pairwise(inner)))
     assert [line.get_marker() for line in found.plot().axes[0].lines] == ["|", ">"]
     assert [grid.name for grid in ods.grid_picture(flow).grids] == ["linspace", "angle"]
     assert len(ods.grid_picture(MODEL).grids) == 4

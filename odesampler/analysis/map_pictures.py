@@ -26,9 +26,12 @@ def error_maps_figure(found: ErrorMaps) -> Figure:
     width = max(map(len, rows))
     labels = [found.names[chosen[0]][0].replace(", ", "\n") for chosen in rows]
     longest = max(len(line) for label in labels for line in label.split("\n"))
-    figure = Figure(figsize=(1.3 + 0.09 * longest + CELL * width, 0.2 + (CELL + 0.35) * len(rows)))
-    figure.set_layout_engine("constrained")
+    left, high = 0.3 + 0.08 * longest, 0.2 + (CELL + 0.35) * len(rows)  # inches
+    wide = left + CELL * width + 0.9
+    figure = Figure(figsize=(wide, high))
     axes: Any = figure.subplots(len(rows), width, squeeze=False)
+    # by hand: names that lie on their side are no part of what the layout engine leaves room for
+    figure.subplots_adjust(left / wide, 0.25 / high, 1 - 0.9 / wide, 1 - 0.25 / high, wspace=0.12, hspace=0.36)
     for line, chosen, label in zip(axes, rows, labels, strict=True):
         for axis in line[len(chosen) :]:
             axis.set_axis_off()
@@ -40,14 +43,15 @@ def error_maps_figure(found: ErrorMaps) -> Figure:
             axis.set_title(steps if steps.startswith("tol") else f"{steps} steps", fontsize=8)
             axis.set_xlabel(f"largest {one.max().item():.1e}", fontsize=8)
         line[0].set_ylabel(label, fontsize=9, rotation=0, ha="right", va="center")
-    bar = figure.colorbar(ScalarMappable(cmap="cividis"), ax=axes, fraction=0.04, aspect=30)
+    beside = figure.add_axes((1 - 0.75 / wide, 0.25 / high, 0.12 / wide, 1 - 0.5 / high))
+    bar = figure.colorbar(ScalarMappable(cmap="cividis"), cax=beside)
     bar.set_label("mean |error| / largest of the map", fontsize=8)
     bar.ax.tick_params(labelsize=8)
     return figure
 
 
 def trajectory_figure(found: TrajectoryPlane) -> Figure:
-    """The plane, lengths equal on both axes; beside it the distance outside of it, by angle from noise to image."""
+    """The plane, each axis with a scale of its own; beside it the distance outside of it, from noise to image."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(9.6, 4.2))
@@ -64,10 +68,9 @@ def trajectory_figure(found: TrajectoryPlane) -> Figure:
     for name, at, away in (("noise", 0, -1), ("image", -1, 1)):
         side: Any = {"xytext": (9 * away, 0), "textcoords": "offset points", "ha": "right" if away < 0 else "left"}
         plane.annotate(name, finest.place[at].tolist(), va="center", fontsize=9, **side)
-    plane.set_aspect("equal", adjustable="datalim")
-    plane.margins(0.15)
+    plane.margins(0.2)
     plane.set_xlabel("first principal direction (rms, units of the data)")
-    plane.set_ylabel("second (likewise)")
+    plane.set_ylabel("second (likewise, on a scale of its own)")
     outside.set_xlim(90, 0)
     outside.set_ylim(bottom=0)
     outside.set_xlabel("arctan sigma (degrees): noise to image")

@@ -76,7 +76,9 @@ class TrajectoryPlane(Report):
         ]
         notes = [f"rms, in units of the data; the plane holds {self.held:.1%} of the finest path's variance"]
         if self.curved:
-            notes.append("paths leave the plane by more than a tenth of their length: the picture misses something")
+            notes.append(
+                "paths leave the plane by more than a tenth of the finest path's length: the picture misses something"
+            )
         return [Section(self.title, table=Table(head, rows, notes), draw=self.plot)]
 
     def records(self) -> list[dict[str, Any]]:
@@ -102,7 +104,7 @@ class TrajectoryPlane(Report):
 def trajectory_plane(
     model: Model,
     solvers: AnySolver | Sequence[AnySolver] = ("ddim", "heun", "dpmpp_2m"),
-    num_steps: int = 10,
+    num_steps: int = 6,
     *,
     grid: AnyGrid | None = None,
     seed: int = 0,
@@ -117,7 +119,7 @@ def trajectory_plane(
     Args:
         model: The model.
         solvers: Names or objects, as for `sample`, or one; all walk a grid.
-        num_steps: Transitions of each.
+        num_steps: Transitions of each; few, so that there is something to see.
         grid: As for `sample`.
         seed: Of the latent.
         x: The latent instead, (1, *shape), as for `sample`.
