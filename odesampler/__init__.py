@@ -24,6 +24,10 @@ if TYPE_CHECKING:
     from odesampler.analysis.consistency import consistency as consistency
     from odesampler.analysis.diagnose import Diagnosis as Diagnosis
     from odesampler.analysis.diagnose import diagnose as diagnose
+    from odesampler.analysis.error_maps import ErrorMaps as ErrorMaps
+    from odesampler.analysis.error_maps import error_maps as error_maps
+    from odesampler.analysis.grid_picture import GridPicture as GridPicture
+    from odesampler.analysis.grid_picture import grid_picture as grid_picture
     from odesampler.analysis.interpolation_grid import InterpolationGrid as InterpolationGrid
     from odesampler.analysis.interpolation_grid import interpolation_grid as interpolation_grid
     from odesampler.analysis.likelihood import log_likelihood as log_likelihood
@@ -32,6 +36,8 @@ if TYPE_CHECKING:
     from odesampler.analysis.quality import quality as quality
     from odesampler.analysis.round_trip import round_trip as round_trip
     from odesampler.analysis.round_trips import RoundTrip as RoundTrip
+    from odesampler.analysis.trajectory_plane import TrajectoryPlane as TrajectoryPlane
+    from odesampler.analysis.trajectory_plane import trajectory_plane as trajectory_plane
     from odesampler.grid import Grid as Grid
     from odesampler.grid import concatenate as concatenate
     from odesampler.grid import grids as grids
@@ -93,6 +99,8 @@ _HOMES = {
     "analysis.comparison": ("Comparison",),
     "analysis.consistency": ("Consistency", "consistency"),
     "analysis.diagnose": ("Diagnosis", "diagnose"),
+    "analysis.error_maps": ("ErrorMaps", "error_maps"),
+    "analysis.grid_picture": ("GridPicture", "grid_picture"),
     "analysis.interpolation_grid": ("InterpolationGrid", "interpolation_grid"),
     "analysis.likelihood": ("log_likelihood",),
     "analysis.likelihoods": ("Likelihood",),
@@ -100,6 +108,7 @@ _HOMES = {
     "analysis.quality": ("quality",),
     "analysis.round_trip": ("round_trip",),
     "analysis.round_trips": ("RoundTrip",),
+    "analysis.trajectory_plane": ("TrajectoryPlane", "trajectory_plane"),
     "grid": ("Grid", "concatenate", "grids", "make_grid"),
     "guidance": ("Guidance",),
     "implicit": ("Implicit",),

@@ -39,6 +39,25 @@ def test_the_corners_of_a_square_are_its_ends_and_its_edges_are_rows():
     assert not found.turns.any()
 
 
+def test_each_quarter_of_a_square_has_the_condition_of_its_corner():
+    cond = {"label": [1, 2, 3, 4]}
+    found = ods.interpolation_grid(MODEL, range(4), 3, square=True, cond=cond, solver="ddim", num_steps=4)
+    x = found.latents[[0, 0, 2, 2], [0, 2, 0, 2]]
+    alone = ods.sample(MODEL, x=x, cond=cond, solver="ddim", num_steps=4, state_dtype=torch.float64).x
+    assert torch.allclose(found.x[[0, 0, 2, 2], [0, 2, 0, 2]], alone, atol=1e-4)
+    assert found.turns.int().tolist() == [[1, 0]] * 3
+
+
+def test_rows_between_latents_at_infinity_are_decoded():
+    """What such a latent keeps to notice that it was changed is not kept for what lies between."""
+    model = ods.exact.Gaussian(torch.linspace(-1, 1, 6), 0.3).model(ods.RectifiedFlow(), "flow")
+    images = torch.randn(2, 6, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    latent = ods.encode(model, images, num_steps=6)
+    assert latent.untouched is not None
+    found = ods.interpolation_grid(model, latent, 3)
+    assert torch.allclose(found.x[0, [0, -1]], images, atol=1e-9)
+
+
 def test_slerp_keeps_the_length_and_a_straight_line_is_flagged():
     model = ods.exact.Gaussian(torch.zeros(2, 400), 0.5).model()
     slerp, line = (ods.interpolation_grid(model, range(4), 5, how=how, num_steps=3) for how in ("slerp", "linear"))
@@ -57,6 +76,9 @@ def test_jumps_are_rms_distances_and_the_largest_is_told():
     """Between z and -z an odd map jumps evenly: along the circle by the chord, up to the factor of the data."""
     model = ods.exact.Gaussian(torch.zeros(16), 4.0).model(ods.VE(0.01, 100.0))
     found = ods.interpolation_grid(model, (0, 1), 9, solver="rk4", num_steps=40)
+    alone = ods.sample(model, seed=(0, 1), num_samples=2, solver="rk4", num_steps=40, state_dtype=torch.float64).x
+    assert torch.allclose(found.x[0, [0, -1]], alone, rtol=1e-9)
+    assert found.length[0, 0] == pytest.approx(1, abs=0.5)  # in units of noise, which is of std 100 here
     turned = found.latents / found.latents.norm(dim=-1, keepdim=True)
     assert torch.allclose(found.x / found.x.norm(dim=-1, keepdim=True), turned, atol=1e-6)
     apart = (found.x[0, 5] - found.x[0, 4]).square().mean().sqrt().item()

@@ -63,6 +63,8 @@ def test_real_digits_pass_and_each_planted_fault_is_named():
     assert bad(seen[:200]) == set()
     assert {"frechet", "sliced"} <= bad(seen[:200] + 0.3)
     assert {"frechet", "sliced", "nearest other"} <= bad(seen[:1].repeat(200, 1, 1, 1))
+    one = HELD.images[:1].repeat(200, 1, 1, 1)
+    assert "nearest real" not in bad(one)  # near to a real one they are, though most real ones are far from them
     assert "nearest real" in bad(torch.rand(200, 1, 8, 8) * 2 - 1)
 
 

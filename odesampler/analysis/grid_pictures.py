@@ -83,7 +83,12 @@ def along_figure(found: InterpolationGrid) -> Figure:
     for i, ((a, b), length, jump) in enumerate(zip(found.names, found.length, found.jumps, strict=True)):
         style: dict[str, Any] = {"color": "0.4", "linewidth": 0.8}
         if several:
-            style = {"color": COLOURS[i], "marker": MARKERS[i], "markersize": 4, "label": f"{a} to {b}"}
+            style = {
+                "color": COLOURS[i],
+                "marker": MARKERS[i],
+                "markersize": 4,
+                "label": a if found.square else f"{a} to {b}",
+            }
         lengths.plot(place, length.tolist(), **style)
         jumps.plot(middles, jump.tolist(), **style)
     lengths.axhline(1, color="0.4", linestyle=":", linewidth=1)

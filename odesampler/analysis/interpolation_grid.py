@@ -44,6 +44,7 @@ class InterpolationGrid(Report):
 
     x: Tensor  # (rows, columns, *shape), on the CPU
     latents: Tensor  # likewise, in the model's own scale
+    scale: float  # of latents there: standard deviation of noise
     turns: Tensor  # (rows, columns - 1) bool, whether the condition changes between neighbours
     names: tuple[tuple[str, str], ...]  # the ends of each row
     square: bool  # rows are neighbours too
@@ -52,8 +53,8 @@ class InterpolationGrid(Report):
 
     @property
     def length(self) -> Tensor:
-        """(rows, columns) |latent| / sqrt(d), about 1 for draws of N(0, 1)."""
-        return rms(self.latents.flatten(0, 1)).reshape(self.latents.shape[:2])
+        """(rows, columns) |latent| / sqrt(d), about 1 for noise."""
+        return rms(self.latents.flatten(0, 1)).reshape(self.latents.shape[:2]) / self.scale
 
     @property
     def kept(self) -> Tensor:
@@ -201,7 +202,7 @@ def interpolation_grid(
         given = (solver, num_steps, grid, cond, guidance_scale, clip_denoised)
         if given != (None, None, None, None, 1.0, None):
             raise ValueError("a Latent knows how it is decoded: leave solver, num_steps, grid, cond and the like out")
-        points = _between_latents(ends, which, spread)
+        points, top = _between_latents(ends, which, spread), ends.recipe.sigmas[0]
         latents, x, conditions = points.x, decode(model, points, **run).x, dict(points.cond)
         names = [f"image {i}" for i in range(count)]
     else:
@@ -219,11 +220,17 @@ def interpolation_grid(
         x = sample(model, x=latents.to(finest_dtype(model.device)), cond=conditions, **options, **run).x
         names = [f"seed {i}" for i in ends]
     columns = (len(x) // num, num)
-    pairs = list(zip(names[::2], names[1::2], strict=True))
-    if square:
-        pairs = [(f"left, {v:.2f} down", "right") for v in torch.linspace(0, 1, num).tolist()]
     images, latents = (v.cpu().reshape(*columns, *v.shape[1:]) for v in (x, latents))
-    return InterpolationGrid(images, latents, _turns(conditions, columns), tuple(pairs), square, how, model.name)
+    return InterpolationGrid(
+        images,
+        latents,
+        model.schedule.latent_scale(top),
+        _turns(conditions, columns),
+        _pairs(names, num, square),
+        square,
+        how,
+        model.name,
+    )
 
 
 def _check_ends(count: int, num: int, square: bool, how: str) -> None:
@@ -232,6 +239,13 @@ def _check_ends(count: int, num: int, square: bool, how: str) -> None:
         raise ValueError(f"interpolation_grid needs {wanted} and num of 3 or more; got {count} ends, num={num}")
     if how not in ("slerp", "linear"):
         raise ValueError(f'how must be "slerp" or "linear"; got {how!r}')
+
+
+def _pairs(names: Sequence[str], num: int, square: bool) -> tuple[tuple[str, str], ...]:
+    """What stands at both ends of each row."""
+    if square:
+        return tuple((f"left, {v:.2f} down", "right") for v in torch.linspace(0, 1, num).tolist())
+    return tuple(zip(names[::2], names[1::2], strict=True))
 
 
 def _turns(cond: Mapping[str, Tensor], columns: tuple[int, int]) -> Tensor:
