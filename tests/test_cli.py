@@ -143,6 +143,28 @@ def test_emoji_are_drawn_by_the_name_of_their_class(capsys):
         assert picture.mode == "RGB"
 
 
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("roundtrip", "--solver", "ddim", "--steps", 2, "--num", 1),
+        ("compare", "--solvers", "ddim", "--steps", "3,5", "--num", 2, "--reference-steps", 20),
+        ("likelihood", "--num", 1, "--steps", 3, "--divergence", "hutchinson"),
+    ],
+    ids=lambda arguments: arguments[0],
+)
+def test_what_is_measured_is_written_as_a_page_that_says_by_which_command(capsys, arguments):
+    code, out, err = run(capsys, *arguments, "--report", "the report.html")
+    assert code == 0, err
+    assert out.splitlines()[-1] == "report: the report.html"
+    with open("the report.html") as file:
+        text = file.read()
+    command = " ".join(["odesampler", *map(str, arguments), "--report", "&#x27;the report.html&#x27;"])
+    assert f"<dt>command</dt><dd>{command}</dd>" in text
+    assert "<dt>device</dt><dd>cpu</dd>" in text
+    numbers = out.partition("---\n")[2].splitlines()[0].split()
+    assert all(f">{cell}</td>" in text for cell in numbers), "the page shows what was printed"
+
+
 def test_models_and_solvers_are_listed(capsys):
     listed = run(capsys, "models")[1]
     assert all(name in listed for name in ("digits", "emoji"))
@@ -194,6 +216,8 @@ MISTAKES = [
     (["compare", "--num", "0"], "num_samples must be"),
     (["compare", "--reference-steps", "7"], "must be even"),
     (["compare", "--csv", "table.txt"], "must end in .csv"),
+    (["roundtrip", "--report", "page.pdf"], "must end in .html"),
+    (["likelihood", "--report", "no/where.html"], "cannot write no/where.html"),
     (["compare", "--csv", "no/where.csv"], "cannot write no/where.csv"),
     (["compare", "--out", "table.csv"], "must end in .png"),
     (["compare", "--solvers", "adaptive:dopri5(max_steps=2)", "--num", "1"], "no solver came back"),

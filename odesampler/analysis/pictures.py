@@ -63,7 +63,8 @@ def _show(axis: Any, images: Tensor, colours: str = "gray") -> None:
     if picture.shape[-1] == 1:
         axis.imshow(picture[..., 0], cmap=colours, vmin=-1, vmax=1)
     else:
-        axis.imshow((numpy.nan_to_num(picture, nan=1.0).clip(-1, 1) + 1) / 2)
+        there = ~numpy.isnan(picture[..., :1])  # what is not is transparent
+        axis.imshow(numpy.concatenate([(numpy.nan_to_num(picture, nan=1.0).clip(-1, 1) + 1) / 2, there], axis=-1))
     axis.set_xticks([])
     axis.set_yticks([])
     for side in axis.spines.values():
@@ -71,7 +72,7 @@ def _show(axis: Any, images: Tensor, colours: str = "gray") -> None:
 
 
 def _strip(images: Tensor) -> Any:
-    """(height, count * (width + 1), channels): images side by side with a pixel of nothing, drawn white, between."""
+    """(height, count * (width + 1), channels): images side by side with a pixel of nothing, left clear, between."""
     from torch.nn.functional import pad
 
     padded = pad(images.detach().cpu().double(), (0, 1), value=float("nan"))

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from odesampler.analysis import page, tables
+from odesampler.files import written_whole
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -95,12 +96,24 @@ class Report(ABC):
             raise ImportError("to_pandas needs pandas (pip install pandas); to_csv does without") from error
         return pandas.DataFrame.from_records([dict(record) for record in self.records()])
 
-    def to_html(self, path: str | Path | None = None) -> str:
-        """One page with all sections that needs no other file and no network; written to `path`, if given."""
-        return page.whole(self.title, self.sections(), path)
+    def to_html(self, path: str | Path | None = None, *, made: Mapping[str, str] | None = None) -> str:
+        """One page with all sections that needs no other file and no network; written to `path`, if given.
 
-    def _repr_html_(self) -> str:
-        return page.fragment(self.sections()[:1])
+        Args:
+            path: Where to write it, whole or not at all.
+            made: What else its foot should say of how it was made, such as {"device": "cuda"}, beside the versions.
+        """
+        text = page.whole(self.title, self.sections(), made=made)
+        if path is not None:
+            with written_whole(path) as file:
+                file.write(text.encode())
+        return text
+
+    def _repr_html_(self) -> str | None:
+        try:
+            return page.fragment(self.sections()[0])
+        except Exception:  # a notebook then shows the text, and what is wrong with that
+            return None
 
 
 def _cell(value: Any) -> str:

@@ -58,7 +58,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     warnings.filterwarnings("ignore", ".*did not arrive", RuntimeWarning)  # said by an error, once
     warnings.showwarning = lambda message, *_: click.echo(f"odesampler: warning: {message}", err=True)
     try:
-        sys.exit(cli.main(arguments, prog_name="odesampler", standalone_mode=False) or 0)
+        typed = list(sys.argv[1:] if arguments is None else arguments)
+        sys.exit(cli.main(typed, prog_name="odesampler", standalone_mode=False, obj=typed) or 0)
     except click.exceptions.NoArgsIsHelpError as error:
         click.echo(error.format_message())
         sys.exit(2)

@@ -16,6 +16,7 @@ from odesampler.cli.common import (
     LABEL,
     MODEL,
     PATHS,
+    REPORT,
     check_arrived,
     cond_of,
     cost,
@@ -27,6 +28,7 @@ from odesampler.cli.common import (
     out_option,
     separated,
     shown,
+    write_report,
 )
 
 DRAWN = 24  # images that `roundtrip` draws from the model besides
@@ -38,7 +40,7 @@ DRAWN = 24  # images that `roundtrip` draws from the model besides
 @click.option("--steps", "num_steps", type=int, multiple=True, help="Repeat for several.  [default: 10, 20, 50]")
 @options(GRID, LABEL, GUIDANCE, BATCH, DEVICE)
 @click.option("--num", type=int, default=8, show_default=True, help="Held-out images, where no pictures are given.")
-@options(out_option("roundtrip.png", "Picture to write."))
+@options(out_option("roundtrip.png", "Picture to write."), REPORT)
 def roundtrip(
     paths: tuple[str, ...],
     model: str,
@@ -48,6 +50,7 @@ def roundtrip(
     label: str | None,
     num: int,
     out: Path,
+    report: Path | None,
     **how: Any,
 ) -> None:
     """Encode pictures, decode them, and show what did not come back, by solver and steps; draw a few from the model."""
@@ -56,7 +59,7 @@ def roundtrip(
     from odesampler.files import written_whole
 
     loaded = loaded_model(model, device)
-    report = ods.round_trip(
+    found = ods.round_trip(
         loaded,
         images_of(loaded, paths, num),
         solvers or DEFAULT_SOLVERS,
@@ -65,8 +68,8 @@ def roundtrip(
         progress=shown(),
         **how,
     )
-    click.echo(report.table())
-    if not report.trips:
+    click.echo(found.table())
+    if not found.trips:
         raise click.ClickException("no solver came back, so there is no picture")
     cond = (
         {} if label is None or "," in label else cond_of(loaded, label)
@@ -75,8 +78,9 @@ def roundtrip(
     drawn = ods.sample(loaded, DRAWN, cond=cond or every_class(loaded, DRAWN), progress=shown(), **options)
     click.echo(f"{DRAWN} images drawn, {cost(drawn.nfe)}")
     with written_whole(out) as file:
-        report.plot(samples=drawn.x).savefig(file, format="png", dpi=130)
+        found.plot(samples=drawn.x).savefig(file, format="png", dpi=130)
     click.echo(f"picture: {out}")
+    write_report(found, report, device)
 
 
 @click.command()
@@ -90,6 +94,7 @@ def roundtrip(
 @click.option("--reference-steps", type=int, default=400, show_default=True, help="Steps of what all is compared with.")
 @options(LABEL, GUIDANCE, BATCH, DEVICE, out_option("compare.png", "Picture to write."))
 @out_option(None, "Table to write, with all digits.", name="--csv", suffix=".csv")
+@options(REPORT)
 def compare(
     model: str,
     device: str,
@@ -101,6 +106,7 @@ def compare(
     label: str | None,
     out: Path,
     csv: Path | None,
+    report: Path | None,
     **how: Any,
 ) -> None:
     """Measure the error of solvers against their evaluations, relative to a tight reference solve."""
@@ -130,6 +136,7 @@ def compare(
     if csv is not None:
         found.to_csv(csv)
         click.echo(f"table: {csv}")
+    write_report(found, report, device)
 
 
 @click.command()
@@ -142,13 +149,19 @@ def compare(
 @click.option("--check", is_flag=True, help="Solve again with half the steps, and tell the difference.")
 @options(LABEL, GUIDANCE, BATCH, DEVICE)
 @click.option("--num", type=int, default=8, show_default=True, help="Held-out images, where no pictures are given.")
-@out_option(None, "Table to write, with all digits.", suffix=".csv")
+@options(out_option(None, "Table to write, with all digits.", suffix=".csv"), REPORT)
 def likelihood(
-    paths: tuple[str, ...], model: str, device: str, label: str | None, num: int, out: Path | None, **how: Any
+    paths: tuple[str, ...],
+    model: str,
+    device: str,
+    label: str | None,
+    num: int,
+    out: Path | None,
+    report: Path | None,
+    **how: Any,
 ) -> None:
     """How probable pictures are under a model: nats and bits per dimension; without any, its held-out images."""
     import odesampler as ods
-    from odesampler.files import written_whole
 
     loaded = loaded_model(model, device)
     cond = cond_of(loaded, label)
@@ -156,6 +169,6 @@ def likelihood(
     check_arrived(found.log_p[:, None])
     click.echo(found.table())
     if out is not None:
-        with written_whole(out) as file:
-            file.write(found.to_csv().encode())
+        found.to_csv(out)
         click.echo(f"table: {out}")
+    write_report(found, report, device)

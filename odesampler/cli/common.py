@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
@@ -14,6 +15,7 @@ import click
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from odesampler.analysis.report import Report
     from odesampler.model import Model
 
 TINY = 500_000  # parameters
@@ -87,6 +89,18 @@ def out_option(default: str | None, what: str, *, name: str = "--out", suffix: s
         return path
 
     return click.option(name, default=default, show_default=default is not None, callback=check, help=what)
+
+
+REPORT = out_option(None, "Page to write, for a browser: tables and pictures.", name="--report", suffix=".html")
+
+
+def write_report(report: Report, path: Path | None, device: str) -> None:
+    """The report as a page that says how it was made, where one is asked for."""
+    if path is not None:
+        arguments = click.get_current_context().obj  # as they were typed; None where another program runs the command
+        command = {} if arguments is None else {"command": shlex.join(["odesampler", *arguments])}
+        report.to_html(path, made={**command, "device": device})
+        click.echo(f"report: {path}")
 
 
 def separated(text: str) -> list[str]:
