@@ -19,11 +19,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from odesampler.analysis.comparison import Cell, Comparison
+from odesampler.analysis.cell import Cell
+from odesampler.analysis.comparison import Comparison
 from odesampler.analysis.reference import CLEAR, Reference, checked_reference, plans, rms, solved
 from odesampler.analysis.side_by_side import Ran, Samples, side_by_side
 from odesampler.grid import Grid
 from odesampler.guidance import AnyGuidance
+from odesampler.integrate import OnGrid
 from odesampler.model import Model
 from odesampler.noise import seeds_for
 from odesampler.plan import AnyGrid, AnySolver, Plan, checked_batch, checked_cond, checked_model, make_plan
@@ -243,7 +245,10 @@ def _samples(
 
 def _cell(case: _Case, ran: Ran, reference: Reference) -> Cell:
     error = rms(ran.x - reference.x)
-    return Cell(case.solver, case.grid, case.num_steps, case.tolerance, ran.x, error, ran.nfe, ran.calls)
+    solver = case.plan.loop.solver if isinstance(case.plan.loop, OnGrid) else None
+    several = case.solver == DEFAULT  # by the number of steps
+    stated = None if solver is None or solver.stochastic or several else solver.order
+    return Cell(case.solver, case.grid, case.num_steps, case.tolerance, ran.x, error, ran.nfe, ran.calls, stated)
 
 
 def _tolerances(tolerances: float | Sequence[float] | None) -> list[float]:

@@ -8,53 +8,27 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
 from torch import Tensor
 
 from odesampler.analysis import tables
-from odesampler.analysis.reference import CLEAR, Reference, quantile
+from odesampler.analysis.bootstrap import LEVEL, Resamples
+from odesampler.analysis.cell import Cell
+from odesampler.analysis.orders import Order, measured_order, orders_section
+from odesampler.analysis.ranking import Ranking, places, ranking_section
+from odesampler.analysis.reach import Reached, reach_section, reached, round_errors
+from odesampler.analysis.reference import CLEAR, Reference
 from odesampler.analysis.report import Report, Section, Table
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-
-@dataclass(frozen=True)
-class Cell:
-    """One solver at one grid and number of steps."""
-
-    solver: str  # as the user named it
-    grid: str  # "own" where the solver chooses its own steps
-    num_steps: int | None  # transitions; None: it chose its own
-    tolerance: float | None  # rtol = atol, where it was set by the comparison
-    x: Tensor  # (batch, *shape), what came out, as `sample` gives it
-    error: Tensor  # (batch,) root mean square difference from the reference, in units of the data
-    nfe: Tensor  # (batch,) int64, evaluations of eps for each sample
-    calls: int  # batched calls of the model in which it took part
-
-    @property
-    def cost(self) -> float:
-        """Evaluations a sample, the mean over the samples."""
-        return self.nfe.double().mean().item()
-
-    @property
-    def median(self) -> float:
-        """The median error over the samples."""
-        return quantile(self.error, 0.5)
-
-    @property
-    def quartiles(self) -> tuple[float, float]:
-        """The errors below which a quarter and three quarters of the samples are."""
-        return quantile(self.error, 0.25), quantile(self.error, 0.75)
-
-    @property
-    def steps(self) -> str:
-        """Steps, or the tolerance that chose them, for tables."""
-        if self.num_steps is not None:
-            return str(self.num_steps)
-        return "own" if self.tolerance is None else f"tol {self.tolerance:g}"
+Name: TypeAlias = "tuple[str, str]"  # of a solver, and of its grid
+TINY = 1e-300  # what an error of 0 is taken for where it needs a logarithm
+SIMILAR = 1.25  # budgets that differ by less are one
 
 
 @dataclass(frozen=True, repr=False)
@@ -74,24 +48,63 @@ class Comparison(Report):
         return f"Solvers compared on {self.model}, {len(self.reference.x)} samples"
 
     def sections(self) -> Sequence[Section]:
-        """A row for each solver, grid and number of steps, `nfe` the mean over the samples; the figure; the best."""
-        head = ("solver", "grid", "steps", "nfe", "error (median)", "quarter", "three quarters", "calls")
+        """A row for each solve, `nfe` the mean over the samples, and the figure; then what follows for the solvers."""
+        head = ("solver", "grid", "steps", "nfe", "error (median)", "quarter", "three quarters", "clear", "calls")
         rows = [
-            (c.solver, c.grid, c.steps, f"{c.cost:.0f}", *(f"{e:.2e}" for e in (c.median, *c.quartiles)), str(c.calls))
+            (
+                *(c.solver, c.grid, c.steps, f"{c.cost:.0f}", *(f"{e:.2e}" for e in (c.median, *c.quartiles))),
+                *("yes" if self.clear(c) else f"NO, {c.median / self.reference.floor:.2g}x", str(c.calls)),
+            )
             for c in self.cells
         ]
+        main = Section(self.title, table=Table(head, rows, self._notes()), draw=self.plot if self.cells else None)
+        return [main, *self._conclusions] if self.cells else [main]
+
+    @cached_property
+    def _conclusions(self) -> list[Section]:
+        """What follows from the errors, where there are any."""
+        orders = {self.series(*name): order for name, order in self.orders.items() if order is not None}
+        errors = {
+            error: {self.series(*name): found for name, found in self.evaluations_for(error).items()}
+            for error in round_errors(*self._resolved)
+        }
+        count = len(self.reference.x)
         return [
-            Section(self.title, table=Table(head, rows, self._notes()), draw=self.plot if self.cells else None),
-            Section("The best for a budget of evaluations", table=self._best()),
+            Section("Best for a budget", table=self._best()),
+            *([orders_section(orders, count)] if orders else []),
+            *([reach_section(errors, count)] if errors else []),
+            ranking_section([self.ranking(nfe) for nfe in self._budgets], count),
         ]
 
     def _notes(self) -> list[str]:
         notes = [f"{name} failed: {why}" for name, why in self.failures.items()]
-        known = {name: order for name, order in self.orders.items() if order is not None}
+        known = {self.series(*name): order for name, order in self.orders.items() if order is not None}
         if known:
-            notes.append("orders: " + "; ".join(f"{self.series(*name)} {order:.1f}" for name, order in known.items()))
-        notes.append(f"reference: {self.reference}")
+            notes.append("orders: " + "; ".join(f"{name} {order.value:.1f}" for name, order in known.items()))
+        for name, order in known.items():
+            if order.flagged:
+                notes.append(f"{name} is NOT of the order that it states: {order.claim}")
+        notes.append(f"reference: {self.reference}" + (f"; {self.convergence}" if self.cells else ""))
         return [*notes, f"{self.calls} calls of the model, shared; {self.seconds:.1f} s with the reference"]
+
+    def clear(self, cell: Cell) -> bool:
+        """Whether the error of `cell` is the solver's, and not the reference's own."""
+        return cell.median >= CLEAR * self.reference.floor
+
+    @property
+    def converged(self) -> bool | None:
+        """Whether the reference is, for these solves: all errors are clear. None: it was given, and not checked."""
+        return None if self.reference.difference is None else all(map(self.clear, self.cells))
+
+    @property
+    def convergence(self) -> str:
+        """What is to be said of the reference."""
+        if self.converged is None:
+            return "whether it is converged is not known"
+        if self.converged:
+            return f"converged: all errors are {CLEAR} times that or more"
+        near = sum(not self.clear(c) for c in self.cells)
+        return f"NOT converged for {near} of {len(self.cells)} errors, less than {CLEAR} times that (clear: NO)"
 
     def records(self) -> list[dict[str, Any]]:
         """A record for each cell."""
@@ -105,28 +118,119 @@ class Comparison(Report):
                 "median": c.median,
                 "quarter": c.quartiles[0],
                 "three_quarters": c.quartiles[1],
+                "clear": self.clear(c),
+                "of_reference": c.median / self.reference.floor if self.reference.floor else None,
                 "calls": c.calls,
             }
             for c in self.cells
         ]
 
-    @property
-    def orders(self) -> dict[tuple[str, str], float | None]:
-        """The fitted order for each (solver, grid), over errors well above the reference's own and below the data's.
+    @cached_property
+    def orders(self) -> dict[Name, Order | None]:
+        """The measured order for each (solver, grid), over steps whose median error is clear and smaller than the data.
 
         None where fewer than two such errors are left, or the solver chose its own steps.
         """
-        size = self.reference.x.double().std().item() if self.reference.x.numel() > 1 else math.inf
+        return {name: self._order(indices) for name, indices in self._series.items()}
+
+    def _order(self, indices: list[int]) -> Order | None:
+        cells = self.cells
+        used = [i for i in indices if cells[i].num_steps and self.clear(cells[i]) and 0 < cells[i].median < self._size]
+        used.sort(key=lambda i: cells[i].num_steps or 0)
+        if len(used) < 2:
+            return None
+        stated = {cells[i].order for i in used}
+        errors = torch.stack([cells[i].error for i in used], 1).clamp(self._least)
+        steps = [cells[i].num_steps or 0 for i in used]
+        return measured_order(steps, errors, self._resamples, stated.pop() if len(stated) == 1 else None)
+
+    def evaluations_for(self, error: float) -> dict[Name, Reached | None]:
+        """The evaluations at which each (solver, grid) reaches a median error; None where it does not.
+
+        Raises:
+            ValueError: The error is not positive, or so small that the reference's own would decide.
+        """
+        least = CLEAR * self.reference.floor
+        if not (0 < error < math.inf and error >= least):
+            raise ValueError(f"error must be positive, and at least {least:.1e} with this reference; got {error!r}")
+        costs = torch.tensor([c.cost for c in self.cells], dtype=torch.float64)
+        medians, (resampled, spent) = self._medians, self._resampled
         return {
-            name: fitted_order(
-                [
-                    (c.num_steps, c.median)
-                    for c in self.cells
-                    if (c.solver, c.grid) == name and c.num_steps and CLEAR * self.reference.floor < c.median < size
-                ]
+            name: reached(
+                error,
+                costs[i],
+                medians[i].clamp(self._least),
+                spent[:, i],
+                resampled[:, i].clamp(self._least),
+                len(self.reference.x),
             )
-            for name in dict.fromkeys((c.solver, c.grid) for c in self.cells)
+            for name, i in self._series.items()
         }
+
+    def ranking(self, nfe: int) -> Ranking:
+        """Every (solver, grid) that has a solve of at most `nfe` evaluations, ranked by its best one.
+
+        Raises:
+            ValueError: There is none.
+        """
+        within = {name: [i for i in of if int(self.cells[i].nfe.max()) <= nfe] for name, of in self._series.items()}
+        within = {name: of for name, of in within.items() if of}
+        if not within:
+            self.best(nfe)  # says what was spent at least
+        medians = torch.stack([self._medians[of].amin() for of in within.values()])
+        resampled = torch.stack([self._resampled[0][:, of].amin(1) for of in within.values()], 1)
+        samples = len(self.reference.x)
+        names = {name: self.series(*name) for name in within}
+        return Ranking(nfe, places(names, medians, resampled, self.reference.floor, samples), samples, self.model)
+
+    @cached_property
+    def _series(self) -> dict[Name, list[int]]:
+        """The cells, by index, of each solver on each grid."""
+        found: dict[Name, list[int]] = {}
+        for i, c in enumerate(self.cells):
+            found.setdefault((c.solver, c.grid), []).append(i)
+        return found
+
+    @cached_property
+    def _medians(self) -> Tensor:
+        return torch.tensor([c.median for c in self.cells], dtype=torch.float64)
+
+    @cached_property
+    def _resamples(self) -> Resamples:
+        return Resamples.of(len(self.reference.x))
+
+    @cached_property
+    def _resampled(self) -> tuple[Tensor, Tensor]:
+        """(resamples, cells) median errors, and mean evaluations."""
+        errors, nfe = (torch.stack([getattr(c, name) for c in self.cells], 1) for name in ("error", "nfe"))
+        return self._resamples.medians(errors), self._resamples.means(nfe)
+
+    @property
+    def _least(self) -> float:
+        """What smaller errors are taken for where they need a logarithm."""
+        return max(self.reference.floor, TINY)
+
+    @property
+    def _size(self) -> float:
+        """Standard deviation of the data: an error as large is no error but another image."""
+        return self.reference.x.double().std().item() if self.reference.x.numel() > 1 else math.inf
+
+    @property
+    def _resolved(self) -> tuple[float, float]:
+        """The largest and the smallest error that say anything."""
+        found = [c.median for c in self.cells if c.median < self._size]
+        return max(found, default=0.0), max(min(found, default=0.0), CLEAR * self.reference.floor)
+
+    @property
+    def _budgets(self) -> list[int]:
+        """Evaluations that were spent, the largest of those that are similar."""
+        found: list[list[int]] = []
+        for nfe in sorted({int(c.nfe.max()) for c in self.cells}):
+            if found and nfe <= SIMILAR * found[-1][0]:
+                found[-1].append(nfe)
+            else:
+                found.append([nfe])
+        return [similar[-1] for similar in found]
 
     def series(self, solver: str, grid: str) -> str:
         """A solver's name, and its grid's where there are several."""
@@ -148,7 +252,7 @@ class Comparison(Report):
     def best_table(self) -> str:
         """The best cell for each budget of evaluations at which it changes."""
         best = self._best()
-        return tables.text(best.head, best.rows)
+        return tables.text(best.head, best.rows, best.notes)
 
     def _best(self) -> Table:
         found: list[tuple[int, Cell]] = []
@@ -156,8 +260,13 @@ class Comparison(Report):
             best = self.best(nfe)
             if not found or best is not found[-1][1]:
                 found.append((nfe, best))
-        rows = [(f"{nfe}", c.solver, c.grid, c.steps, f"{c.median:.2e}") for nfe, c in found]
-        return Table(("evaluations", "best solver", "grid", "steps", "error (median)"), rows)
+        rankings = [self.ranking(nfe) for nfe, _ in found]
+        rows = [
+            (f"{nfe}", c.solver, c.grid, c.steps, "yes" if len(ranking.contenders) == 1 else "no", f"{c.median:.2e}")
+            for (nfe, c), ranking in zip(found, rankings, strict=True)
+        ]
+        head = ("evaluations", "least error", "grid", "steps", "told apart", "error (median)")
+        return Table(head, rows, [f"told apart: it has the least error in {LEVEL:.0%} of the resamples"])
 
     def plot(self) -> Figure:
         """Error against evaluations, on logarithmic axes, with the quartiles, the orders and the reference's own error.
@@ -170,12 +279,3 @@ class Comparison(Report):
         from odesampler.analysis.pictures import comparison_figure
 
         return comparison_figure(self)
-
-
-def fitted_order(points: Sequence[tuple[int, float]]) -> float | None:
-    """The order from (steps, error), by least squares in the logarithms; None for fewer than two numbers of steps."""
-    if len({steps for steps, _ in points}) < 2:
-        return None
-    n, e = torch.tensor(points, dtype=torch.float64).log().unbind(1)
-    n = n - n.mean()
-    return -((n * e).sum() / n.square().sum()).item()

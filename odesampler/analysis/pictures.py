@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy
@@ -90,24 +91,29 @@ def _error_axes(axis: Any, report: RoundTrip) -> None:
 
 
 def comparison_figure(found: Comparison) -> Figure:
-    """Median error against evaluations with its quartiles, a line each solver and grid; below, what nobody can tell."""
+    """Median error against evaluations with its quartiles, a line each solver and grid; below, what nobody can tell.
+
+    Hollow: so near to it that the error is not the solver's alone.
+    """
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(7.2, 4.2))  # inches
+    figure = Figure(figsize=(7.6, 4.2))  # inches
     figure.set_layout_engine("constrained")
     axis = figure.subplots(1, 1)
     solvers, grids = ([*dict.fromkeys(getattr(c, name) for c in found.cells)] for name in ("solver", "grid"))
     for (solver, grid), order in found.orders.items():
         mine = sorted((c for c in found.cells if (c.solver, c.grid) == (solver, grid)), key=lambda c: c.cost)
-        label = found.series(solver, grid) + ("" if order is None else f" (order {order:.1f})")
+        label = found.series(solver, grid) + ("" if order is None else f" (order {order.short})")
         style = {"linestyle": DASHES[grids.index(grid) % len(DASHES)], "label": label}
         i, costs = solvers.index(solver), [c.cost for c in mine]
-        _curve(axis, costs, [c.median for c in mine], i, **style)
+        _curve(axis, costs, [c.median for c in mine], i, hollow=[not found.clear(c) for c in mine], **style)
         low, high = ([max(q, SMALLEST) for q in ends] for ends in zip(*(c.quartiles for c in mine), strict=True))
         axis.fill_between(costs, low, high, color=COLOURS[i % len(COLOURS)], alpha=0.12, linewidth=0)
     if found.reference.floor > 0:
         dotted: dict[str, Any] = {"color": "0.4", "linestyle": (0, (1, 1)), "linewidth": 1.2}
         axis.axhline(found.reference.floor, label="the reference's own error", **dotted)
+    if not all(map(found.clear, found.cells)):
+        axis.plot([], [], "o", color="0.4", markerfacecolor="none", label="not clear of it")
     _by_evaluations(axis, [c.cost for c in found.cells])
     axis.set_xlabel("model evaluations a sample")
     axis.set_ylabel("error (median, quartiles)")
@@ -115,10 +121,18 @@ def comparison_figure(found: Comparison) -> Figure:
     return figure
 
 
-def _curve(axis: Any, evaluations: list[float], errors: list[float], i: int, **style: Any) -> None:
+def _curve(
+    axis: Any, evaluations: list[float], errors: list[float], i: int, hollow: Sequence[bool] = (), **style: Any
+) -> None:
     """A line in the i-th colour and marker; an error of exactly 0 is drawn at the smallest there is."""
-    style |= {"color": COLOURS[i % len(COLOURS)], "marker": MARKERS[i % len(MARKERS)]}
-    axis.plot(evaluations, [max(e, SMALLEST) for e in errors], markersize=5, linewidth=1.5, **style)
+    style |= {"color": COLOURS[i % len(COLOURS)], "marker": MARKERS[i % len(MARKERS)], "linewidth": 1.5}
+    errors = [max(e, SMALLEST) for e in errors]
+    filled = [k for k in range(len(errors)) if not (hollow and hollow[k])]
+    axis.plot(evaluations, errors, markersize=5, markevery=filled, **style)
+    open_ones = [k for k in range(len(errors)) if k not in filled]
+    if open_ones:
+        style |= {"linestyle": "none", "markerfacecolor": "none", "label": "_"}
+        axis.plot([evaluations[k] for k in open_ones], [errors[k] for k in open_ones], markersize=7, **style)
 
 
 def _by_evaluations(axis: Any, evaluations: list[float]) -> None:
