@@ -20,12 +20,24 @@ if TYPE_CHECKING:
     from odesampler.adaptive import Status as Status
     from odesampler.analysis.compare import compare as compare
     from odesampler.analysis.comparison import Comparison as Comparison
+    from odesampler.analysis.consistency import Consistency as Consistency
+    from odesampler.analysis.consistency import consistency as consistency
     from odesampler.analysis.diagnose import Diagnosis as Diagnosis
     from odesampler.analysis.diagnose import diagnose as diagnose
+    from odesampler.analysis.error_maps import ErrorMaps as ErrorMaps
+    from odesampler.analysis.error_maps import error_maps as error_maps
+    from odesampler.analysis.grid_picture import GridPicture as GridPicture
+    from odesampler.analysis.grid_picture import grid_picture as grid_picture
+    from odesampler.analysis.interpolation_grid import InterpolationGrid as InterpolationGrid
+    from odesampler.analysis.interpolation_grid import interpolation_grid as interpolation_grid
     from odesampler.analysis.likelihood import log_likelihood as log_likelihood
     from odesampler.analysis.likelihoods import Likelihood as Likelihood
+    from odesampler.analysis.qualities import Quality as Quality
+    from odesampler.analysis.quality import quality as quality
     from odesampler.analysis.round_trip import RoundTrip as RoundTrip
     from odesampler.analysis.round_trip import round_trip as round_trip
+    from odesampler.analysis.trajectory_plane import TrajectoryPlane as TrajectoryPlane
+    from odesampler.analysis.trajectory_plane import trajectory_plane as trajectory_plane
     from odesampler.grid import Grid as Grid
     from odesampler.grid import concatenate as concatenate
     from odesampler.grid import grids as grids
@@ -85,10 +97,17 @@ _HOMES = {
     "adaptive": ("Adaptive", "Status"),
     "analysis.compare": ("compare",),
     "analysis.comparison": ("Comparison",),
+    "analysis.consistency": ("Consistency", "consistency"),
     "analysis.diagnose": ("Diagnosis", "diagnose"),
+    "analysis.error_maps": ("ErrorMaps", "error_maps"),
+    "analysis.grid_picture": ("GridPicture", "grid_picture"),
+    "analysis.interpolation_grid": ("InterpolationGrid", "interpolation_grid"),
     "analysis.likelihood": ("log_likelihood",),
     "analysis.likelihoods": ("Likelihood",),
+    "analysis.qualities": ("Quality",),
+    "analysis.quality": ("quality",),
     "analysis.round_trip": ("RoundTrip", "round_trip"),
+    "analysis.trajectory_plane": ("TrajectoryPlane", "trajectory_plane"),
     "grid": ("Grid", "concatenate", "grids", "make_grid"),
     "guidance": ("Guidance",),
     "implicit": ("Implicit",),

@@ -355,3 +355,39 @@ def test_stochastic_solvers_draw_independent_noise_unless_a_path_is_asked_for(ca
         x = ods.sample(model, 2, num_steps=4, solver="euler_a", noise=noise).x
         drawn = torch.frombuffer(bytearray(Image.open(f"{noise}.png").tobytes()), dtype=torch.uint8)
         assert torch.equal(drawn, ods.images.grid(x).flatten())
+
+
+def test_interpolate_goes_between_seeds_and_prints_what_the_library_finds(capsys):
+    how = ["--seeds", "3,4", "--num", 5, "--label", "1,2", "--solver", "ddim", "--steps", 4, "--guidance", 1.5]
+    code, out, err = run(capsys, "interpolate", *how, "--how", "linear", "--report", "i.html")
+    assert code == 0, err
+    found = ods.interpolation_grid(
+        ods.load("digits"),
+        (3, 4),
+        5,
+        how="linear",
+        cond={"label": [1, 2]},
+        solver="ddim",
+        num_steps=4,
+        guidance_scale=1.5,
+    )
+    assert out == f"{found.table()}\npicture: interpolation.png\nreport: i.html\n"
+    with open("i.html", encoding="utf-8") as file:
+        assert found.title in file.read()
+    with Image.open("interpolation.png") as picture:
+        assert picture.size[0] > 400
+
+
+def test_interpolate_goes_between_pictures_and_between_held_out_images(capsys):
+    held_out = ods.held_out("digits").images[:2]
+    ods.images.save_each(held_out, "in")
+    pictures = run(capsys, "interpolate", "in", "--steps", 4, "--num", 3)
+    held = run(capsys, "interpolate", "--held-out", 2, "--steps", 4, "--num", 3)
+    assert (pictures[0], held[0]) == (0, 0)
+    latent = ods.encode(ods.load("digits"), held_out, num_steps=4)
+    table = ods.interpolation_grid(ods.load("digits"), latent, 3).table()
+    assert held[1] == f"{table}\npicture: interpolation.png\n"
+    assert "image 0  image 1" in pictures[1]
+    assert "give one of these" in refused(capsys, "interpolate", "in", "--seeds", "1,2")
+    assert "four ends" in refused(capsys, "interpolate", "--seeds", "1,2", "--square")
+    assert "--num must be 1 or more; got 0" in refused(capsys, "interpolate", "--held-out", 0)

@@ -7,8 +7,8 @@ import pytest
 import torch
 
 import odesampler as ods
+from odesampler.analysis.distances import frechet_distance, nearest_distance
 from odesampler.zoo.models import training_images
-from odesampler.zoo.quality import frechet_distance, nearest_distance
 
 LABELS = torch.arange(500) % 10
 

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 import click
 
 from odesampler.cli.analyses import compare, likelihood, roundtrip
+from odesampler.cli.interpolate import interpolate
 from odesampler.cli.reproduce import reproduce
 from odesampler.cli.verbs import decode, encode, sample
 from odesampler.version import __version__
@@ -24,7 +25,7 @@ def cli(debug: bool) -> None:
     """Sample, encode and decode images with diffusion models, by solving dx/dsigma = eps(x, sigma)."""
 
 
-for command in (sample, encode, decode, roundtrip, compare, likelihood, reproduce):
+for command in (sample, encode, decode, roundtrip, compare, likelihood, interpolate, reproduce):
     cli.add_command(command)
 
 

@@ -20,10 +20,10 @@ from sklearn.model_selection import train_test_split
 from sklearn.svm import SVC
 from torch import Tensor
 
+from odesampler.analysis.distances import frechet_distance, nearest_distance
 from odesampler.sampling import sample
 from odesampler.schedule import VP
 from odesampler.zoo.models import model_from
-from odesampler.zoo.quality import frechet_distance, nearest_distance
 from odesampler.zoo.training import Recipe, train
 from odesampler.zoo.unet import UNet, UNetConfig
 from odesampler.zoo.weights import save_tensors, save_unet

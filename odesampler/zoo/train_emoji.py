@@ -23,11 +23,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from odesampler.analysis.distances import nearest_distance
 from odesampler.images import save_grid
 from odesampler.sampling import sample
 from odesampler.schedule import VP
 from odesampler.zoo.models import model_from
-from odesampler.zoo.quality import nearest_distance
 from odesampler.zoo.train_emoji_data import SHAPE, Emoji, emoji, split
 from odesampler.zoo.training import Recipe, train
 from odesampler.zoo.unet import UNet, UNetConfig

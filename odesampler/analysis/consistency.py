@@ -1,0 +1,214 @@
+"""Consistency: whether more steps make the same images better, or other images.
+
+    between(n, m) = rms(x with n steps - x with m steps), the same latents;    rate = -d log(between) / d log(n)
+
+The latents of an ODE are codes: with other numbers of steps they decode to the same images but for the solver's error,
+which falls at its order. A sampler that draws its noise anew, such as DDPM, makes other images each time: rate 0.
+
+References:
+    Song, Meng, Ermon 2021, Denoising Diffusion Implicit Models, arXiv:2010.02502, section 5.2 and Figure 5.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from odesampler.analysis.reference import quantile, rms
+from odesampler.analysis.report import Report, Section, Table
+from odesampler.grid import check_num_steps
+from odesampler.guidance import AnyGuidance
+from odesampler.model import Model
+from odesampler.plan import AnyGrid, AnySolver, checked_model
+from odesampler.precision import finest_dtype
+from odesampler.registry import find_solver, spec_of
+from odesampler.sampling import sample
+from odesampler.threshold import AnyThreshold
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+LEAST_RATE = 0.25  # half of what a path of noise gives to a solver of strong order 1/2
+ROUNDING = 1e-6  # distances below this many standard deviations of the images are none
+
+
+@dataclass(frozen=True, repr=False, eq=False)
+class Consistency(Report):
+    """The same latents with several numbers of steps; prints as a table and draws itself."""
+
+    num_steps: tuple[int, ...]  # rising
+    x: Tensor  # (numbers of steps, batch, *shape), on the CPU, as `sample` gives it
+    nfe: tuple[int, ...]  # evaluations of a sample, for each number of steps
+    solver: str
+    model: str
+
+    @property
+    def to_finest(self) -> Tensor:
+        """(numbers of steps - 1, batch) rms distance from the images with the most steps, in units of the data."""
+        return torch.stack([rms(x - self.x[-1]) for x in self.x[:-1]])
+
+    @property
+    def to_next(self) -> Tensor:
+        """(numbers of steps - 1, batch) rms distance from the images with the next number of steps, likewise."""
+        return torch.stack([rms(a - b) for a, b in pairwise(self.x)])
+
+    @property
+    def rate(self) -> Tensor:
+        """(batch,) how fast `to_next` falls, as a power of the steps, first pair to last; inf: down to rounding."""
+        first, last = self.to_next[0], self.to_next[-1]
+        size = self.x.double().std().item()
+        rate = (first / last).log() / math.log(self.num_steps[-2] / self.num_steps[0])
+        return rate.where(last > ROUNDING * size, math.inf)
+
+    @property
+    def consistent(self) -> bool:
+        """Whether the distances fall for at least half of the samples as those of a convergent solver do."""
+        return quantile(self.rate.clamp(max=1e3), 0.5) > LEAST_RATE
+
+    @property
+    def title(self) -> str:
+        """One line for a page."""
+        return f"The same {self.x.shape[1]} latents with more steps: {self.solver} on {self.model}"
+
+    def sections(self) -> Sequence[Section]:
+        """A row for each number of steps; the images, a row for each latent; the distances."""
+        head = ("steps", "nfe", "to the next (median)", "to the finest (median)", "largest")
+        rows = [
+            (
+                str(r["steps"]),
+                str(r["nfe"]),
+                *("-" if r[k] is None else f"{r[k]:.2e}" for k in ("to_next", "to_finest", "largest")),
+            )
+            for r in self.records()
+        ]
+        rate = quantile(self.rate.clamp(max=1e3), 0.5)
+        fall = "the distance to the next "
+        fall += f"falls as steps^{-rate:.1f} (median)" if rate < 1e3 else "falls to rounding"
+        said = [fall, "consistent: more steps make the same images better"]
+        if not self.consistent:
+            fall = f"the distance to the next does not fall, or hardly: as steps^{-rate:.1f} (median)"
+            why = "where noise is drawn anew, or the steps are still too few for the solver"
+            said = [fall, f"not consistent: more steps make other images; so it is {why}"]
+        words = "Root mean square distances of images from the same latents, in units of the data."
+        parts = [Section(self.title, words, Table(head, rows, said), self.plot)]
+        if self.x.ndim == 5:
+            parts.append(
+                Section(
+                    "The images", "A row for each latent, a column for each number of steps.", draw=self.plot_images
+                )
+            )
+        return parts
+
+    def records(self) -> list[dict[str, Any]]:
+        """A record for each number of steps; the last has none to be compared with."""
+        made = []
+        for i, (n, nfe) in enumerate(zip(self.num_steps, self.nfe, strict=True)):
+            last = i == len(self.num_steps) - 1
+            made.append(
+                {
+                    "steps": n,
+                    "nfe": nfe,
+                    "to_next": None if last else quantile(self.to_next[i], 0.5),
+                    "to_finest": None if last else quantile(self.to_finest[i], 0.5),
+                    "largest": None if last else self.to_finest[i].max().item(),
+                }
+            )
+        return made
+
+    def plot(self) -> Figure:
+        """Distances to the next and to the finest against steps, with the quartiles over the samples."""
+        from odesampler.analysis.grid_pictures import consistency_figure
+
+        return consistency_figure(self)
+
+    def plot_images(self) -> Figure:
+        """A row for each latent, a column for each number of steps.
+
+        Raises:
+            ValueError: These are no images.
+        """
+        from odesampler.analysis.grid_pictures import table_of_images
+
+        columns = [f"{n} steps" for n in self.num_steps]
+        return table_of_images(self.x.transpose(0, 1), columns, ["" for _ in self.x[0]])
+
+
+def consistency(
+    model: Model,
+    num_steps: Sequence[int] = (10, 20, 50, 100),
+    num_samples: int | None = None,
+    *,
+    solver: AnySolver = "ddim",
+    grid: AnyGrid | None = None,
+    seed: int | Sequence[int] = 0,
+    noise: str = "independent",
+    x: Tensor | None = None,
+    cond: Mapping[str, Any] | None = None,
+    guidance_scale: AnyGuidance = 1.0,
+    clip_denoised: AnyThreshold = None,
+    state_dtype: torch.dtype | None = None,
+    max_batch: int | None = None,
+    progress: bool = False,
+) -> Consistency:
+    """Sample from the same latents with several numbers of steps, and measure how far the images are apart.
+
+    Args:
+        model: The model.
+        num_steps: Three numbers or more, rising.
+        num_samples: How many, 6 by default.
+        solver: A name or an object, as for `sample`; one that walks a grid.
+        grid: The name of a grid, as for `sample`.
+        seed: As for `sample`.
+        noise: As for `sample`: with "brownian" stochastic solvers get the same noise whatever their steps.
+        x: Latents, as for `sample`.
+        cond: As for `sample`.
+        guidance_scale: As for `sample`.
+        clip_denoised: As for `sample`.
+        state_dtype: torch.float64 by default, where the device has it.
+        max_batch: As for `sample`.
+        progress: Show a progress bar.
+
+    Returns:
+        A `Consistency`.
+
+    Raises:
+        ValueError: What cannot be meant, before the model is called: fewer than three numbers of steps, numbers that do
+            not rise, a solver that chooses its own steps, a grid that has a number of its own.
+    """
+    steps = list(num_steps)
+    for n in steps:
+        check_num_steps(n)
+    if len(steps) < 3 or any(a >= b for a, b in pairwise(steps)):
+        raise ValueError(f"num_steps must be three numbers or more, rising, to see distances fall; got {steps}")
+    name = solver if isinstance(solver, str) else spec_of(solver)
+    if not getattr(find_solver(solver), "takes_steps", True):
+        raise ValueError(f"{name} chooses its own steps: take one that walks a grid")
+    if grid is not None and not isinstance(grid, str):
+        raise ValueError("a grid with a number of steps of its own cannot be walked in others: give its name")
+    found = [
+        sample(
+            checked_model(model),
+            6 if num_samples is None and x is None else num_samples,
+            solver=solver,
+            num_steps=n,
+            grid=grid,
+            seed=seed,
+            noise=noise,
+            x=x,
+            cond=cond,
+            guidance_scale=guidance_scale,
+            clip_denoised=clip_denoised,
+            state_dtype=state_dtype or finest_dtype(model.device),
+            max_batch=max_batch,
+            progress=progress,
+        )
+        for n in steps
+    ]
+    images = torch.stack([one.x.cpu() for one in found])
+    return Consistency(tuple(steps), images, tuple(int(one.nfe.max()) for one in found), name, model.name)

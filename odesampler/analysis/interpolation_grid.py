@@ -1,0 +1,304 @@
+"""Interpolation grids: what lies between images, by rows between two latents, or as a square between four.
+
+    row: x(w) = slerp(a, b, w);        square: x(w, v) = slerp(slerp(a, c, v), slerp(b, d, v), w)
+
+A model knows latents of the length that N(0, 1) has, and no others. Slerp keeps the length; the straight line between
+two independent draws is shorter, by 1 / sqrt(2) in its middle, and its images lose contrast.
+
+References:
+    Song, Meng, Ermon 2021, Denoising Diffusion Implicit Models, arXiv:2010.02502, section 5.3, Figure 6, appendix D.5.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from odesampler.analysis.reference import rms
+from odesampler.analysis.report import Report, Section, Table
+from odesampler.guidance import AnyGuidance
+from odesampler.interpolation import slerp
+from odesampler.inversion import decode
+from odesampler.latent import Latent
+from odesampler.model import Model
+from odesampler.noise import Streams, seeds_for
+from odesampler.plan import AnyGrid, AnySolver, checked_cond, checked_model, make_plan
+from odesampler.precision import finest_dtype
+from odesampler.sampling import checked_shape, sample
+from odesampler.threshold import AnyThreshold
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+MOST_LOST = 0.1  # of a latent's length
+Between = Callable[[Tensor, Tensor, Tensor], Tensor]
+
+
+@dataclass(frozen=True, repr=False, eq=False)
+class InterpolationGrid(Report):
+    """Images between latents, in rows; prints as a table and draws itself."""
+
+    x: Tensor  # (rows, columns, *shape), on the CPU
+    latents: Tensor  # likewise, in the model's own scale
+    scale: float  # of latents there: standard deviation of noise
+    turns: Tensor  # (rows, columns - 1) bool, whether the condition changes between neighbours
+    names: tuple[tuple[str, str], ...]  # the ends of each row
+    square: bool  # rows are neighbours too
+    how: str
+    model: str
+
+    @property
+    def length(self) -> Tensor:
+        """(rows, columns) |latent| / sqrt(d), about 1 for noise."""
+        return rms(self.latents.flatten(0, 1)).reshape(self.latents.shape[:2]) / self.scale
+
+    @property
+    def kept(self) -> Tensor:
+        """(rows, columns) `length` relative to the straight line between the lengths at the ends of the row."""
+        w = torch.linspace(0, 1, self.x.shape[1], dtype=torch.float64)
+        return self.length / torch.lerp(self.length[:, :1], self.length[:, -1:], w)
+
+    @property
+    def jumps(self) -> Tensor:
+        """(rows, columns - 1) rms distance of neighbours in a row, in units of the data."""
+        apart = self.x[:, 1:] - self.x[:, :-1]
+        return rms(apart.flatten(0, 1)).reshape(apart.shape[:2])
+
+    @property
+    def angle(self) -> Tensor:
+        """(rows,) between the latents at both ends, in degrees; about 90 for independent ones of many values."""
+        a, b = (self.latents[:, i].double().flatten(1) for i in (0, -1))
+        return torch.cosine_similarity(a, b).clamp(-1, 1).acos().rad2deg()
+
+    @property
+    def short(self) -> Tensor:
+        """(rows,) bool: the path leaves the lengths of its ends by more than a tenth: models know no such latents."""
+        return (self.kept - 1).abs().amax(1) > MOST_LOST
+
+    @property
+    def title(self) -> str:
+        """One line for a page."""
+        shape = " x ".join(map(str, self.x.shape[:2]))
+        return f"Between latents of {self.model}: {shape} images, {self.how}"
+
+    def sections(self) -> Sequence[Section]:
+        """A row for each path; the images; length and jumps along the paths."""
+        head = ("from", "to", "angle (deg)", "least length", "kept", "mean jump", "largest jump")
+        digits = ("", "", ".0f", ".3f", ".3f", ".3f", ".3f")
+        rows = [tuple(format(v, how) for v, how in zip(r.values(), digits, strict=False)) for r in self.records()]
+        notes = [
+            "length: |latent| / sqrt(d), 1 for noise; kept: the least part of the ends' lengths",
+            "jumps: rms distance of neighbours, in units of the data",
+        ]
+        if bool(self.turns.any()):
+            jump = self.jumps[self.turns].mean().item()
+            notes.append(
+                f"in {int(self.turns.any(1).sum())} rows the condition changes midway, a jump of {jump:.3f} (mean)"
+            )
+        if bool(self.short.any()):
+            most = (self.kept - 1).abs().max().item()
+            notes.append(
+                f"{int(self.short.sum())} of {len(self.short)} paths leave the lengths that the model knows, by up to "
+                f'{most:.0%}: take how="slerp"'
+            )
+        parts = [Section(self.title, table=Table(head, rows, notes), draw=self.plot)] if self.x.ndim == 5 else []
+        along = Section(
+            "Along the paths",
+            "Length of the latents, and how far each image is from the one before.",
+            draw=self.plot_along,
+        )
+        return [*(parts or [Section(self.title, table=Table(head, rows, notes))]), along]
+
+    def records(self) -> list[dict[str, Any]]:
+        """A record for each row."""
+        columns = {
+            "angle": self.angle,
+            "least_length": self.length.amin(1),
+            "kept": self.kept.amin(1),
+            "mean_jump": self.jumps.mean(1),
+            "largest_jump": self.jumps.amax(1),
+            "short": self.short,
+        }
+        values = zip(*(column.tolist() for column in columns.values()), strict=True)
+        return [
+            {"from": a, "to": b, **dict(zip(columns, row, strict=True))}
+            for (a, b), row in zip(self.names, values, strict=True)
+        ]
+
+    def plot(self) -> Figure:
+        """The images.
+
+        Raises:
+            ValueError: These are no images.
+        """
+        from odesampler.analysis.grid_pictures import table_of_images
+
+        columns = [f"{i / (self.x.shape[1] - 1):.2f}" for i in range(self.x.shape[1])]
+        return table_of_images(self.x, columns, ["" if self.square else f"{a}\nto {b}" for a, b in self.names])
+
+    def plot_along(self) -> Figure:
+        """Length of the latents and jumps of the images along each row."""
+        from odesampler.analysis.grid_pictures import along_figure
+
+        return along_figure(self)
+
+
+def interpolation_grid(
+    model: Model,
+    ends: Sequence[int] | Latent = (0, 1),
+    num: int = 8,
+    *,
+    square: bool = False,
+    how: str = "slerp",
+    solver: AnySolver | None = None,
+    num_steps: int | None = None,
+    grid: AnyGrid | None = None,
+    cond: Mapping[str, Any] | None = None,
+    guidance_scale: AnyGuidance = 1.0,
+    clip_denoised: AnyThreshold = None,
+    max_batch: int | None = None,
+    progress: bool = False,
+) -> InterpolationGrid:
+    """Images between latents.
+
+    Args:
+        model: The model.
+        ends: Seeds, whose latents are the ones of `sample`; or a `Latent` of `encode`, to go between images, which is
+            decoded as it was made. Two for each row, from the first to the second; four for a square.
+        num: Images a row, both ends included; rows too, in a square.
+        square: The square between four: the first two are its upper corners, left and right, the last two the lower.
+        how: "slerp", or "linear" to see what that loses.
+        solver: As for `sample`; an ODE solver. With seeds only, like all that follows up to `clip_denoised`.
+        num_steps: As for `sample`.
+        grid: As for `sample`.
+        cond: As for `sample`, one value or one an end; between two ends it is that of the nearer.
+        guidance_scale: As for `sample`.
+        clip_denoised: As for `sample`.
+        max_batch: As for `sample`.
+        progress: Show a progress bar.
+
+    Returns:
+        An `InterpolationGrid`.
+
+    Raises:
+        ValueError: What cannot be meant, before the model is called: ends that do not make pairs or four corners, `num`
+            below 3, options that a `Latent` settles, a solver that draws noise.
+    """
+    checked_model(model)
+    count = len(ends)
+    _check_ends(count, num, square, how)
+    between: Between = slerp if how == "slerp" else _line
+    which = _nearest(count, num, square)
+    run: dict[str, Any] = {"max_batch": max_batch, "progress": progress}
+
+    def spread(z: Tensor) -> Tensor:
+        return _spread(z, num, square, between)
+
+    if isinstance(ends, Latent):
+        given = (solver, num_steps, grid, cond, guidance_scale, clip_denoised)
+        if given != (None, None, None, None, 1.0, None):
+            raise ValueError("a Latent knows how it is decoded: leave solver, num_steps, grid, cond and the like out")
+        points, top = _between_latents(ends, which, spread), ends.recipe.sigmas[0]
+        latents, x, conditions = points.x, decode(model, points, **run).x, dict(points.cond)
+        names = [f"image {i}" for i in range(count)]
+    else:
+        options: dict[str, Any] = {
+            "solver": solver,
+            "num_steps": num_steps,
+            "grid": grid,
+            "guidance_scale": guidance_scale,
+        }
+        options |= {"clip_denoised": clip_denoised, "state_dtype": finest_dtype(model.device)}
+        top = _top(model, options)
+        drawn = Streams(seeds_for(list(ends), count)).draw(torch.empty(count, *checked_shape(model)))
+        latents = spread(drawn.double() * model.schedule.latent_scale(top))
+        conditions = {k: v[which] for k, v in checked_cond(model, cond, count).items()}
+        x = sample(model, x=latents.to(finest_dtype(model.device)), cond=conditions, **options, **run).x
+        names = [f"seed {i}" for i in ends]
+    columns = (len(x) // num, num)
+    images, latents = (v.cpu().reshape(*columns, *v.shape[1:]) for v in (x, latents))
+    return InterpolationGrid(
+        images,
+        latents,
+        model.schedule.latent_scale(top),
+        _turns(conditions, columns),
+        _pairs(names, num, square),
+        square,
+        how,
+        model.name,
+    )
+
+
+def _check_ends(count: int, num: int, square: bool, how: str) -> None:
+    if num < 3 or (count != 4 if square else count < 2 or count % 2):
+        wanted = "four ends" if square else "two ends a row"
+        raise ValueError(f"interpolation_grid needs {wanted} and num of 3 or more; got {count} ends, num={num}")
+    if how not in ("slerp", "linear"):
+        raise ValueError(f'how must be "slerp" or "linear"; got {how!r}')
+
+
+def _pairs(names: Sequence[str], num: int, square: bool) -> tuple[tuple[str, str], ...]:
+    """What stands at both ends of each row."""
+    if square:
+        return tuple((f"left, {v:.2f} down", "right") for v in torch.linspace(0, 1, num).tolist())
+    return tuple(zip(names[::2], names[1::2], strict=True))
+
+
+def _turns(cond: Mapping[str, Tensor], columns: tuple[int, int]) -> Tensor:
+    """(rows, columns - 1) whether a condition changes between neighbours."""
+    turns = torch.zeros(columns[0], columns[1] - 1, dtype=torch.bool)
+    for value in cond.values():
+        rows = value.cpu().reshape(*columns, -1)
+        turns |= (rows[:, 1:] != rows[:, :-1]).any(-1)
+    return turns
+
+
+def _top(model: Model, options: Mapping[str, Any]) -> float:
+    """Sigma at which a solve with these options starts. Raises: ValueError: its solver draws noise."""
+    plan = make_plan(model, into_zero=True, rtol=None, atol=None, **options)
+    if getattr(getattr(plan.loop, "solver", None), "stochastic", False):
+        raise ValueError("a solver that draws noise has no path between two latents: take an ODE solver such as 'ddim'")
+    return plan.grid[0]
+
+
+def _line(a: Tensor, b: Tensor, weight: Tensor) -> Tensor:
+    return torch.lerp(a, b, weight.reshape(-1, *[1] * (a.ndim - 1)))
+
+
+def _spread(z: Tensor, num: int, square: bool, between: Between) -> Tensor:
+    """The points between the ends `z` (ends, *shape), row by row, (rows * num, *shape)."""
+    w = torch.linspace(0, 1, num, dtype=z.dtype, device=z.device)
+
+    def path(a: Tensor, b: Tensor) -> Tensor:
+        return between(a.expand(num, *z.shape[1:]), b.expand(num, *z.shape[1:]), w)
+
+    if square:
+        left, right = path(z[0], z[2]), path(z[1], z[3])
+        return torch.cat([path(a, b) for a, b in zip(left, right, strict=True)])
+    return torch.cat([path(a, b) for a, b in zip(z[::2], z[1::2], strict=True)])
+
+
+def _nearest(count: int, num: int, square: bool) -> Tensor:
+    """The end that each point is nearest to, (points,); in the middle the later."""
+    late = (torch.arange(num) >= (num - 1) / 2).long()
+    if square:
+        return (2 * late[:, None] + late).flatten()
+    return (torch.arange(0, count, 2)[:, None] + late).flatten()
+
+
+def _between_latents(ends: Latent, which: Tensor, spread: Callable[[Tensor], Tensor]) -> Latent:
+    """A latent of all points. What was kept for the images themselves is not theirs; whole numbers have no between."""
+    whole = any(not m.is_floating_point() for m in ends.memory)
+    return replace(
+        replace(ends, sidecar=None).select(which),
+        x=spread(ends.x),
+        memory=() if whole else tuple(spread(m) for m in ends.memory),
+        nfe=None,
+        converged=None,
+        defect=None,
+        untouched=None,
+    )
