@@ -22,10 +22,14 @@ if TYPE_CHECKING:
     from odesampler.analysis.comparison import Comparison as Comparison
     from odesampler.analysis.diagnose import Diagnosis as Diagnosis
     from odesampler.analysis.diagnose import diagnose as diagnose
+    from odesampler.analysis.error_sources import error_sources as error_sources
+    from odesampler.analysis.estimate import Estimate as Estimate
+    from odesampler.analysis.estimate import estimate_round_trip as estimate_round_trip
     from odesampler.analysis.likelihood import log_likelihood as log_likelihood
     from odesampler.analysis.likelihoods import Likelihood as Likelihood
     from odesampler.analysis.round_trip import round_trip as round_trip
     from odesampler.analysis.round_trips import RoundTrip as RoundTrip
+    from odesampler.analysis.sources import ErrorSources as ErrorSources
     from odesampler.grid import Grid as Grid
     from odesampler.grid import concatenate as concatenate
     from odesampler.grid import grids as grids
@@ -86,10 +90,13 @@ _HOMES = {
     "analysis.compare": ("compare",),
     "analysis.comparison": ("Comparison",),
     "analysis.diagnose": ("Diagnosis", "diagnose"),
+    "analysis.error_sources": ("error_sources",),
+    "analysis.estimate": ("Estimate", "estimate_round_trip"),
     "analysis.likelihood": ("log_likelihood",),
     "analysis.likelihoods": ("Likelihood",),
     "analysis.round_trip": ("round_trip",),
     "analysis.round_trips": ("RoundTrip",),
+    "analysis.sources": ("ErrorSources",),
     "grid": ("Grid", "concatenate", "grids", "make_grid"),
     "guidance": ("Guidance",),
     "implicit": ("Implicit",),
