@@ -1,9 +1,14 @@
 """The round-trip report: its numbers are those of the images, and it draws itself."""
 
+import math
+from dataclasses import replace
+
 import pytest
 import torch
 
 import odesampler as ods
+from odesampler.analysis.ssim import ssim
+from tests.problems import HIGH, LOW, labelled
 
 RING = ods.exact.GaussianMixture.ring()
 MODEL = RING.model()
@@ -21,7 +26,7 @@ def test_the_report_measures_what_encode_and_decode_give():
     assert trip.nfe == 20
     assert torch.allclose(trip.psnr, -10 * torch.log10(trip.rmse**2 / 4))
     assert f"{trip.rmse.median():.2e}" in report.table()
-    assert report.to_csv().splitlines()[0].startswith("solver,steps,nfe")
+    assert report.to_csv().splitlines()[0].startswith("solver,steps,dtype,guidance,convention,nfe")
     assert report._repr_html_().count("<tr>") == 5
 
 
@@ -73,6 +78,11 @@ def test_points_in_the_plane_make_a_table_and_no_picture():
     [
         ({"solvers": []}, "needs solvers"),
         ({"num_steps": []}, "needs solvers and numbers of steps"),
+        ({"state_dtype": []}, "got no state_dtype"),
+        ({"state_dtype": [torch.float64, torch.float16]}, "state_dtype must be torch.float32"),
+        ({"guidance_scale": [1, 3]}, "needs a model with a null condition"),
+        ({"convention": ["source", "sauce"]}, "convention must be one of"),
+        ({"solvers": "alf", "convention": "target"}, "encodes by undoing its own steps"),
         ({"solvers": ["heun", "ddpm"]}, "draws noise"),
         ({"solvers": ["heun", "nope"]}, "unknown solver"),
         ({"num_steps": [5, 0]}, "num_steps is the number"),
@@ -101,3 +111,67 @@ def test_the_picture_has_a_row_of_four_strips_for_each_solver(channels):
     assert len(strips.axes) == 8
     assert len(errors.axes[0].lines) == 2
     assert strips.axes[0].get_ylabel() == "ddim\n6 steps"  # the most, in whatever order they were asked for
+
+
+def test_every_case_is_the_round_trip_that_encode_makes_with_its_dtype_guidance_and_convention():
+    x, model = torch.tensor([[0.3, -0.2], [1.0, 0.5]]), replace(labelled(), sigma_min=LOW, sigma_max=HIGH)
+    varied = {"guidance_scale": [1, 2.5], "convention": ["source", "target"]}
+    dtypes = [torch.float32, torch.float64]
+    report = ods.round_trip(model, x, ["ddim", "alf"], 6, state_dtype=dtypes, cond={"label": 0.5}, **varied)
+    cases = [(t.solver, t.guidance, t.convention, t.dtype) for t in report.trips]
+    every = [("ddim", g, c, d) for g in ("1", "2.5") for c in ("source", "target") for d in ("float32", "float64")]
+    assert cases == [*every, *(("alf", g, "exact", d) for g in ("1", "2.5") for d in ("float32", "float64"))]
+    for trip in report.trips[:8]:
+        latent = ods.encode(
+            model,
+            x,
+            solver="ddim",
+            num_steps=6,
+            cond={"label": 0.5},
+            guidance_scale=float(trip.guidance),
+            convention=trip.convention,
+            state_dtype=getattr(torch, trip.dtype),
+        )
+        assert torch.equal(trip.images, ods.decode(model, latent).x)
+    assert report.head[:5] == ("solver", "steps", "dtype", "guidance", "convention")
+
+
+def test_what_does_not_vary_has_no_column_but_is_in_the_records():
+    report = ods.round_trip(MODEL, RING.sample(2), ["ddim", "heun"], 3)
+    assert not {"dtype", "guidance", "convention", "ssim"} & set(report.head)
+    assert report.records()[0]["dtype"] == "float64"
+    assert report.records()[0]["convention"] == "source"
+    assert report.records()[0]["ssim"] is None
+
+
+def test_each_sample_has_its_own_numbers():
+    x = torch.rand(3, 1, 6, 5, dtype=torch.float64) - 0.5
+    report = ods.round_trip(ods.exact.Empirical(x, 0.3).model(data_range=(-1.0, 0.5)), x, ["ddim", "alf"], [4])
+    each = report.per_sample().records()
+    assert [(r["solver"], r["sample"]) for r in each] == [(s, i) for s in ("ddim", "alf") for i in range(3)]
+    for record in each:
+        trip = report.trips[record["solver"] == "alf"]
+        error = trip.images[record["sample"]] - x[record["sample"]]
+        latent = trip.latent.x[record["sample"]]
+        assert record["mse"] == pytest.approx((error**2).mean().item())
+        assert record["rmse"] == pytest.approx(record["mse"] ** 0.5)
+        assert record["max_error"] == pytest.approx(error.abs().max().item())
+        assert record["psnr"] == pytest.approx(10 * math.log10(1.5**2 / record["mse"]))  # the model's range is 1.5 wide
+        assert record["ssim"] == pytest.approx(ssim(trip.images, x, (-1.0, 0.5))[record["sample"]].item())
+        assert record["latent_std"] == pytest.approx(latent.std().item(), rel=1e-6)
+        assert record["nfe"] == (8 if record["solver"] == "ddim" else 9)
+    medians = {r["solver"]: r for r in report.records()}
+    assert medians["ddim"]["ssim"] == sorted(r["ssim"] for r in each[:3])[1]
+    assert medians["ddim"]["latent_p"] == sorted(r["latent_p"] for r in each[:3])[1]
+    lines = report.per_sample().to_csv().splitlines()
+    assert len(lines) == 7
+    assert lines[0].startswith("solver,steps,dtype,guidance,convention,sample,nfe,mse")
+    assert len(report.per_sample().rows()) == 6
+
+
+def test_a_latent_that_is_no_noise_has_no_chance_to_be():
+    flat = ods.exact.Gaussian(torch.zeros(1, 8, 8), 1.0)
+    good, bad = flat.sample(8, seed=1), torch.full((8, 1, 8, 8), 1.0, dtype=torch.float64)
+    chances = [ods.round_trip(flat.model(), x, "heun", 10).records()[0]["latent_p"] for x in (good, bad)]
+    assert chances[0] > 0.05
+    assert chances[1] < 1e-6

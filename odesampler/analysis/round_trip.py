@@ -1,152 +1,38 @@
 """Round trips: encode real images, decode them, and measure what did not come back.
 
-    error = decode(encode(x)) - x,     per image: rmse, largest, psnr = 20 log10(2 / rmse) for data in [-1, 1]
+    error = decode(encode(x)) - x,     for each case of   solvers x steps x dtypes x guidance x conventions
 
 The point that comes back is the one at sigma_min, as the images are taken to be (`inversion`), so an exact solver has
 error 0. A small error does not mean a good latent, so the standard deviation of the latents is given beside it: near 1
 for a good encoding of data that vary in every direction, less where pixels never change, as the corners of the digits.
+Where the error comes from says `error_sources`.
 """
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from dataclasses import fields, replace
+from itertools import product
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from odesampler.analysis.report import Report, Section, Table
+from odesampler.analysis.cases import Case
+from odesampler.analysis.error_sources import error_sources
+from odesampler.analysis.round_trips import RANGE, RoundTrip, Trip
+from odesampler.conventions import AnyConvention
 from odesampler.data_range import check_images
 from odesampler.defaults import STEPS
-from odesampler.guidance import AnyGuidance
-from odesampler.inversion import decode, encode, refuse_stochastic
-from odesampler.latent import Latent
+from odesampler.guidance import AnyGuidance, Guidance
+from odesampler.implicit import Implicit
 from odesampler.model import Model
-from odesampler.plan import AnyGrid, AnySolver, checked_batch, checked_cond, checked_model, make_plan
-from odesampler.program import Loop, Solver
-from odesampler.registry import find_solver, spec_of
+from odesampler.plan import AnyGrid, AnySolver, checked_batch, checked_cond, checked_model
+from odesampler.program import Invertible, Loop, Solver
+from odesampler.registry import find_solver
 
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-
+FAILURES = (ArithmeticError, RuntimeError, ValueError)  # NaN, gave up, did not arrive: the others go on
 DEFAULT_SOLVERS = ("ddim", "heun", "rk4", "alf")
-
-
-@dataclass(frozen=True)
-class Trip:
-    """One solver at one number of steps."""
-
-    solver: str  # as the user named it
-    num_steps: int | None  # transitions; None: it chose its own
-    latent: Latent
-    images: Tensor  # (batch, *shape), what came back
-    error: Tensor  # (batch, *shape) = images - originals
-    nfe: float  # evaluations a sample, encoding and decoding together, mean over the batch
-    seconds: float
-
-    @property
-    def rmse(self) -> Tensor:
-        """(batch,) root mean square error over the pixels of each image, in units of the data."""
-        return self.error.flatten(1).square().mean(1).sqrt()
-
-    @property
-    def worst(self) -> float:
-        """The largest error of any pixel of any image, in units of the data."""
-        return self.error.abs().max().item()
-
-    @property
-    def psnr(self) -> Tensor:
-        """(batch,) peak signal-to-noise ratio in dB, for data in [-1, 1]."""
-        return 20 * torch.log10(2 / self.rmse)
-
-    @property
-    def latent_std(self) -> float:
-        """Standard deviation over all coordinates of all latents."""
-        return self.latent.x.std().item()
-
-
-@dataclass(frozen=True, repr=False)
-class RoundTrip(Report):
-    """The round-trip errors of several solvers; prints as a table and draws itself."""
-
-    originals: Tensor  # (batch, *shape)
-    trips: tuple[Trip, ...]
-    failures: Mapping[str, str]  # solver and steps -> why it has no row
-    model: str
-
-    @property
-    def title(self) -> str:
-        """One line for a page."""
-        return f"Round trips of {len(self.originals)} images, {self.model}"
-
-    def sections(self) -> Sequence[Section]:
-        """A row for each solver and number of steps, `nfe` counting both directions; the images."""
-        head = (
-            "solver",
-            "steps",
-            "nfe",
-            "rmse (median)",
-            "rmse (worst)",
-            "max error",
-            "psnr dB",
-            "latent std",
-            "seconds",
-        )
-        rows = [
-            (
-                t.solver,
-                "own" if t.num_steps is None else str(t.num_steps),
-                f"{t.nfe:.0f}",
-                f"{t.rmse.median().item():.2e}",
-                f"{t.rmse.max().item():.2e}",
-                f"{t.worst:.2e}",
-                f"{t.psnr.median().item():.1f}",
-                f"{t.latent_std:.3f}",
-                f"{t.seconds:.2f}",
-            )
-            for t in self.trips
-        ]
-        failed = [f"{name} failed: {why}" for name, why in self.failures.items()]
-        drawn = self.originals.ndim == 4 and bool(self.trips)
-        return [Section(self.title, table=Table(head, rows, failed), draw=self.plot if drawn else None)]
-
-    def records(self) -> list[dict[str, Any]]:
-        """A record for each solver and number of steps."""
-        return [
-            {
-                "solver": t.solver,
-                "steps": t.num_steps,
-                "nfe": t.nfe,
-                "rmse_median": t.rmse.median().item(),
-                "rmse_worst": t.rmse.max().item(),
-                "max_error": t.worst,
-                "psnr": t.psnr.median().item(),
-                "latent_std": t.latent_std,
-                "seconds": t.seconds,
-            }
-            for t in self.trips
-        ]
-
-    def plot(self, num_images: int = 6, samples: Tensor | None = None) -> Figure:
-        """Originals, latents, reconstructions and errors of each solver at its most steps, and error by evaluations.
-
-        Args:
-            num_images: Images shown for each solver.
-            samples: Images drawn from the model, (n, *shape), to show above.
-
-        Raises:
-            ValueError: The data are no images, (channels, height, width), or no solver came back.
-        """
-        if self.originals.ndim != 4 or not self.trips:
-            raise ValueError(
-                f"a picture needs images, (batch, channels, height, width), and a solver that came back; "
-                f"got {tuple(self.originals.shape)} and {len(self.trips)} solvers"
-            )
-        from odesampler.analysis.pictures import round_trip_figure
-
-        return round_trip_figure(self, num_images, samples)
 
 
 def round_trip(
@@ -157,12 +43,14 @@ def round_trip(
     *,
     grid: AnyGrid | None = None,
     cond: Mapping[str, Any] | None = None,
-    guidance_scale: AnyGuidance = 1.0,
-    state_dtype: torch.dtype | None = None,
+    guidance_scale: AnyGuidance | Sequence[AnyGuidance] = 1.0,
+    convention: AnyConvention | Sequence[AnyConvention] = None,
+    state_dtype: torch.dtype | Sequence[torch.dtype] | None = None,
     max_batch: int | None = None,
+    sources: bool = False,
     progress: bool = False,
 ) -> RoundTrip:
-    """Encode and decode `images` with every solver at every number of steps.
+    """Encode and decode `images` with every solver at every number of steps, and in every other way that is given.
 
     Args:
         model: The model.
@@ -171,9 +59,13 @@ def round_trip(
         num_steps: Transitions, one number or several.
         grid: As for `encode`: a name, since several numbers of steps walk several grids.
         cond: As for `encode`.
-        guidance_scale: As for `encode`.
-        state_dtype: As for `encode`.
+        guidance_scale: As for `encode`, one or several.
+        convention: As for `encode`, one or several. Among several solvers, those that are undone exactly, or choose
+            their own steps, get one row by the convention that they have.
+        state_dtype: As for `encode`, one or several.
         max_batch: As for `encode`.
+        sources: Say also where the error of each solver comes from, at its most steps, as `ods.error_sources`, which
+            takes many more round trips; solvers that choose their own steps are left out.
         progress: Show a progress bar over the cases.
 
     Returns:
@@ -183,49 +75,71 @@ def round_trip(
         ValueError: What cannot be meant, before any model is called.
     """
     check_images(checked_batch(checked_model(model), images, "images"), model.data_range, model.name)
-    model = replace(model, data_range=None)  # said once, not again for every solver
-    solvers = [solvers] if isinstance(solvers, (str, Solver, Loop)) else list(solvers)
-    steps = [num_steps] if isinstance(num_steps, int) else list(num_steps)
-    if not solvers or not steps:
-        raise ValueError(f"round_trip needs solvers and numbers of steps; got {list(solvers)} and {steps}")
-    options: dict[str, Any] = {
-        "grid": grid,
-        "cond": cond,
-        "guidance_scale": guidance_scale,
-        "state_dtype": state_dtype,
-        "max_batch": max_batch,
+    data_range, model = model.data_range or RANGE, replace(model, data_range=None)  # said once, not for every solver
+    options: dict[str, Any] = {"grid": grid, "cond": cond, "max_batch": max_batch}
+    varied: dict[str, list[Any]] = {
+        "guidance_scale": _several(guidance_scale, (int, float, Guidance), "guidance_scale"),
+        "convention": _several(convention, (str, Implicit, type(None)), "convention"),
+        "state_dtype": _several(state_dtype, (torch.dtype, type(None)), "state_dtype"),
     }
-    cases = list(_cases(solvers, steps))
-    for solver, n in cases:
-        _check(model, images, solver, n, options)
+    chosen, steps = _several(solvers, (str, Solver, Loop), "solvers"), _several(num_steps, int, "num_steps")
+    cases = list(_cases(chosen, steps, varied, options))
+    for case in cases:
+        case.plan(model)
+    checked_cond(model, cond, len(images))
     trips, failures = [], {}
-    for solver, n in _shown(cases, progress):
-        name = solver if isinstance(solver, str) else spec_of(solver)
+    for case in _shown(cases, progress):
         try:
-            trips.append(_trip(model, images, solver, name, n, options))
-        except (ArithmeticError, RuntimeError, ValueError) as error:  # NaN, gave up, did not arrive: the others go on
-            failures[name if n is None else f"{name} at {n} steps"] = str(error)
-    return RoundTrip(images.detach().cpu(), tuple(trips), failures, model.name)
+            trips.append(_trip(model, images, case, data_range))
+        except FAILURES as error:
+            failures[_told(case, {k for k, values in varied.items() if len(values) > 1})] = str(error)
+    found = []
+    for case in _best(cases) if sources else ():
+        try:
+            found.append(error_sources(model, images, **{f.name: getattr(case, f.name) for f in fields(case)}))
+        except FAILURES as error:
+            failures[f"sources of {_told(case, set())}"] = str(error)
+    return RoundTrip(images.detach().cpu(), tuple(trips), failures, model.name, tuple(found))
 
 
-def _cases(solvers: Sequence[AnySolver], steps: Sequence[int]) -> Iterator[tuple[Solver | Loop | str, int | None]]:
+def _several(given: Any, one: Any, what: str) -> list[Any]:
+    """One or several as a list. Raises: ValueError: none."""
+    found = [given] if isinstance(given, one) or not isinstance(given, (Sequence, set, range)) else list(given)
+    if not found:
+        raise ValueError(f"round_trip needs solvers and numbers of steps, and one or more of all else; got no {what}")
+    return found
+
+
+def _cases(
+    solvers: list[AnySolver], steps: list[int], varied: Mapping[str, list[Any]], options: Mapping[str, Any]
+) -> Iterator[Case]:
     for solver in solvers:
         found = find_solver(solver)
         own = isinstance(found, Loop) and not found.takes_steps
-        for n in [None] if own else steps:
-            yield solver, n
+        given = dict(varied)
+        if len(solvers) > 1 and (own or isinstance(found, Invertible)):
+            given["convention"] = [None]
+        for n, *values in product([None] if own else steps, *given.values()):
+            how = {**options, **dict(zip(given, values, strict=True))}
+            yield Case(solver, n, **({**how, "grid": None} if own else how))
 
 
-def _check(model: Model, images: Tensor, solver: AnySolver, n: int | None, options: Mapping[str, Any]) -> None:
-    plan_options = {k: options[k] for k in ("grid", "guidance_scale", "state_dtype")}
-    if n is None:
-        plan_options["grid"] = None
-    plan = make_plan(model, solver, num_steps=n, rtol=None, atol=None, into_zero=False, **plan_options)
-    refuse_stochastic(plan)
-    checked_cond(model, options["cond"], len(images))
+def _best(cases: list[Case]) -> list[Case]:
+    """Of each solver, the first case of those with the most steps."""
+    found: dict[str, Case] = {}
+    for case in cases:
+        if case.num_steps is not None and case.num_steps > (getattr(found.get(case.name), "num_steps", 0)):
+            found[case.name] = case
+    return list(found.values())
 
 
-def _shown(cases: list[Any], progress: bool) -> Any:
+def _told(case: Case, varied: set[str]) -> str:
+    """A case, in words that tell it from the others."""
+    at = "" if case.num_steps is None else f" at {case.num_steps} steps"
+    return f"{case.name}{at}" + "".join(f", {k} {getattr(case, k)}" for k in sorted(varied))
+
+
+def _shown(cases: list[Case], progress: bool) -> Any:
     if not progress:
         return cases
     from tqdm.auto import tqdm
@@ -233,12 +147,7 @@ def _shown(cases: list[Any], progress: bool) -> Any:
     return tqdm(cases, desc="round trips", unit="case", leave=False)
 
 
-def _trip(model: Model, images: Tensor, solver: AnySolver, name: str, n: int | None, options: dict[str, Any]) -> Trip:
-    began = time.perf_counter()
-    latent = encode(model, images, solver=solver, num_steps=n, **(options if n else {**options, "grid": None}))
-    back = decode(model, latent, max_batch=options["max_batch"])
-    seconds = time.perf_counter() - began
-    assert latent.nfe is not None  # fresh from encode
-    returned = back.x.cpu()
-    nfe = (latent.nfe + back.nfe).double().mean().item()
-    return Trip(name, n, latent, returned, returned - images.to("cpu", returned.dtype), nfe, seconds)
+def _trip(model: Model, images: Tensor, case: Case, data_range: tuple[float, float]) -> Trip:
+    latent, back, evaluations, seconds = case.walked(model, images)
+    scale, error = model.schedule.latent_scale(latent.recipe.sigmas[0]), back - images.to("cpu", back.dtype)
+    return Trip(case.name, case.num_steps, latent, back, error, evaluations, seconds, scale, data_range)
