@@ -26,6 +26,9 @@ if TYPE_CHECKING:
     from odesampler.analysis.diagnose import diagnose as diagnose
     from odesampler.analysis.error_maps import ErrorMaps as ErrorMaps
     from odesampler.analysis.error_maps import error_maps as error_maps
+    from odesampler.analysis.error_sources import error_sources as error_sources
+    from odesampler.analysis.estimate import Estimate as Estimate
+    from odesampler.analysis.estimate import estimate_round_trip as estimate_round_trip
     from odesampler.analysis.grid_picture import GridPicture as GridPicture
     from odesampler.analysis.grid_picture import grid_picture as grid_picture
     from odesampler.analysis.interpolation_grid import InterpolationGrid as InterpolationGrid
@@ -36,6 +39,7 @@ if TYPE_CHECKING:
     from odesampler.analysis.quality import quality as quality
     from odesampler.analysis.round_trip import round_trip as round_trip
     from odesampler.analysis.round_trips import RoundTrip as RoundTrip
+    from odesampler.analysis.sources import ErrorSources as ErrorSources
     from odesampler.analysis.trajectory_plane import TrajectoryPlane as TrajectoryPlane
     from odesampler.analysis.trajectory_plane import trajectory_plane as trajectory_plane
     from odesampler.grid import Grid as Grid
@@ -100,6 +104,8 @@ _HOMES = {
     "analysis.consistency": ("Consistency", "consistency"),
     "analysis.diagnose": ("Diagnosis", "diagnose"),
     "analysis.error_maps": ("ErrorMaps", "error_maps"),
+    "analysis.error_sources": ("error_sources",),
+    "analysis.estimate": ("Estimate", "estimate_round_trip"),
     "analysis.grid_picture": ("GridPicture", "grid_picture"),
     "analysis.interpolation_grid": ("InterpolationGrid", "interpolation_grid"),
     "analysis.likelihood": ("log_likelihood",),
@@ -108,6 +114,7 @@ _HOMES = {
     "analysis.quality": ("quality",),
     "analysis.round_trip": ("round_trip",),
     "analysis.round_trips": ("RoundTrip",),
+    "analysis.sources": ("ErrorSources",),
     "analysis.trajectory_plane": ("TrajectoryPlane", "trajectory_plane"),
     "grid": ("Grid", "concatenate", "grids", "make_grid"),
     "guidance": ("Guidance",),

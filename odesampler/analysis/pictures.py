@@ -84,7 +84,7 @@ def _error_axes(axis: Any, report: RoundTrip) -> None:
     """Median rmse against evaluations, one line a solver."""
     for i, name in enumerate(dict.fromkeys(t.solver for t in report.trips)):
         mine = sorted((t for t in report.trips if t.solver == name), key=lambda t: t.nfe)
-        _curve(axis, [t.nfe for t in mine], [t.rmse.median().item() for t in mine], i, label=name)
+        curve(axis, [t.nfe for t in mine], [t.rmse.median().item() for t in mine], i, label=name)
     _by_evaluations(axis, [t.nfe for t in report.trips])
     axis.set_xlabel("model evaluations, encoding and decoding together")
     axis.set_ylabel("round-trip rmse (median), data in [-1, 1]")
@@ -106,7 +106,7 @@ def comparison_figure(found: Comparison) -> Figure:
         label = found.series(solver, grid) + ("" if order is None else f" (order {order.short})")
         style = {"linestyle": DASHES[grids.index(grid) % len(DASHES)], "label": label}
         i, costs = solvers.index(solver), [c.cost for c in mine]
-        _curve(axis, costs, [c.median for c in mine], i, hollow=[not found.clear(c) for c in mine], **style)
+        curve(axis, costs, [c.median for c in mine], i, hollow=[not found.clear(c) for c in mine], **style)
         low, high = ([max(q, SMALLEST) for q in ends] for ends in zip(*(c.quartiles for c in mine), strict=True))
         axis.fill_between(costs, low, high, color=COLOURS[i % len(COLOURS)], alpha=0.12, linewidth=0)
     if found.reference.floor > 0:
@@ -121,7 +121,7 @@ def comparison_figure(found: Comparison) -> Figure:
     return figure
 
 
-def _curve(
+def curve(
     axis: Any, evaluations: list[float], errors: list[float], i: int, hollow: Sequence[bool] = (), **style: Any
 ) -> None:
     """A line in the i-th colour and marker; an error of exactly 0 is drawn at the smallest there is."""

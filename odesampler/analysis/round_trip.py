@@ -10,53 +10,29 @@ Where the error comes from says `error_sources`.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import fields, replace
 from itertools import product
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from odesampler.analysis.cases import Case
+from odesampler.analysis.error_sources import error_sources
 from odesampler.analysis.round_trips import RANGE, RoundTrip, Trip
-from odesampler.conventions import AnyConvention, upward
+from odesampler.conventions import AnyConvention
 from odesampler.data_range import check_images
 from odesampler.defaults import STEPS
 from odesampler.guidance import AnyGuidance, Guidance
 from odesampler.implicit import Implicit
-from odesampler.inversion import decode, encode, refuse_what_cannot_be_encoded
 from odesampler.model import Model
-from odesampler.plan import AnyGrid, AnySolver, Plan, checked_batch, checked_cond, checked_model, make_plan
-from odesampler.precision import finest_dtype
+from odesampler.plan import AnyGrid, AnySolver, checked_batch, checked_cond, checked_model
 from odesampler.program import Invertible, Loop, Solver
-from odesampler.registry import find_solver, spec_of
+from odesampler.registry import find_solver
 
+FAILURES = (ArithmeticError, RuntimeError, ValueError)  # NaN, gave up, did not arrive: the others go on
 DEFAULT_SOLVERS = ("ddim", "heun", "rk4", "alf")
-
-
-@dataclass(frozen=True)
-class Case:
-    """One round trip: a solver, and how it is used."""
-
-    solver: AnySolver
-    num_steps: int | None  # None: it chooses its own
-    options: Mapping[str, Any] = field(default_factory=dict)  # as `encode` takes them
-
-    @property
-    def name(self) -> str:
-        """The solver, as the user named it."""
-        return self.solver if isinstance(self.solver, str) else spec_of(self.solver)
-
-    def plan(self, model: Model) -> Plan:
-        """How it will be decoded. Raises as `encode`, before any model is called."""
-        given = {k: self.options[k] for k in ("grid", "guidance_scale")}
-        dtype = self.options["state_dtype"] or finest_dtype(model.device)
-        ends: dict[str, Any] = {"rtol": None, "atol": None, "into_zero": False}
-        plan = make_plan(model, self.solver, num_steps=self.num_steps, state_dtype=dtype, **given, **ends)
-        refuse_what_cannot_be_encoded(plan)
-        upward(plan.loop, self.options["convention"])
-        return plan
 
 
 def round_trip(
@@ -71,6 +47,7 @@ def round_trip(
     convention: AnyConvention | Sequence[AnyConvention] = None,
     state_dtype: torch.dtype | Sequence[torch.dtype] | None = None,
     max_batch: int | None = None,
+    sources: bool = False,
     progress: bool = False,
 ) -> RoundTrip:
     """Encode and decode `images` with every solver at every number of steps, and in every other way that is given.
@@ -87,6 +64,8 @@ def round_trip(
             their own steps, get one row by the convention that they have.
         state_dtype: As for `encode`, one or several.
         max_batch: As for `encode`.
+        sources: Say also where the error of each solver comes from, at its most steps, as `ods.error_sources`, which
+            takes many more round trips; solvers that choose their own steps are left out.
         progress: Show a progress bar over the cases.
 
     Returns:
@@ -97,7 +76,7 @@ def round_trip(
     """
     check_images(checked_batch(checked_model(model), images, "images"), model.data_range, model.name)
     data_range, model = model.data_range or RANGE, replace(model, data_range=None)  # said once, not for every solver
-    options = {"grid": grid, "cond": cond, "max_batch": max_batch}
+    options: dict[str, Any] = {"grid": grid, "cond": cond, "max_batch": max_batch}
     varied: dict[str, list[Any]] = {
         "guidance_scale": _several(guidance_scale, (int, float, Guidance), "guidance_scale"),
         "convention": _several(convention, (str, Implicit, type(None)), "convention"),
@@ -112,9 +91,15 @@ def round_trip(
     for case in _shown(cases, progress):
         try:
             trips.append(_trip(model, images, case, data_range))
-        except (ArithmeticError, RuntimeError, ValueError) as error:  # NaN, gave up, did not arrive: the others go on
+        except FAILURES as error:
             failures[_told(case, {k for k, values in varied.items() if len(values) > 1})] = str(error)
-    return RoundTrip(images.detach().cpu(), tuple(trips), failures, model.name)
+    found = []
+    for case in _best(cases) if sources else ():
+        try:
+            found.append(error_sources(model, images, **{f.name: getattr(case, f.name) for f in fields(case)}))
+        except FAILURES as error:
+            failures[f"sources of {_told(case, set())}"] = str(error)
+    return RoundTrip(images.detach().cpu(), tuple(trips), failures, model.name, tuple(found))
 
 
 def _several(given: Any, one: Any, what: str) -> list[Any]:
@@ -136,13 +121,22 @@ def _cases(
             given["convention"] = [None]
         for n, *values in product([None] if own else steps, *given.values()):
             how = {**options, **dict(zip(given, values, strict=True))}
-            yield Case(solver, n, {**how, "grid": None} if own else how)
+            yield Case(solver, n, **({**how, "grid": None} if own else how))
+
+
+def _best(cases: list[Case]) -> list[Case]:
+    """Of each solver, the first case of those with the most steps."""
+    found: dict[str, Case] = {}
+    for case in cases:
+        if case.num_steps is not None and case.num_steps > (getattr(found.get(case.name), "num_steps", 0)):
+            found[case.name] = case
+    return list(found.values())
 
 
 def _told(case: Case, varied: set[str]) -> str:
     """A case, in words that tell it from the others."""
     at = "" if case.num_steps is None else f" at {case.num_steps} steps"
-    return f"{case.name}{at}" + "".join(f", {k} {case.options[k]}" for k in case.options if k in varied)
+    return f"{case.name}{at}" + "".join(f", {k} {getattr(case, k)}" for k in sorted(varied))
 
 
 def _shown(cases: list[Case], progress: bool) -> Any:
@@ -154,11 +148,6 @@ def _shown(cases: list[Case], progress: bool) -> Any:
 
 
 def _trip(model: Model, images: Tensor, case: Case, data_range: tuple[float, float]) -> Trip:
-    began = time.perf_counter()
-    latent = encode(model, images, solver=case.solver, num_steps=case.num_steps, **case.options)
-    back = decode(model, latent, max_batch=case.options["max_batch"])
-    seconds = time.perf_counter() - began
-    assert latent.nfe is not None  # fresh from encode
-    returned, scale = back.x.cpu(), model.schedule.latent_scale(latent.recipe.sigmas[0])
-    error = returned - images.to("cpu", returned.dtype)
-    return Trip(case.name, case.num_steps, latent, returned, error, latent.nfe + back.nfe, seconds, scale, data_range)
+    latent, back, evaluations, seconds = case.walked(model, images)
+    scale, error = model.schedule.latent_scale(latent.recipe.sigmas[0]), back - images.to("cpu", back.dtype)
+    return Trip(case.name, case.num_steps, latent, back, error, evaluations, seconds, scale, data_range)

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from odesampler.analysis.cases import Rows
 from odesampler.analysis.normality import measures
 from odesampler.analysis.report import Report, Section, Table
 from odesampler.analysis.ssim import ssim
@@ -163,9 +164,15 @@ class RoundTrip(Report):
             for trip in self.trips
         ]
 
-    def per_sample(self) -> PerSample:
-        """The same, image by image, as a report of its own: `.per_sample().to_csv(path)`."""
-        return PerSample(self)
+    def per_sample(self) -> Rows:
+        """What came back of each image by itself, as a report of its own: `.per_sample().to_csv(path)`."""
+        found = []
+        for trip in self.trips:
+            columns = {"nfe": trip.evaluations, "mse": trip.mse, "rmse": trip.rmse, "max_error": trip.largest}
+            columns |= {"psnr": trip.psnr} | ({} if trip.ssim is None else {"ssim": trip.ssim}) | trip.noise
+            for i, values in enumerate(zip(*(c.tolist() for c in columns.values()), strict=True)):
+                found.append({**_case(trip), "sample": i, **dict(zip(columns, values, strict=True))})
+        return Rows(f"{self.title}, one by one", found)
 
     def plot(self, num_images: int = 6, samples: Tensor | None = None) -> Figure:
         """Originals, latents, reconstructions and errors of each solver at its most steps, and error by evaluations.
@@ -185,34 +192,6 @@ class RoundTrip(Report):
         from odesampler.analysis.pictures import round_trip_figure
 
         return round_trip_figure(self, num_images, samples)
-
-
-@dataclass(frozen=True, repr=False)
-class PerSample(Report):
-    """What came back of each image by itself."""
-
-    whole: RoundTrip
-
-    @property
-    def title(self) -> str:
-        """One line for a page."""
-        return f"{self.whole.title}, one by one"
-
-    def sections(self) -> Sequence[Section]:
-        """A row for each image of each case."""
-        records = self.records()
-        rows = [[_cell(value) for value in record.values()] for record in records]
-        return [Section(self.title, table=Table(list(records[0]) if records else ["solver"], rows))]
-
-    def records(self) -> list[dict[str, Any]]:
-        """A record for each image of each case."""
-        found = []
-        for trip in self.whole.trips:
-            columns = {"nfe": trip.evaluations, "mse": trip.mse, "rmse": trip.rmse, "max_error": trip.largest}
-            columns |= {"psnr": trip.psnr} | ({} if trip.ssim is None else {"ssim": trip.ssim}) | trip.noise
-            for i, values in enumerate(zip(*(c.tolist() for c in columns.values()), strict=True)):
-                found.append({**_case(trip), "sample": i, **dict(zip(columns, values, strict=True))})
-        return found
 
 
 def _case(trip: Trip) -> dict[str, Any]:
@@ -237,9 +216,3 @@ def _shown(trip: Trip, varied: Sequence[str]) -> dict[str, str]:
         "latent std": f"{trip.latent_std:.3f}",
         "seconds": f"{trip.seconds:.2f}",
     }
-
-
-def _cell(value: Any) -> str:
-    if value is None:
-        return "own"
-    return f"{value:.4g}" if isinstance(value, float) else str(value)

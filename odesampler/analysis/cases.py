@@ -1,0 +1,125 @@
+"""Cases: one way to carry images up and down, and the report of numbers that have no table of their own."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from odesampler.analysis.report import Report, Section, Table
+from odesampler.conventions import AnyConvention, upward
+from odesampler.grid import Grid
+from odesampler.guidance import AnyGuidance
+from odesampler.inversion import decode, encode, refuse_what_cannot_be_encoded
+from odesampler.latent import Latent
+from odesampler.model import Model
+from odesampler.plan import AnyGrid, AnySolver, Plan, make_plan
+from odesampler.precision import finest_dtype
+from odesampler.registry import spec_of
+
+
+class Walked(NamedTuple):
+    """What a round trip gave."""
+
+    latent: Latent
+    x: Tensor  # (batch, *shape), what came back, on the CPU
+    evaluations: Tensor  # (batch,) int64, both ways
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Case:
+    """One round trip: a solver, and how it is used; the rest as `encode` takes it."""
+
+    solver: AnySolver
+    num_steps: int | None  # None: it chooses its own, or the grid says
+    grid: AnyGrid | None = None
+    cond: Mapping[str, Any] | None = None
+    guidance_scale: AnyGuidance = 1.0
+    convention: AnyConvention = None
+    state_dtype: torch.dtype | None = None
+    max_batch: int | None = None
+
+    @property
+    def name(self) -> str:
+        """The solver, as the user named it."""
+        return self.solver if isinstance(self.solver, str) else spec_of(self.solver)
+
+    def plan(self, model: Model) -> Plan:
+        """How it will be decoded. Raises as `encode`, before any model is called."""
+        plan = make_plan(
+            model,
+            self.solver,
+            num_steps=self.num_steps,
+            grid=self.grid,
+            rtol=None,
+            atol=None,
+            into_zero=False,
+            guidance_scale=self.guidance_scale,
+            state_dtype=self.state_dtype or finest_dtype(model.device),
+        )
+        refuse_what_cannot_be_encoded(plan)
+        upward(plan.loop, self.convention)
+        return plan
+
+    def walked(self, model: Model, images: Tensor) -> Walked:
+        """Carry `images` (batch, *shape) up and down again."""
+        began = time.perf_counter()
+        latent = encode(
+            model,
+            images,
+            solver=self.solver,
+            num_steps=self.num_steps,
+            grid=self.grid,
+            cond=self.cond,
+            guidance_scale=self.guidance_scale,
+            convention=self.convention,
+            state_dtype=self.state_dtype,
+            max_batch=self.max_batch,
+        )
+        back = decode(model, latent, max_batch=self.max_batch)
+        assert latent.nfe is not None  # fresh from encode
+        return Walked(latent, back.x.cpu(), latent.nfe + back.nfe, time.perf_counter() - began)
+
+
+def doubled(grid: Grid) -> Grid:
+    """`grid` with a sigma between any two neighbours: their geometric mean, and twice the last before infinity."""
+    down = grid.down().sigmas
+    inner = [2 * low if math.isinf(high) else math.sqrt(high * low) for high, low in pairwise(down)]
+    sigmas = [*(s for pair in zip(down, inner, strict=False) for s in pair), down[-1]]
+    return Grid(tuple(sigmas), f"{grid.name}, doubled")
+
+
+@dataclass(frozen=True, repr=False)
+class Rows(Report):
+    """Numbers that are a table and no more."""
+
+    name: str
+    numbers: Sequence[Mapping[str, Any]]  # all with the same keys
+
+    @property
+    def title(self) -> str:
+        """One line for a page."""
+        return self.name
+
+    def sections(self) -> Sequence[Section]:
+        """The numbers."""
+        head = list(self.numbers[0]) if self.numbers else ["nothing"]
+        rows = [[_cell(value) for value in numbers.values()] for numbers in self.numbers]
+        return [Section(self.name, table=Table(head, rows))]
+
+    def records(self) -> Sequence[Mapping[str, Any]]:
+        """The numbers."""
+        return self.numbers
+
+
+def _cell(value: Any) -> str:
+    if value is None:
+        return "-"
+    return f"{value:.4g}" if isinstance(value, float) else str(value)

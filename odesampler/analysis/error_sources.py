@@ -1,0 +1,164 @@
+"""Where the error of a round trip comes from, measured one by one.
+
+    discretisation   (E_N - E_2N) / (1 - 2^-p)      E_N what N steps miss, p the solver's order: Richardson's estimate
+    rounding         |E(x + ulp) - E(x)| / sqrt 2   E where each value of x is moved by one unit in the last place
+    model            the growth of a small change up and down the equation, see `growth`
+    convention       what comes back when encoded as `conventions` has it otherwise
+    where            what each step misses, and what of it arrives, see `estimate`
+
+2N steps go by the same grid, each of its steps cut in two. A unit in the last place is one of the coarser of state and
+network: moving by it draws all roundings anew, while a smooth map hardly moves.
+
+References:
+    Hairer, Norsett, Wanner, Solving Ordinary Differential Equations I, II.4 (step doubling). Parker 1997, Monte Carlo
+    Arithmetic (rounding measured by perturbation).
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from odesampler.analysis.cases import Case, Walked, doubled
+from odesampler.analysis.estimate import SWEEPS, estimated
+from odesampler.analysis.growth import growths
+from odesampler.analysis.sources import ErrorSources, Other
+from odesampler.conventions import AnyConvention
+from odesampler.data_range import check_images
+from odesampler.defaults import STEPS
+from odesampler.guidance import AnyGuidance
+from odesampler.integrate import OnGrid
+from odesampler.model import Model
+from odesampler.plan import AnyGrid, AnySolver, Plan, checked_batch, checked_cond, checked_model
+from odesampler.precision import finest_dtype
+from odesampler.program import Invertible
+from odesampler.registry import spec_of
+
+CONVENTIONS = ("source", "target", "implicit")
+ITERATIONS = 4
+
+
+def error_sources(
+    model: Model,
+    images: Tensor,
+    solver: AnySolver = "ddim",
+    num_steps: int | None = None,
+    *,
+    grid: AnyGrid | None = None,
+    cond: Mapping[str, Any] | None = None,
+    guidance_scale: AnyGuidance = 1.0,
+    convention: AnyConvention = None,
+    state_dtype: torch.dtype | None = None,
+    conventions: Sequence[AnyConvention] = CONVENTIONS,
+    iterations: int = ITERATIONS,
+    max_batch: int | None = None,
+) -> ErrorSources:
+    """Take a round trip, and measure what makes its error: the steps, rounding, the model, the convention; and where.
+
+    Args:
+        model: The model; torch must be able to differentiate its network, forward and backward.
+        images: (batch, *shape), float, in the model's data range. A few: this takes many round trips.
+        solver: As for `encode`, one of ours with a number of steps.
+        num_steps: As for `encode`.
+        grid: As for `encode`.
+        cond: As for `encode`.
+        guidance_scale: As for `encode`.
+        convention: As for `encode`.
+        state_dtype: As for `encode`.
+        conventions: Those to compare with, for a solver that has a choice; "implicit" costs as much as ten round trips.
+        iterations: The most of them for each growth; each costs about 25 evaluations a step. 0: growth is not measured.
+        max_batch: As for `encode`.
+
+    Returns:
+        An `ErrorSources`, which says in words what dominates, and has the numbers of each image.
+
+    Raises:
+        ValueError: What cannot be meant, before any model is called; a solver that chooses its own steps.
+    """
+    check_images(checked_batch(checked_model(model), images, "images"), model.data_range, model.name)
+    if type(iterations) is not int or iterations < 0:
+        raise ValueError(f"iterations must be a whole number, 0 or more; got {iterations!r}")
+    steps = STEPS if num_steps is None and (grid is None or isinstance(grid, str)) else num_steps
+    case = Case(solver, steps, grid, cond, guidance_scale, convention, state_dtype, max_batch)
+    plan = case.plan(model)
+    if not isinstance(plan.loop, OnGrid):
+        raise ValueError(
+            f"{spec_of(plan.loop)} chooses its own steps, or takes them in another library, so they cannot be doubled "
+            "or looked at: give num_steps and one of our solvers"
+        )
+    others = [] if isinstance(plan.loop.solver, Invertible) else [replace(case, convention=c) for c in conventions]
+    for other in others:
+        other.plan(model)
+    checked_cond(model, cond, len(images))
+    return sources_of(replace(model, data_range=None), images, case, others, iterations)
+
+
+def sources_of(model: Model, images: Tensor, case: Case, others: Sequence[Case], iterations: int) -> ErrorSources:
+    """The sources for a case whose arguments have been checked, compared with those of `others`."""
+    plan = case.plan(model)
+    assert isinstance(plan.loop, OnGrid)
+    whole, grid = case.walked(model, images), doubled(plan.grid)
+    fine = replace(case, num_steps=None, grid=grid).walked(model, images)
+    error, finer = (w.x - images.to("cpu", w.x.dtype) for w in (whole, fine))
+    share = 1 / (1 - 2.0**-plan.loop.solver.order)
+    moved = _moved(images, _coarser(model, plan))
+    again = case.walked(model, moved).x - moved.to("cpu", whole.x.dtype)
+    finest = finest_dtype(model.device)
+    other = torch.float64 if plan.state_dtype == torch.float32 else torch.float32
+    states = None if finest == torch.float32 else replace(case, state_dtype=other).walked(model, images).x - whole.x
+    cond = checked_cond(model, case.cond, len(images))
+    try:
+        estimate, why = estimated(model, images, case, plan, SWEEPS), ""
+    except ValueError as refused:
+        estimate, why = None, str(refused)
+    return ErrorSources(
+        error=error,
+        finer=finer,
+        discretisation=share * (error - finer),
+        latent_change=share * (whole.latent.x - fine.latent.x).cpu(),
+        rounding=(again - error) / math.sqrt(2),
+        states=states,
+        other_dtype=str(other).removeprefix("torch."),
+        others=tuple(_compared(model, images, whole, one) for one in others),
+        growth=growths(model, plan, images, cond, iterations, case.max_batch) if iterations else None,
+        estimate=estimate,
+        why_no_estimate=why,
+        order=plan.loop.solver.order,
+        exact=isinstance(plan.loop.solver, Invertible),
+        dtypes=(str(plan.state_dtype).removeprefix("torch."), str(_coarser(model, plan)).removeprefix("torch.")),
+        how=f"{case.name}, {plan.grid.num_steps} steps, {whole.latent.recipe.convention}",
+        model=model.name,
+    )
+
+
+def _compared(model: Model, images: Tensor, whole: Walked, case: Case) -> Other:
+    """What another convention brings back."""
+    name = str(case.convention)
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "(?s).*did not converge", RuntimeWarning)  # it is counted below
+            found = case.walked(model, images)
+    except (ArithmeticError, RuntimeError, ValueError) as failed:
+        return Other(name, None, None, None, None, str(failed))
+    error, change = found.x - images.to("cpu", found.x.dtype), (found.latent.x - whole.latent.x).cpu()
+    return Other(name, error, change, found.evaluations, found.latent.converged)
+
+
+def _coarser(model: Model, plan: Plan) -> torch.dtype:
+    """The coarser dtype of state and network."""
+    dtypes = [d for d in (plan.state_dtype, model.network_dtype, model.autocast) if d is not None]
+    return max(dtypes, key=lambda d: torch.finfo(d).eps)
+
+
+def _moved(images: Tensor, dtype: torch.dtype) -> Tensor:
+    """`images` with each value moved by a unit in its last place in `dtype`, or in that of 1, up or down by chance."""
+    generator = torch.Generator().manual_seed(0)
+    signs = torch.randint(0, 2, images.shape, generator=generator).to(images.device) * 2 - 1
+    fine = images.to(torch.float64 if images.device.type != "mps" else torch.float32)
+    return fine + torch.finfo(dtype).eps * fine.abs().clamp(min=1.0) * signs
