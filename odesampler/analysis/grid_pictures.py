@@ -7,8 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
-from odesampler.analysis.pictures import COLOURS, DASHES, MARKERS, SMALLEST
-from odesampler.analysis.pictures import _show as show
+from odesampler.analysis.pictures import COLOURS, DASHES, MARKERS, SMALLEST, show
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

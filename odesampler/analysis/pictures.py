@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#F0E442")
 MARKERS = "osD^vPX*"
 DASHES = ("-", "--", ":", "-.")
+TILE = 0.42  # inches, of an image in a strip: four strips of six are as wide as a page
 SMALLEST = 1e-17  # where an error of exactly 0 is drawn on a logarithmic axis
 
 
@@ -29,14 +30,14 @@ def round_trip_figure(report: RoundTrip, num_images: int, samples: Tensor | None
     names = dict.fromkeys(map(report.series, report.trips))  # in the order given
     best = [[t for t in by_steps if report.series(t) == name][-1] for name in names]
     count = min(num_images, len(report.originals))
-    heights = [0.0 if samples is None else 1.0, 0.62 * len(best) * 1.25 + 0.5, 3.6]  # inches
-    figure = Figure(figsize=(1.1 + 4 * (0.62 * count + 0.25), sum(heights)))
+    heights = [0.0 if samples is None else 1.0, TILE * len(best) * 1.6 + 0.5, 3.4]  # inches
+    figure = Figure(figsize=(1.1 + 4 * (TILE * count + 0.25), sum(heights)))
     figure.set_layout_engine("constrained", w_pad=0.12)  # inches between the four columns
     parts: Any = figure.subfigures(3, 1, height_ratios=[max(h, 0.01) for h in heights])
     if samples is not None:
         axis = parts[0].subplots(1, 1)
         axis.set_title(f"drawn from {report.model}", fontsize=10)
-        _show(axis, samples[: 4 * count])
+        show(axis, samples[: 4 * count])
     axes = parts[1].subplots(len(best), 4, squeeze=False)
     for row, trip in zip(axes, best, strict=True):
         _strip_row(row, report.originals[:count], trip, report.series(trip), count)
@@ -52,14 +53,14 @@ def _strip_row(axes: Any, originals: Tensor, trip: Trip, name: str, count: int) 
     limit = max(error.abs().max().item(), SMALLEST)
     strips = (originals, trip.latent.x[:count].cpu() / 3, trip.images[:count], error / limit)
     for axis, images in zip(axes, strips, strict=True):
-        _show(axis, images, "gray" if axis is not axes[3] else "RdBu_r")
+        show(axis, images, "gray" if axis is not axes[3] else "RdBu_r")
     steps = "own steps" if trip.num_steps is None else f"{trip.num_steps} steps"
     lines = name.replace(", ", "\n", 1)
     axes[0].set_ylabel(f"{lines}\n{steps}", fontsize=9, rotation=0, ha="right", va="center")
     axes[3].set_xlabel(f"full colour = ±{limit:.1e}", fontsize=8)
 
 
-def _show(axis: Any, images: Tensor, colours: str = "gray") -> None:
+def show(axis: Any, images: Tensor, colours: str = "gray") -> None:
     """Images in [-1, 1], (n, channels, height, width), side by side, without ticks or frame."""
     picture = _strip(images)
     if picture.shape[-1] == 1:

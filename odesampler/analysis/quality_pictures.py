@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from odesampler.analysis.pictures import COLOURS
-from odesampler.analysis.pictures import _show as show
+from odesampler.analysis.pictures import COLOURS, show
 from odesampler.analysis.reference import quantile
 
 if TYPE_CHECKING:

@@ -16,6 +16,7 @@ from odesampler.cli.common import (
     LABEL,
     MODEL,
     PATHS,
+    REPORT,
     check_arrived,
     cond_of,
     images_of,
@@ -24,6 +25,7 @@ from odesampler.cli.common import (
     options,
     out_option,
     shown,
+    write_report,
 )
 
 SOLVER, STEPS = HOW[:2]
@@ -36,8 +38,9 @@ SOLVER, STEPS = HOW[:2]
 @click.option("--num", type=int, default=8, show_default=True, help="Images a row, both ends included.")
 @click.option("--square", is_flag=True, help="The square between four ends, not a row between each two.")
 @click.option("--how", default="slerp", show_default=True, help="slerp, or linear to see what that loses.")
-@options(SOLVER, STEPS, GRID, LABEL, GUIDANCE, BATCH, DEVICE, out_option("interpolation.png", "Picture to write."))
-@out_option(None, "Page to write, with the numbers.", name="--report", suffix=".html")
+@options(
+    SOLVER, STEPS, GRID, LABEL, GUIDANCE, BATCH, DEVICE, out_option("interpolation.png", "Picture to write."), REPORT
+)
 def interpolate(
     paths: tuple[str, ...],
     model: str,
@@ -75,6 +78,4 @@ def interpolate(
     with written_whole(out) as file:
         found.plot().savefig(file, format="png", dpi=130)
     click.echo(f"picture: {out}")
-    if report is not None:
-        found.to_html(report)
-        click.echo(f"report: {report}")
+    write_report(found, report, device)
