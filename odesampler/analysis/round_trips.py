@@ -140,9 +140,13 @@ class RoundTrip(Report):
 
     @property
     def varied(self) -> tuple[str, ...]:
-        """Of dtype, guidance and convention, those of which there are several."""
-        facts = ("dtype", "guidance", "convention")
-        return tuple(f for f in facts if len({getattr(trip, f) for trip in self.trips}) > 1)
+        """Of dtype, guidance and convention, those of which there are several for one solver."""
+        solvers = {trip.solver for trip in self.trips}
+        return tuple(
+            fact
+            for fact in ("dtype", "guidance", "convention")
+            if len({(trip.solver, getattr(trip, fact)) for trip in self.trips}) > len(solvers)
+        )
 
     def series(self, trip: Trip) -> str:
         """What a line of a figure is called: the solver, and what of dtype, guidance and convention varies."""
