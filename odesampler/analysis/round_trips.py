@@ -140,9 +140,9 @@ class RoundTrip(Report):
 
     @property
     def varied(self) -> tuple[str, ...]:
-        """Of dtype, guidance and convention, those of which there are several."""
-        facts = ("dtype", "guidance", "convention")
-        return tuple(f for f in facts if len({getattr(trip, f) for trip in self.trips}) > 1)
+        """Of dtype, guidance and convention, those of which a solver has several."""
+        facts, solvers = ("dtype", "guidance", "convention"), {trip.solver for trip in self.trips}
+        return tuple(f for f in facts if len({(t.solver, getattr(t, f)) for t in self.trips}) > len(solvers))
 
     def series(self, trip: Trip) -> str:
         """What a line of a figure is called: the solver, and what of dtype, guidance and convention varies."""
