@@ -140,13 +140,9 @@ class RoundTrip(Report):
 
     @property
     def varied(self) -> tuple[str, ...]:
-        """Of dtype, guidance and convention, those of which there are several for one solver."""
-        solvers = {trip.solver for trip in self.trips}
-        return tuple(
-            fact
-            for fact in ("dtype", "guidance", "convention")
-            if len({(trip.solver, getattr(trip, fact)) for trip in self.trips}) > len(solvers)
-        )
+        """Of dtype, guidance and convention, those of which a solver has several."""
+        facts, solvers = ("dtype", "guidance", "convention"), {trip.solver for trip in self.trips}
+        return tuple(f for f in facts if len({(t.solver, getattr(t, f)) for t in self.trips}) > len(solvers))
 
     def series(self, trip: Trip) -> str:
         """What a line of a figure is called: the solver, and what of dtype, guidance and convention varies."""
