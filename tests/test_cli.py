@@ -69,7 +69,14 @@ def test_roundtrip_prints_the_table_and_draws_the_picture(capsys):
     rows = {line.split()[0]: line.split() for line in out.splitlines() if line.startswith(("ddim", "reversible"))}
     assert float(rows["ddim"][3]) > 1e-3 > 1e-9 > float(rows["reversible"][3])
     with Image.open("roundtrip.png") as picture:
-        assert picture.size[0] > 800
+        assert picture.size[0] > 600
+
+
+def test_roundtrip_says_where_errors_come_from(capsys):
+    code, out, _ = run(capsys, "roundtrip", "--num", 2, "--solver", "ddim", "--steps", 4, "--sources")
+    assert code == 0
+    found = ods.error_sources(ods.load("digits"), ods.held_out("digits").images[:2], "ddim", 4)
+    assert f"{found.title}\n{found.words()}" in out
 
 
 def test_roundtrip_takes_a_label_for_each_picture(capsys):

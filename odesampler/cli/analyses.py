@@ -36,10 +36,11 @@ DRAWN = 24  # images that `roundtrip` draws from the model besides
 
 @click.command()
 @options(PATHS, MODEL)
-@click.option("--solver", "solvers", multiple=True, help="Repeat for several.  [default: ddim, heun, rk4, reversible]")
+@click.option("--solver", "solvers", multiple=True, help="Repeat for several.  [default: ddim, heun, rk4, alf]")
 @click.option("--steps", "num_steps", type=int, multiple=True, help="Repeat for several.  [default: 10, 20, 50]")
 @options(GRID, LABEL, GUIDANCE, BATCH, DEVICE)
 @click.option("--num", type=int, default=8, show_default=True, help="Held-out images, where no pictures are given.")
+@click.option("--sources", is_flag=True, help="Say where the error of each solver comes from; takes a minute or more.")
 @options(out_option("roundtrip.png", "Picture to write."), REPORT)
 def roundtrip(
     paths: tuple[str, ...],
@@ -69,6 +70,8 @@ def roundtrip(
         **how,
     )
     click.echo(found.table())
+    for source in found.sources:
+        click.echo(f"\n{source.title}\n{source.sections()[0].words}")
     if not found.trips:
         raise click.ClickException("no solver came back, so there is no picture")
     cond = (
