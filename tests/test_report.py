@@ -278,7 +278,9 @@ def test_cells_have_their_place_in_the_column(column, expected):
     assert tables.ranks(column) == expected
 
 
-@pytest.mark.parametrize(("column", "number"), [(["-", "own", "1e-3"], True), (["-", ""], False), (["3", "x"], False)])
+@pytest.mark.parametrize(
+    ("column", "number"), [(["-", "own", "1e-3"], True), (["-", ""], False), (["3", "x"], False), (["3", "4x"], False)]
+)
 def test_columns_of_numbers_are_told(column, number):
     assert tables.numeric(column) == number
 
