@@ -250,6 +250,8 @@ def test_solvers_are_ranked_by_their_best_solve_within_the_budget():
     assert found.ranking(29).places[1].error == pytest.approx(1 / 20)
     with pytest.raises(ValueError, match="at most 9 evaluations; the cheapest took 10"):
         found.ranking(9)
+    between = made(a=([10, 20], power_law(1.0, [10, 20]), None), b=([12], power_law(1.0, [14]), None)).ranking(20)
+    assert [(p.solver, p.best) for p in between.places] == [("a", 1.0), ("b", 0.0)]
 
 
 def test_a_reference_of_too_few_steps_is_flagged_in_table_page_and_columns():
