@@ -4,6 +4,7 @@ import math
 from dataclasses import replace
 from itertools import pairwise
 
+import matplotlib
 import pytest
 import torch
 
@@ -180,3 +181,11 @@ def test_grids_from_infinity_are_drawn_and_grids_for_encoding_end_above_0():
         ods.grid_picture(flow, [])
     with pytest.raises(ValueError, match="unknown grid"):
         ods.grid_picture(flow, "straight")
+
+
+def test_pictures_do_not_depend_on_the_layout_that_a_user_has_set(compared):
+    """A figure placed by hand would warn, and its colour bar lie on the maps."""
+    between = ods.interpolation_grid(ods.load("digits"), (0, 1), 3, num_steps=3)
+    with matplotlib.rc_context({"figure.constrained_layout.use": True}):
+        assert ods.error_maps(compared).plot().get_layout_engine() is None
+        assert between.plot().get_layout_engine() is None

@@ -4,12 +4,11 @@ import ast
 import re
 from pathlib import Path
 
+import nbformat
 import pytest
 
 import odesampler
-
-nbformat = pytest.importorskip("nbformat")
-from notebooks.execute import executed, notebooks  # noqa: E402  # after the check that nbformat is there
+from notebooks.execute import executed, notebooks
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:(zmq|jupyter_client|jupyter_core|nbclient)")
 ROOT = Path(__file__).parent.parent
@@ -70,6 +69,9 @@ def test_a_notebook_has_pictures_and_each_has_content(path):
     pictures = [o.data["image/png"] for c in code(read(path)) for o in c.outputs if "image/png" in o.get("data", {})]
     assert len(pictures) >= 3
     assert all(len(picture) > 4000 for picture in pictures), "an empty picture"
+    for output in (o for c in code(read(path)) for o in c.outputs if "data" in o):
+        if output.data["text/plain"].startswith("<Figure"):
+            assert "image/png" in output.data, "a figure that only says its size: %matplotlib inline"
 
 
 @every_notebook
