@@ -136,6 +136,18 @@ def test_every_case_is_the_round_trip_that_encode_makes_with_its_dtype_guidance_
     assert report.head[:5] == ("solver", "steps", "dtype", "guidance", "convention")
 
 
+def test_the_picture_has_a_line_for_everything_that_varies():
+    x = torch.rand(2, 1, 4, 4, dtype=torch.float64) - 0.5
+    varied = {"convention": ["source", "target"], "state_dtype": [torch.float32, torch.float64]}
+    report = ods.round_trip(ods.exact.Empirical(x, 0.3).model(), x, ["ddim", "heun"], [2, 4], **varied)
+    _, strips, errors = report.plot(num_images=2).subfigs
+    labels = [line.get_label() for line in errors.axes[0].lines]
+    assert labels[:3] == ["ddim, float32, source", "ddim, float64, source", "ddim, float32, target"]
+    assert len(labels) == 8
+    assert len(strips.axes) == 8 * 4
+    assert strips.axes[0].get_ylabel() == "ddim\nfloat32, source\n4 steps"
+
+
 def test_what_does_not_vary_has_no_column_but_is_in_the_records():
     report = ods.round_trip(MODEL, RING.sample(2), ["ddim", "heun"], 3)
     assert not {"dtype", "guidance", "convention", "ssim"} & set(report.head)

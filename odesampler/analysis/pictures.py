@@ -26,8 +26,8 @@ def round_trip_figure(report: RoundTrip, num_images: int, samples: Tensor | None
     from matplotlib.figure import Figure
 
     by_steps = sorted(report.trips, key=lambda t: t.num_steps or 0)
-    names = dict.fromkeys(t.solver for t in report.trips)  # in the order given
-    best = [[t for t in by_steps if t.solver == name][-1] for name in names]
+    names = dict.fromkeys(map(report.series, report.trips))  # in the order given
+    best = [[t for t in by_steps if report.series(t) == name][-1] for name in names]
     count = min(num_images, len(report.originals))
     heights = [0.0 if samples is None else 1.0, 0.62 * len(best) * 1.25 + 0.5, 3.6]  # inches
     figure = Figure(figsize=(1.1 + 4 * (0.62 * count + 0.25), sum(heights)))
@@ -39,14 +39,14 @@ def round_trip_figure(report: RoundTrip, num_images: int, samples: Tensor | None
         _show(axis, samples[: 4 * count])
     axes = parts[1].subplots(len(best), 4, squeeze=False)
     for row, trip in zip(axes, best, strict=True):
-        _strip_row(row, report.originals[:count], trip, count)
+        _strip_row(row, report.originals[:count], trip, report.series(trip), count)
     for axis, title in zip(axes[0], ("original", "latent", "reconstruction", "error"), strict=True):
         axis.set_title(title, fontsize=10)
     _error_axes(parts[2].subplots(1, 1), report)
     return figure
 
 
-def _strip_row(axes: Any, originals: Tensor, trip: Trip, count: int) -> None:
+def _strip_row(axes: Any, originals: Tensor, trip: Trip, name: str, count: int) -> None:
     """One solver: four strips of images. The error strip has its own scale, written beside it."""
     error = trip.error[:count]
     limit = max(error.abs().max().item(), SMALLEST)
@@ -54,7 +54,8 @@ def _strip_row(axes: Any, originals: Tensor, trip: Trip, count: int) -> None:
     for axis, images in zip(axes, strips, strict=True):
         _show(axis, images, "gray" if axis is not axes[3] else "RdBu_r")
     steps = "own steps" if trip.num_steps is None else f"{trip.num_steps} steps"
-    axes[0].set_ylabel(f"{trip.solver}\n{steps}", fontsize=9, rotation=0, ha="right", va="center")
+    lines = name.replace(", ", "\n", 1)
+    axes[0].set_ylabel(f"{lines}\n{steps}", fontsize=9, rotation=0, ha="right", va="center")
     axes[3].set_xlabel(f"full colour = ±{limit:.1e}", fontsize=8)
 
 
@@ -82,8 +83,8 @@ def _strip(images: Tensor) -> Any:
 
 def _error_axes(axis: Any, report: RoundTrip) -> None:
     """Median rmse against evaluations, one line a solver."""
-    for i, name in enumerate(dict.fromkeys(t.solver for t in report.trips)):
-        mine = sorted((t for t in report.trips if t.solver == name), key=lambda t: t.nfe)
+    for i, name in enumerate(dict.fromkeys(map(report.series, report.trips))):
+        mine = sorted((t for t in report.trips if report.series(t) == name), key=lambda t: t.nfe)
         curve(axis, [t.nfe for t in mine], [t.rmse.median().item() for t in mine], i, label=name)
     _by_evaluations(axis, [t.nfe for t in report.trips])
     axis.set_xlabel("model evaluations, encoding and decoding together")

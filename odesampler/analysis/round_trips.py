@@ -144,6 +144,12 @@ class RoundTrip(Report):
         facts = ("dtype", "guidance", "convention")
         return tuple(f for f in facts if len({getattr(trip, f) for trip in self.trips}) > 1)
 
+    def series(self, trip: Trip) -> str:
+        """What a line of a figure is called: the solver, and what of dtype, guidance and convention varies."""
+        return ", ".join(
+            (trip.solver, *(f"guidance {trip.guidance}" if f == "guidance" else getattr(trip, f) for f in self.varied))
+        )
+
     def records(self) -> list[dict[str, Any]]:
         """A record for each case: medians over the samples, but for `rmse_worst` and `max_error`."""
         return [

@@ -33,6 +33,7 @@ def sources_figure(found: ErrorSources) -> Figure:
         _defects(rest.pop(0), found.estimate)
     if found.growth is not None:
         _growths(rest.pop(0), found.growth)
+    axes[0].set_xlim(axes[-1].get_xlim())  # the same sigmas above each other
     return figure
 
 
@@ -49,7 +50,7 @@ def _defects(axis: Any, found: Estimate) -> None:
     _band(axis, found.sigmas, found.arriving, 1, "what of it arrives\nat the image (by size)")
     total = found.rmse.median().item()
     axis.axhline(max(total, SMALLEST), color="0.3", linestyle=(0, (4, 2)), linewidth=1.2, label="estimate of the whole")
-    axis.set_ylabel("rmse, units of the data")
+    axis.set_ylabel("rmse, in the model's scale\n(median; least to greatest)")
     _by_sigma(axis, "sigma = std / alpha where the step ends (image at the left)")
 
 
@@ -59,7 +60,7 @@ def _growths(axis: Any, both: tuple[Growth, Growth]) -> None:
     ):
         _band(axis, growth.sigmas, growth.curve, 2 + i, label)
     axis.axhline(1, color="0.3", linewidth=0.8)
-    axis.set_ylabel("growth, in the model's scale")
+    axis.set_ylabel("growth, in the model's scale\n(median; least to greatest)")
     _by_sigma(axis, "sigma = std / alpha (image at the left)")
 
 

@@ -61,8 +61,7 @@ class Windows:
 
     def _walked(self, points: Sequence[Tensor], tally: Tally | None) -> list[Tensor]:
         last = len(points) - 1
-        finite = last - (self.sigmas[-1] == float("inf"))  # no window reaches over the step out of infinity
-        programs = [self._window(points, i, last if i == finite else min(i + self.width, finite)) for i in range(last)]
+        programs = [self._window(points, i, min(i + self.width, last)) for i in range(last)]
         return run(*programs, model=self.eps, cond=[self.cond] * len(programs), max_batch=self.max_batch, tally=tally)
 
     def _window(self, points: Sequence[Tensor], i: int, top: int) -> Program[Tensor]:
