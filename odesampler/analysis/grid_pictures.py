@@ -30,7 +30,7 @@ def table_of_images(images: Tensor, columns: Sequence[str], rows: Sequence[str])
         raise ValueError(f"only images can be shown, of 1 or 3 channels; these are {tuple(images.shape[2:])}")
     height, width = images.shape[:2]
     left = 0.1 + 0.07 * max(len(line) for name in rows for line in name.split("\n"))
-    figure = Figure(figsize=(left + CELL * width, 0.3 + CELL * height), layout="none")
+    figure = Figure(figsize=(left + CELL * width, 0.3 + CELL * height), layout="none")  # type: ignore[arg-type]  # a stub lacks it
     axes: Any = figure.subplots(height, width, squeeze=False)
     size = figure.get_size_inches()
     figure.subplots_adjust(left / size[0], 0.01, 0.995, 1 - 0.3 / size[1], wspace=0.06, hspace=0.06)

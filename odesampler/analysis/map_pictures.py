@@ -28,7 +28,7 @@ def error_maps_figure(found: ErrorMaps) -> Figure:
     longest = max(len(line) for label in labels for line in label.split("\n"))
     left, high = 0.3 + 0.08 * longest, 0.2 + (CELL + 0.35) * len(rows)  # inches
     wide = left + CELL * width + 0.9
-    figure = Figure(figsize=(wide, high), layout="none")
+    figure = Figure(figsize=(wide, high), layout="none")  # type: ignore[arg-type]  # a stub lacks it
     axes: Any = figure.subplots(len(rows), width, squeeze=False)
     # by hand: names that lie on their side are no part of what the layout engine leaves room for
     figure.subplots_adjust(left / wide, 0.25 / high, 1 - 0.9 / wide, 1 - 0.25 / high, wspace=0.12, hspace=0.36)
