@@ -249,7 +249,7 @@ def test_a_mistake_is_one_line_and_exit_code_2(capsys, arguments, message):
 
 
 def test_a_folder_that_cannot_be_written_is_found_before_anything_is_computed(capsys, monkeypatch):
-    monkeypatch.setattr(ods.zoo.models, "load", None)  # would fail, were it reached
+    monkeypatch.setattr("odesampler.zoo.models.load", None)  # would fail, were it reached
     assert "cannot write" in refused(
         capsys, "sample", "--out", "/proc/samples.png"
     )  # a file system that takes no files
