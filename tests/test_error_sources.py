@@ -213,3 +213,13 @@ def test_what_cannot_be_meant_is_refused_before_the_model_is_asked(arguments, me
     model = ods.Model(never, ods.VP.linear(), data_shape=(2,))
     with pytest.raises(ValueError, match=message):
         ods.error_sources(model, **{"images": torch.zeros(2, 2), "num_steps": 5, **arguments})
+
+
+def test_a_network_without_derivatives_is_refused_rather_than_taken_for_flat():
+    def network(x_t, t):
+        return torch.from_numpy(gaussian().model().network(x_t, t).numpy().copy())
+
+    model = ods.Model(network, ods.VP.linear(), data_shape=(2,), name="of numpy")
+    with pytest.raises(ValueError, match="of numpy answers without a derivative"):
+        quick(model, torch.zeros(2, 2), "ddim", 5, iterations=1)
+    assert ods.estimate_round_trip(model, torch.zeros(2, 2), "ddim", 5).rmse.isfinite().all()  # it needs none
