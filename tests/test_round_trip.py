@@ -68,9 +68,36 @@ def test_one_solver_need_not_be_a_list():
     assert len(ods.round_trip(MODEL, RING.sample(2), "ddim", 3).trips) == 1
 
 
-def test_points_in_the_plane_make_a_table_and_no_picture():
-    with pytest.raises(ValueError, match="a picture needs images"):
-        ods.round_trip(MODEL, RING.sample(2), "ddim", 3).plot()
+def test_points_in_the_plane_have_a_picture_of_error_by_evaluations_alone():
+    report = ods.round_trip(MODEL, RING.sample(2), ["ddim", "alf"], [5, 10])
+    [axis] = report.plot().axes
+    assert [line.get_label() for line in axis.lines] == ["ddim", "alf"]
+    assert axis.lines[0].get_xdata().tolist() == [10, 20]
+    assert axis.lines[0].get_ydata() == pytest.approx([t.rmse.median().item() for t in report.trips[:2]])
+    assert "<svg" in report.to_html()
+    with pytest.raises(ValueError, match="leave samples out"):
+        report.plot(samples=RING.sample(2))
+    with pytest.raises(ValueError, match="no solver came back"):
+        replace(report, trips=(), failures={"ddim": "NaN"}).plot()
+
+
+@pytest.mark.parametrize("count", [1, 3])
+def test_nothing_that_is_written_in_a_picture_of_few_images_is_cut_off_or_touches_its_neighbour(count):
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+    x = torch.rand(count, 1, 8, 8, dtype=torch.float64) - 0.5
+    figure = ods.round_trip(ods.exact.Empirical(x, 0.3).model(), x, ["ddim", "alf"], [5, 10]).plot()
+    FigureCanvasAgg(figure).draw()
+    _, strips, errors = figure.subfigs
+    written = [t for axis in strips.axes for t in (axis.title, axis.xaxis.label, axis.yaxis.label) if t.get_text()]
+    ticks = [t for t in errors.axes[0].get_xticklabels() if t.get_text()]
+    assert len(ticks) > 2
+    written += [*ticks, errors.axes[0].xaxis.label, *errors.axes[0].get_legend().get_texts()]
+    places = [t.get_window_extent() for t in written]
+    for i, place in enumerate(places):
+        assert place.x0 >= 0
+        assert place.x1 <= figure.bbox.x1
+        assert not any(place.overlaps(other) for other in places[:i]), written[i].get_text()
 
 
 @pytest.mark.parametrize(

@@ -130,12 +130,11 @@ class RoundTrip(Report):
 
     def sections(self) -> Sequence[Section]:
         """A row for each case, `nfe` counting both directions; the images; where the errors come from."""
-        drawn = self.originals.ndim == 4 and bool(self.trips)
         failed = [f"{name} failed: {why}" for name, why in self.failures.items()]
         rows = [_shown(trip, self.varied) for trip in self.trips]
         head = list(rows[0]) if rows else ["solver", "steps"]
         table = Table(head, [list(row.values()) for row in rows], failed)
-        first = Section(self.title, table=table, draw=self.plot if drawn else None)
+        first = Section(self.title, table=table, draw=self.plot if self.trips else None)
         return [first, *(section for report in self.sources for section in report.sections())]
 
     @property
@@ -183,17 +182,21 @@ class RoundTrip(Report):
     def plot(self, num_images: int = 6, samples: Tensor | None = None) -> Figure:
         """Originals, latents, reconstructions and errors of each solver at its most steps, and error by evaluations.
 
+        Of data that are no images, (channels, height, width), the error by evaluations alone.
+
         Args:
             num_images: Images shown for each solver.
             samples: Images drawn from the model, (n, *shape), to show above.
 
         Raises:
-            ValueError: The data are no images, (channels, height, width), or no solver came back.
+            ValueError: No solver came back, or samples that are no images.
         """
-        if self.originals.ndim != 4 or not self.trips:
+        if not self.trips:
+            raise ValueError(f"no solver came back, so there is nothing to draw: {dict(self.failures)}")
+        if samples is not None and self.originals.ndim != 4:
             raise ValueError(
-                f"a picture needs images, (batch, channels, height, width), and a solver that came back; "
-                f"got {tuple(self.originals.shape)} and {len(self.trips)} solvers"
+                f"samples are shown as images, (n, channels, height, width); the data here have shape "
+                f"{tuple(self.originals.shape[1:])}: leave samples out"
             )
         from odesampler.analysis.pictures import round_trip_figure
 
