@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from odesampler.analysis.reference import quantile, rms
 from odesampler.analysis.report import Report, Section, Table
 from odesampler.conventions import AnyConvention, upward
 from odesampler.grid import Grid
@@ -86,6 +87,11 @@ class Case:
         back = decode(model, latent, max_batch=self.max_batch)
         assert latent.nfe is not None  # fresh from encode
         return Walked(latent, back.x.cpu(), latent.nfe + back.nfe, time.perf_counter() - began)
+
+
+def missed_by_grey(images: Tensor, data_range: tuple[float, float] | None) -> float:
+    """Median rmse of plain grey, the middle of the data, for `images`: what is farther off than that is lost."""
+    return quantile(rms(images.cpu().double() - sum(data_range or (0.0, 0.0)) / 2), 0.5)
 
 
 def doubled(grid: Grid) -> Grid:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from odesampler.analysis.cases import Rows
+from odesampler.analysis.cases import Rows, missed_by_grey
 from odesampler.analysis.normality import measures
 from odesampler.analysis.report import Report, Section, Table
 from odesampler.analysis.ssim import ssim
@@ -88,6 +88,11 @@ class Trip:
         return self.largest.max().item()
 
     @property
+    def lost(self) -> Tensor:
+        """(batch,) whether what came back is farther from the image than plain grey is from most."""
+        return ~(self.rmse <= missed_by_grey(self.images - self.error, self.data_range))
+
+    @property
     def psnr(self) -> Tensor:
         """(batch,) peak signal-to-noise ratio in dB; infinity where nothing is missing."""
         low, high = self.data_range
@@ -133,7 +138,13 @@ class RoundTrip(Report):
         failed = [f"{name} failed: {why}" for name, why in self.failures.items()]
         rows = [_shown(trip, self.varied) for trip in self.trips]
         head = list(rows[0]) if rows else ["solver", "steps"]
-        table = Table(head, [list(row.values()) for row in rows], failed)
+        lost = [
+            f"lost: {self.series(t)}{t.name.removeprefix(t.solver)}: {n} of {len(t.error)} came back farther off than "
+            "plain grey would be"
+            for t in self.trips
+            if (n := int(t.lost.sum()))
+        ]
+        table = Table(head, [list(row.values()) for row in rows], [*lost, *failed])
         first = Section(self.title, table=table, draw=self.plot if self.trips else None)
         return [first, *(section for report in self.sources for section in report.sections())]
 
@@ -161,6 +172,7 @@ class RoundTrip(Report):
                 "max_error": trip.worst,
                 "psnr": trip.psnr.median().item(),
                 "ssim": None if trip.ssim is None else trip.ssim.median().item(),
+                "lost": int(trip.lost.sum()),
                 "latent_mean": trip.latent.x.mean().item(),
                 "latent_std": trip.latent_std,
                 "latent_p": trip.noise["latent_p"].median().item(),
@@ -174,6 +186,7 @@ class RoundTrip(Report):
         found = []
         for trip in self.trips:
             columns = {"nfe": trip.evaluations, "mse": trip.mse, "rmse": trip.rmse, "max_error": trip.largest}
+            columns |= {"lost": trip.lost}
             columns |= {"psnr": trip.psnr} | ({} if trip.ssim is None else {"ssim": trip.ssim}) | trip.noise
             for i, values in enumerate(zip(*(c.tolist() for c in columns.values()), strict=True)):
                 found.append({**_case(trip), "sample": i, **dict(zip(columns, values, strict=True))})
