@@ -26,7 +26,7 @@ def test_the_report_measures_what_encode_and_decode_give():
     assert trip.nfe == 20
     assert torch.allclose(trip.psnr, -10 * torch.log10(trip.rmse**2 / 4))
     assert f"{trip.rmse.median():.2e}" in report.table()
-    assert report.to_csv().splitlines()[0].startswith("solver,steps,dtype,guidance,convention,nfe")
+    assert report.to_csv().splitlines()[0].startswith("solver,steps,dtype,guidance,convention,grid,nfe")
     assert report._repr_html_().count("<tr>") == 5
 
 
@@ -183,6 +183,20 @@ def test_what_does_not_vary_has_no_column_but_is_in_the_records():
     assert report.records()[0]["ssim"] is None
 
 
+def test_what_holds_for_all_rows_and_is_no_default_is_said_below_the_table_once():
+    x, model = torch.tensor([[0.3, -0.2], [1.0, 0.5]]), replace(labelled(), sigma_min=LOW, sigma_max=HIGH)
+    how = {"guidance_scale": 2.5, "grid": "karras", "state_dtype": torch.float32, "cond": {"label": 0.5}}
+    said = "guidance 2.5, grid karras, state float32"
+    report = ods.round_trip(model, x, "ddim", 4, **how, convention=["source", "target"])
+    assert report.sections()[0].table.notes[0] == f"{said}, cond label"
+    assert {r["grid"] for r in report.records()} == {r["grid"] for r in report.per_sample().records()} == {"karras"}
+    several = ods.round_trip(model, x, "ddim", 4, **{**how, "guidance_scale": [1, 2.5]}, convention="target")
+    assert several.sections()[0].table.notes[0] == "grid karras, state float32, convention target, cond label"
+    for verb, more in ((ods.error_sources, {"iterations": 0, "conventions": ()}), (ods.estimate_round_trip, {})):
+        assert verb(model, x, "ddim", 4, **how, **more).sections()[0].table.notes[0] == f"{said}, cond label"
+    assert not any("grid" in n for n in ods.round_trip(MODEL, RING.sample(2), "ddim", 4).sections()[0].table.notes)
+
+
 def test_each_sample_has_its_own_numbers():
     x = torch.rand(3, 1, 6, 5, dtype=torch.float64) - 0.5
     report = ods.round_trip(ods.exact.Empirical(x, 0.3).model(data_range=(-1.0, 0.5)), x, ["ddim", "alf"], [4])
@@ -204,7 +218,7 @@ def test_each_sample_has_its_own_numbers():
     assert medians["ddim"]["latent_p"] == sorted(r["latent_p"] for r in each[:3])[1]
     lines = report.per_sample().to_csv().splitlines()
     assert len(lines) == 7
-    assert lines[0].startswith("solver,steps,dtype,guidance,convention,sample,nfe,mse")
+    assert lines[0].startswith("solver,steps,dtype,guidance,convention,grid,sample,nfe,mse")
     assert len(report.per_sample().rows()) == 6
 
 

@@ -52,6 +52,20 @@ class Case:
         """The solver, as the user named it."""
         return self.solver if isinstance(self.solver, str) else spec_of(self.solver)
 
+    @property
+    def settings(self) -> str:
+        """What is not as it is by default, but for the solver and its steps; nothing: all is."""
+        grid = self.grid if isinstance(self.grid, str) else getattr(self.grid, "name", "of given sigmas")
+        dtype = str(self.state_dtype).removeprefix("torch.")
+        found = {
+            f"guidance {self.guidance_scale}": self.guidance_scale != 1,
+            f"grid {grid}": self.grid is not None,
+            f"state {dtype}": self.state_dtype is not None,
+            f"convention {self.convention}": self.convention is not None,
+            f"cond {' '.join(self.cond or ())}": bool(self.cond),
+        }
+        return ", ".join(words for words, said in found.items() if said)
+
     def plan(self, model: Model) -> Plan:
         """How it will be decoded. Raises as `encode`, before any model is called."""
         plan = make_plan(

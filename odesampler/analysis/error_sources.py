@@ -141,6 +141,7 @@ def sources_of(
         exact=isinstance(plan.loop.solver, Invertible),
         dtypes=(str(plan.state_dtype).removeprefix("torch."), str(_coarser(model, plan)).removeprefix("torch.")),
         how=f"{case.name}, {plan.grid.num_steps} steps, {whole.latent.recipe.convention}",
+        settings=replace(case, convention=None).settings,  # `how` has it
         model=model.name,
     )
 

@@ -67,6 +67,7 @@ class Estimate(Report):
     sweeps: int
     seconds: float  # without encoding
     how: str  # the case
+    settings: str  # what else is not the default in it
     model: str
 
     @property
@@ -104,6 +105,7 @@ class Estimate(Report):
                 f"not settled, {int((~self.settled).sum())} of {len(self.error)}: the last sweep changed it by "
                 f"{SETTLED:.0%} or more, so only its size is told; more sweeps than {self.sweeps} may settle it",
             )
+        notes = [self.settings, *notes] if self.settings else notes
         return [Section(self.title, table=Table(head, rows, notes), draw=self.plot)]
 
     def records(self) -> list[dict[str, Any]]:
@@ -200,12 +202,12 @@ def estimated(model: Model, images: Tensor, case: Case, plan: Plan, sweeps: int)
     assert tally.nfe is not None
     costs = (round(tally.nfe.sum().item() / len(images)), tally.calls)
     seconds = time.perf_counter() - began
-    told = f"{case.name}, {plan.grid.num_steps} steps"
+    told = (f"{case.name}, {plan.grid.num_steps} steps", case.settings)
     return _told(model, found, latent, costs, seconds, told)
 
 
 def _told(
-    model: Model, found: Accumulated, latent: Latent, costs: tuple[int, int], seconds: float, how: str
+    model: Model, found: Accumulated, latent: Latent, costs: tuple[int, int], seconds: float, told: tuple[str, str]
 ) -> Estimate:
     sigmas = latent.recipe.sigmas[:0:-1]
     one = torch.ones((), dtype=torch.float64)
@@ -214,7 +216,7 @@ def _told(
     error = model.schedule.to_model_scale(found.error, sigmas[0]).cpu()
     defects = rms * scales[:, None]
     sizes = (error, found.changed, sigmas, defects, found.gains, scales)
-    return Estimate(*sizes, latent, *costs, found.sweeps, seconds, how, model.name)
+    return Estimate(*sizes, latent, *costs, found.sweeps, seconds, *told, model.name)
 
 
 def _change(record: Mapping[str, Any]) -> str:

@@ -126,6 +126,7 @@ class RoundTrip(Report):
     trips: tuple[Trip, ...]
     failures: Mapping[str, str]  # solver and steps -> why it has no row
     model: str
+    settings: str = ""  # what holds for all and is not the default
     sources: tuple[Report, ...] = ()  # where the errors come from, if that was asked
 
     @property
@@ -144,7 +145,9 @@ class RoundTrip(Report):
             for t in self.trips
             if (n := int(t.lost.sum()))
         ]
-        table = Table(head, [list(row.values()) for row in rows], [*lost, *failed])
+        table = Table(
+            head, [list(row.values()) for row in rows], [*([self.settings] if self.settings else []), *lost, *failed]
+        )
         first = Section(self.title, table=table, draw=self.plot if self.trips else None)
         return [first, *(section for report in self.sources for section in report.sections())]
 
@@ -219,6 +222,7 @@ class RoundTrip(Report):
 def _case(trip: Trip) -> dict[str, Any]:
     """What tells a case from others."""
     facts = {"dtype": trip.dtype, "guidance": trip.guidance, "convention": trip.convention}
+    facts |= {"grid": trip.latent.recipe.grid}
     return {"solver": trip.solver, "steps": trip.num_steps, **facts}
 
 

@@ -59,6 +59,7 @@ class ErrorSources(Report):
     exact: bool  # whether the solver can be undone
     dtypes: tuple[str, str]  # of the state, and the coarser of state and network
     how: str  # the case
+    settings: str  # what else is not the default in it
     model: str
 
     @property
@@ -144,7 +145,8 @@ class ErrorSources(Report):
             (str(r["source"]), f"{r['rmse_median']:.2e}", f"{r['rmse_worst']:.2e}", str(r["note"]))
             for r in self.records()
         ]
-        notes = [*self._said(), f"flags: {', '.join(self.flags) or 'none'}"]
+        notes = [self.settings] if self.settings else []
+        notes += [*self._said(), f"flags: {', '.join(self.flags) or 'none'}"]
         notes += [f"convention {o.convention} failed: {o.failure}" for o in self.others if o.failure]
         if self.estimate is None:
             notes.append(f"not said step by step: {self.why_no_estimate}")
