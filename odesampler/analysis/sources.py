@@ -157,13 +157,17 @@ class ErrorSources(Report):
     def records(self) -> list[dict[str, Any]]:
         """A record for each source; growths are pure numbers, all else in units of the data, or of the latent."""
         order = self.observed_order.nanmedian().item()
-        falls = "no order where rounding is left" if math.isnan(order) else f"observed order {order:.2f}"
+        falls = (
+            "no order where rounding is left"
+            if math.isnan(order)
+            else f"observed order {order:.2f}, the solver's {self.order}"
+        )
         found: list[tuple[str, Tensor, str]] = [
             ("all", rms(self.error), "what did not come back"),
             (
                 "discretisation",
                 rms(self.discretisation),
-                f"the steps; {falls}, the solver's {self.order}",
+                f"the steps; {falls}",
             ),
             ("twice the steps", rms(self.finer), "what did not come back with them"),
             ("latent", rms(self.latent_change), "error of the latent, by step doubling, in its units"),
