@@ -76,7 +76,9 @@ def test_roundtrip_says_where_errors_come_from(capsys):
     code, out, _ = run(capsys, "roundtrip", "--num", 2, "--solver", "ddim", "--steps", 4, "--sources")
     assert code == 0
     found = ods.error_sources(ods.load("digits"), ods.held_out("digits").images[:2], "ddim", 4)
-    assert f"{found.title}\n{found.words()}" in out
+    assert f"{found.title}\nsource" in out
+    assert found.rows()[0][1] in out
+    assert found.sections()[0].table.notes[0] in out
 
 
 def test_roundtrip_takes_a_label_for_each_picture(capsys):

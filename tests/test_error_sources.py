@@ -213,3 +213,41 @@ def test_what_cannot_be_meant_is_refused_before_the_model_is_asked(arguments, me
     model = ods.Model(never, ods.VP.linear(), data_shape=(2,))
     with pytest.raises(ValueError, match=message):
         ods.error_sources(model, **{"images": torch.zeros(2, 2), "num_steps": 5, **arguments})
+
+
+def test_a_network_without_derivatives_is_refused_rather_than_taken_for_flat():
+    def network(x_t, t):
+        return torch.from_numpy(gaussian().model().network(x_t, t).numpy().copy())
+
+    model = ods.Model(network, ods.VP.linear(), data_shape=(2,), name="of numpy")
+    with pytest.raises(ValueError, match="of numpy answers without a derivative"):
+        quick(model, torch.zeros(2, 2), "ddim", 5, iterations=1)
+    assert ods.estimate_round_trip(model, torch.zeros(2, 2), "ddim", 5).rmse.isfinite().all()  # it needs none
+
+
+def test_a_round_trip_that_lost_the_images_is_flagged_and_says_so_when_printed():
+    model, x = ods.load("digits"), ods.held_out("digits").images[:2]
+    found = quick(model, x, "lms", 10)
+    assert "lost" in found.flags
+    assert found.grey == pytest.approx(rms(x).mean().item())  # of two, the mean is the median
+    assert "The images are lost" in repr(found)
+    assert f"flags: {', '.join(found.flags)}" in repr(found)
+    report = ods.round_trip(model, x, ["lms", "heun"], 10)
+    assert [r["lost"] for r in report.records()] == [2, 0]
+    assert "lost: lms, 10 steps: 2 of 2 came back farther off than plain grey would be" in report.table()
+    assert "lost: heun" not in report.table()
+
+
+def test_the_printed_report_has_the_verdict_and_the_flags():
+    found = quick(MODEL, RING.sample(6), "heun", 20)
+    assert "flags: none" in repr(found)
+    assert all(sentence in repr(found) for sentence in found.words().split(". ")[:1])
+
+
+def test_where_rounding_is_all_there_is_no_order_is_told():
+    exact = quick(MODEL, RING.sample(3), "alf", 10)
+    assert exact.observed_order.isnan().all()
+    assert "no order where rounding is left" in exact.table()
+    single = quick(MODEL, RING.sample(3), "rk4", 100, state_dtype=torch.float32)
+    assert single.observed_order.isnan().all()
+    assert quick(MODEL, RING.sample(3), "rk4", 20).observed_order.isfinite().all()

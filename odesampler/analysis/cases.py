@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from odesampler.analysis.reference import quantile, rms
 from odesampler.analysis.report import Report, Section, Table
 from odesampler.conventions import AnyConvention, upward
 from odesampler.grid import Grid
@@ -51,6 +52,20 @@ class Case:
         """The solver, as the user named it."""
         return self.solver if isinstance(self.solver, str) else spec_of(self.solver)
 
+    @property
+    def settings(self) -> str:
+        """What is not as it is by default, but for the solver and its steps; nothing: all is."""
+        grid = self.grid if isinstance(self.grid, str) else getattr(self.grid, "name", "of given sigmas")
+        dtype = str(self.state_dtype).removeprefix("torch.")
+        found = {
+            f"guidance {self.guidance_scale}": self.guidance_scale != 1,
+            f"grid {grid}": self.grid is not None,
+            f"state {dtype}": self.state_dtype is not None,
+            f"convention {self.convention}": self.convention is not None,
+            f"cond {' '.join(self.cond or ())}": bool(self.cond),
+        }
+        return ", ".join(words for words, said in found.items() if said)
+
     def plan(self, model: Model) -> Plan:
         """How it will be decoded. Raises as `encode`, before any model is called."""
         plan = make_plan(
@@ -86,6 +101,11 @@ class Case:
         back = decode(model, latent, max_batch=self.max_batch)
         assert latent.nfe is not None  # fresh from encode
         return Walked(latent, back.x.cpu(), latent.nfe + back.nfe, time.perf_counter() - began)
+
+
+def missed_by_grey(images: Tensor, data_range: tuple[float, float] | None) -> float:
+    """Median rmse of plain grey, the middle of the data, for `images`: what is farther off than that is lost."""
+    return quantile(rms(images.cpu().double() - sum(data_range or (0.0, 0.0)) / 2), 0.5)
 
 
 def doubled(grid: Grid) -> Grid:

@@ -25,7 +25,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from odesampler.analysis.cases import Case, Walked, doubled
+from odesampler.analysis.cases import Case, Walked, doubled, missed_by_grey
 from odesampler.analysis.estimate import SWEEPS, estimated
 from odesampler.analysis.growth import growths
 from odesampler.analysis.sources import ErrorSources, Other
@@ -96,10 +96,17 @@ def error_sources(
     for other in others:
         other.plan(model)
     checked_cond(model, cond, len(images))
-    return sources_of(replace(model, data_range=None), images, case, others, iterations)
+    return sources_of(replace(model, data_range=None), images, case, others, iterations, model.data_range)
 
 
-def sources_of(model: Model, images: Tensor, case: Case, others: Sequence[Case], iterations: int) -> ErrorSources:
+def sources_of(
+    model: Model,
+    images: Tensor,
+    case: Case,
+    others: Sequence[Case],
+    iterations: int,
+    data_range: tuple[float, float] | None,
+) -> ErrorSources:
     """The sources for a case whose arguments have been checked, compared with those of `others`."""
     plan = case.plan(model)
     assert isinstance(plan.loop, OnGrid)
@@ -129,10 +136,12 @@ def sources_of(model: Model, images: Tensor, case: Case, others: Sequence[Case],
         growth=growths(model, plan, images, cond, iterations, case.max_batch) if iterations else None,
         estimate=estimate,
         why_no_estimate=why,
+        grey=missed_by_grey(images, data_range),
         order=plan.loop.solver.order,
         exact=isinstance(plan.loop.solver, Invertible),
         dtypes=(str(plan.state_dtype).removeprefix("torch."), str(_coarser(model, plan)).removeprefix("torch.")),
         how=f"{case.name}, {plan.grid.num_steps} steps, {whole.latent.recipe.convention}",
+        settings=replace(case, convention=None).settings,  # `how` has it
         model=model.name,
     )
 

@@ -7,23 +7,24 @@ one way, the transposed ones back. Each iterate is a lower bound. It is a fact o
 solver that is used. For one Gaussian all directions grow by sqrt((v + s1^2) / (v + s0^2)), in the equation's scale.
 
 References:
+    Griewank, Walther 2008, Evaluating Derivatives, chapter 3 (forward and reverse mode).
     Golub, Van Loan 2013, Matrix Computations, 7.3 (power iteration). Hairer, Norsett, Wanner, Solving Ordinary
     Differential Equations I, I.14 (derivatives with respect to initial values).
 """
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from itertools import pairwise
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.autograd.forward_ad as forward
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from odesampler.analysis.windows import Carrying, dual, tangent
 from odesampler.combine import within
 from odesampler.divergence import followed
 from odesampler.drive import Eps, run
@@ -131,3 +132,32 @@ def _length(x: Tensor) -> Tensor:
 
 def _unit(x: Tensor) -> Tensor:
     return x / _length(x).clamp(min=torch.finfo(x.dtype).tiny).to(x.dtype).reshape(-1, *[1] * (x.ndim - 1))
+
+
+def dual(x: Tensor, v: Tensor) -> Tensor:
+    """`x` that carries the change `v` along, inside a dual level."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", ".*torch.jit.script", DeprecationWarning)  # torch's own, at its first use
+        return forward.make_dual(x, v)  # type: ignore[no-untyped-call, no-any-return]
+
+
+def tangent(x: Tensor) -> Tensor | None:
+    """The change that `x` carries; None: none."""
+    return forward.unpack_dual(x).tangent  # type: ignore[no-untyped-call, no-any-return]
+
+
+class Carrying(nn.Module):
+    """A network that is refused where it answers without a forward derivative: it would be taken for 0."""
+
+    def __init__(self, network: Any, name: str) -> None:
+        super().__init__()
+        self.network, self.name = network, name
+
+    def forward(self, x_t: Tensor, t: Tensor, **cond: Tensor) -> Tensor:
+        out: Tensor = self.network(x_t, t, **cond)
+        if tangent(x_t) is not None and tangent(out) is None:
+            raise ValueError(
+                f"{self.name} answers without a derivative, as from numpy or under inference_mode: this analysis "
+                "needs it; give Model a network that torch can differentiate"
+            )
+        return out

@@ -19,6 +19,7 @@ COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#0
 MARKERS = "osD^vPX*"
 DASHES = ("-", "--", ":", "-.")
 TILE = 0.42  # inches, of an image in a strip: four strips of six are as wide as a page
+WIDTH = 7.6  # inches, the least: narrower figures cut off what is written in them
 SMALLEST = 1e-17  # where an error of exactly 0 is drawn on a logarithmic axis
 
 
@@ -26,12 +27,17 @@ def round_trip_figure(report: RoundTrip, num_images: int, samples: Tensor | None
     """Samples, if given; for each solver at its most steps originals, latents, reconstructions, errors; rmse by nfe."""
     from matplotlib.figure import Figure
 
+    if report.originals.ndim != 4:
+        figure = Figure(figsize=(WIDTH, 3.4))  # inches
+        figure.set_layout_engine("constrained")
+        _error_axes(figure.subplots(1, 1), report)
+        return figure
     by_steps = sorted(report.trips, key=lambda t: t.num_steps or 0)
     names = dict.fromkeys(map(report.series, report.trips))  # in the order given
     best = [[t for t in by_steps if report.series(t) == name][-1] for name in names]
     count = min(num_images, len(report.originals))
     heights = [0.0 if samples is None else 1.0, TILE * len(best) * 1.6 + 0.5, 3.4]  # inches
-    figure = Figure(figsize=(1.1 + 4 * (TILE * count + 0.25), sum(heights)))
+    figure = Figure(figsize=(max(WIDTH, 1.1 + 4 * (TILE * count + 0.25)), sum(heights)))
     figure.set_layout_engine("constrained", w_pad=0.12)  # inches between the four columns
     parts: Any = figure.subfigures(3, 1, height_ratios=[max(h, 0.01) for h in heights])
     if samples is not None:
@@ -89,7 +95,8 @@ def _error_axes(axis: Any, report: RoundTrip) -> None:
         curve(axis, [t.nfe for t in mine], [t.rmse.median().item() for t in mine], i, label=name)
     _by_evaluations(axis, [t.nfe for t in report.trips])
     axis.set_xlabel("model evaluations, encoding and decoding together")
-    axis.set_ylabel("round-trip rmse (median), data in [-1, 1]")
+    units = "data in [-1, 1]" if report.originals.ndim == 4 else "units of the data"
+    axis.set_ylabel(f"round-trip rmse (median), {units}")
 
 
 def comparison_figure(found: Comparison) -> Figure:

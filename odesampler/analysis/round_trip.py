@@ -99,7 +99,9 @@ def round_trip(
             found.append(error_sources(model, images, **{f.name: getattr(case, f.name) for f in fields(case)}))
         except FAILURES as error:
             failures[f"sources of {_told(case, set())}"] = str(error)
-    return RoundTrip(images.detach().cpu(), tuple(trips), failures, model.name, tuple(found))
+    constant = {k: values[0] for k, values in varied.items() if len(values) == 1}
+    settings = Case("", None, grid, cond, **constant).settings
+    return RoundTrip(images.detach().cpu(), tuple(trips), failures, model.name, settings, tuple(found))
 
 
 def _several(given: Any, one: Any, what: str) -> list[Any]:

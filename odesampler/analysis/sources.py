@@ -54,17 +54,20 @@ class ErrorSources(Report):
     growth: tuple[Growth, Growth] | None  # up and down; None: not measured
     estimate: Estimate | None  # None: there is none, for the reason
     why_no_estimate: str
+    grey: float  # what a picture of plain grey misses of the images, rmse
     order: int  # of the solver
     exact: bool  # whether the solver can be undone
     dtypes: tuple[str, str]  # of the state, and the coarser of state and network
     how: str  # the case
+    settings: str  # what else is not the default in it
     model: str
 
     @property
     def observed_order(self) -> Tensor:
-        """(batch,) at which the error falls when steps are doubled; NaN where nothing is missing."""
+        """(batch,) at which the error falls when steps are doubled; NaN where there is rounding and no more to see."""
         whole, half = rms(self.error), rms(self.finer)
-        return torch.log2(whole / half).where((whole > 0) & (half > 0), math.nan)
+        told = (whole > 0) & (half > 0) & (ROUNDED * half > rms(self.rounding)) & (not self.exact)
+        return torch.log2(whole / half).where(told, math.nan)
 
     @property
     def dominant(self) -> str:
@@ -73,11 +76,13 @@ class ErrorSources(Report):
 
     @property
     def flags(self) -> tuple[str, ...]:
-        """What should not be: "rounding" makes the error; "order": it falls more slowly than the solver's order, with
-        the steps; "conditioning": the model magnifies changes of a latent; "convention": another is twice as good."""
+        """What should not be: "lost": what came back is farther from the images than plain grey; "rounding" makes the
+        error; "order": it falls more slowly than the solver's order, with the steps; "conditioning": the model
+        magnifies changes of a latent; "convention": another is twice as good."""
         order = self.observed_order.nanmedian().item()
         magnified = self.growth is not None and self.growth[1].most.max().item() > MAGNIFIES
         found = {
+            "lost": not _median(self.error) <= self.grey,
             "rounding": self.dominant == "rounding" and not self.exact,
             "order": self.dominant != "rounding" and order < self.order - LATE,
             "conditioning": magnified,
@@ -94,6 +99,9 @@ class ErrorSources(Report):
 
     def words(self) -> str:
         """The verdict: what dominates, and what is flagged, with numbers."""
+        return " ".join(self._said())
+
+    def _said(self) -> list[str]:
         total, rounding = _median(self.error), _median(self.rounding)
         said = [f"Of the error, {total:.1e} (median rmse), rounding makes {rounding:.1e}"]
         if self.exact:
@@ -105,7 +113,11 @@ class ErrorSources(Report):
             said[0] += (
                 f"; the steps make {_median(self.discretisation):.1e}: twice as many leave {_median(self.finer):.1e}"
             )
-            said[0] += f", order {order:.1f} where the solver's is {self.order}."
+            said[0] += (
+                ", all of it rounding." if math.isnan(order) else f", order {order:.1f}, the solver's {self.order}."
+            )
+        if "lost" in self.flags:
+            said.insert(0, f"The images are lost: plain grey would miss {self.grey:.1e}. Orders say nothing there.")
         if "order" in self.flags:
             said.append("It falls more slowly than it should: too few steps yet, or a wrong coefficient in the solver.")
         if self.growth is not None:
@@ -120,7 +132,7 @@ class ErrorSources(Report):
         if self.estimate is not None:
             at = self.estimate.sigmas[int(self.estimate.arriving.median(1).values.argmax())]
             said.append(f"The step that ends at sigma = {at:.3g} adds most.")
-        return " ".join(said)
+        return said
 
     @property
     def title(self) -> str:
@@ -133,22 +145,29 @@ class ErrorSources(Report):
             (str(r["source"]), f"{r['rmse_median']:.2e}", f"{r['rmse_worst']:.2e}", str(r["note"]))
             for r in self.records()
         ]
-        notes = [f"convention {o.convention} failed: {o.failure}" for o in self.others if o.failure]
+        notes = [self.settings] if self.settings else []
+        notes += [*self._said(), f"flags: {', '.join(self.flags) or 'none'}"]
+        notes += [f"convention {o.convention} failed: {o.failure}" for o in self.others if o.failure]
         if self.estimate is None:
             notes.append(f"not said step by step: {self.why_no_estimate}")
         table = Table(("source", "rmse (median)", "rmse (worst)", "what it is"), rows, notes)
-        found = [Section(self.title, self.words(), table, self.plot if self.estimate or self.growth else None)]
+        found = [Section(self.title, "", table, self.plot if self.estimate or self.growth else None)]
         return found if self.estimate is None else [*found, *self.estimate.sections()[:1]]
 
     def records(self) -> list[dict[str, Any]]:
         """A record for each source; growths are pure numbers, all else in units of the data, or of the latent."""
         order = self.observed_order.nanmedian().item()
+        falls = (
+            "no order where rounding is left"
+            if math.isnan(order)
+            else f"observed order {order:.2f}, the solver's {self.order}"
+        )
         found: list[tuple[str, Tensor, str]] = [
             ("all", rms(self.error), "what did not come back"),
             (
                 "discretisation",
                 rms(self.discretisation),
-                f"the steps; observed order {order:.2f}, the solver's {self.order}",
+                f"the steps; {falls}",
             ),
             ("twice the steps", rms(self.finer), "what did not come back with them"),
             ("latent", rms(self.latent_change), "error of the latent, by step doubling, in its units"),

@@ -71,7 +71,7 @@ def roundtrip(
     )
     click.echo(found.table())
     for source in found.sources:
-        click.echo(f"\n{source.title}\n{source.sections()[0].words}")
+        click.echo(f"\n{source.title}\n{source.table()}")
     if not found.trips:
         raise click.ClickException("no solver came back, so there is no picture")
     cond = (
