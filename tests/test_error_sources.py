@@ -127,6 +127,18 @@ def test_a_stiff_problem_is_flagged_for_its_conditioning_and_a_smooth_one_is_not
     assert "conditioning" not in quick(gaussian().model(), gaussian().sample(2), "heun", 30, iterations=2).flags
 
 
+@pytest.mark.parametrize("solver", ["ddim", "heun", "dpmpp_2m"])
+def test_what_equations_may_miss_is_put_down_to_their_tolerance_and_not_to_the_solver(solver):
+    x = RING.sample(2)
+    found = quick(MODEL, x, solver, 20, convention="implicit")
+    assert (found.dominant, found.flags) == ("tolerance", ())
+    assert "a smaller tolerance helps" in found.words()
+    assert not {"discretisation", "observed_order"} & {*found.per_sample().records()[0]}
+    assert "discretisation" not in [r["source"] for r in found.records()]
+    finest = quick(MODEL, x, "ddim", 20, convention="implicit(tolerance=0)", state_dtype=torch.float32)
+    assert finest.dominant == "rounding"
+
+
 def test_step_doubling_tells_the_error_and_that_of_the_latent():
     problem, n = gaussian(), 160
     x = problem.sample(4)

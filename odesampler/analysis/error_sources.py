@@ -1,6 +1,7 @@
 """Where the error of a round trip comes from, measured one by one.
 
     discretisation   (E_N - E_2N) / (1 - 2^-p)      E_N what N steps miss, p the solver's order: Richardson's estimate
+    tolerance        the rest, where encoding solved the equations of decoding: then steps miss nothing
     rounding         |E(x + ulp) - E(x)| / sqrt 2   E where each value of x is moved by one unit in the last place
     model            the growth of a small change up and down the equation, see `growth`
     convention       what comes back when encoded as `conventions` has it otherwise
@@ -120,7 +121,7 @@ def sources_of(model: Model, images: Tensor, case: Case, others: Sequence[Case],
     return ErrorSources(
         error=error,
         finer=finer,
-        discretisation=share * (error - finer),
+        discretisation=None if whole.latent.defect is not None else share * (error - finer),
         latent_change=share * (whole.latent.x - fine.latent.x).cpu(),
         rounding=(again - error) / math.sqrt(2),
         states=states,

@@ -1,6 +1,8 @@
 """The report of where the error of a round trip comes from.
 
-dominant = rounding       where it makes a third of the error or more, else discretisation
+dominant = rounding       where it makes a third of the error or more
+           tolerance      else, where encoding solved the equations of decoding
+           discretisation else
 flags                     what should not be as it is: see `ErrorSources.flags`
 """
 
@@ -45,7 +47,9 @@ class ErrorSources(Report):
 
     error: Tensor  # (batch, *shape), what came back less the images, in units of the data
     finer: Tensor  # likewise with twice the steps
-    discretisation: Tensor  # (batch, *shape), the part of `error` that goes away with smaller steps
+    discretisation: (
+        Tensor | None
+    )  # (batch, *shape), the part of `error` that goes away with smaller steps; None: solved
     latent_change: Tensor  # (batch, *shape), likewise of the latent, in the model's scale
     rounding: Tensor  # (batch, *shape), how much of `error` is chance, by dtypes
     states: Tensor | None  # (batch, *shape), what came back with the state in the other dtype, less what came back
@@ -68,8 +72,11 @@ class ErrorSources(Report):
 
     @property
     def dominant(self) -> str:
-        """What makes most of the error: "rounding" or "discretisation"."""
-        return "rounding" if self.exact or _median(self.rounding) >= ROUNDED * _median(self.error) else "discretisation"
+        """What the error is put down to: "rounding" where it makes a third or more; else "tolerance" where equations
+        were solved to come up, and missed that; else "discretisation"."""
+        if self.exact or _median(self.rounding) >= ROUNDED * _median(self.error):
+            return "rounding"
+        return "tolerance" if self.discretisation is None else "discretisation"
 
     @property
     def flags(self) -> tuple[str, ...]:
@@ -79,7 +86,7 @@ class ErrorSources(Report):
         magnified = self.growth is not None and self.growth[1].most.max().item() > MAGNIFIES
         found = {
             "rounding": self.dominant == "rounding" and not self.exact,
-            "order": self.dominant != "rounding" and order < self.order - LATE,
+            "order": self.dominant == "discretisation" and order < self.order - LATE,
             "conditioning": magnified,
             "convention": self._better is not None,
         }
@@ -100,6 +107,8 @@ class ErrorSources(Report):
             said[0] += ": the solver is undone exactly, so rounding is all there is."
         elif self.dominant == "rounding":
             said[0] += f", in {self.dtypes[1]}: more steps do not help, a finer dtype does."
+        elif self.discretisation is None:
+            said[0] += "; the rest is what the equations that encoding solved may miss: a smaller tolerance helps."
         else:
             order = self.observed_order.nanmedian().item()
             said[0] += (
@@ -143,13 +152,11 @@ class ErrorSources(Report):
     def records(self) -> list[dict[str, Any]]:
         """A record for each source; growths are pure numbers, all else in units of the data, or of the latent."""
         order = self.observed_order.nanmedian().item()
-        found: list[tuple[str, Tensor, str]] = [
-            ("all", rms(self.error), "what did not come back"),
-            (
-                "discretisation",
-                rms(self.discretisation),
-                f"the steps; observed order {order:.2f}, the solver's {self.order}",
-            ),
+        found: list[tuple[str, Tensor, str]] = [("all", rms(self.error), "what did not come back")]
+        if self.discretisation is not None:
+            note = f"the steps; observed order {order:.2f}, the solver's {self.order}"
+            found.append(("discretisation", rms(self.discretisation), note))
+        found += [
             ("twice the steps", rms(self.finer), "what did not come back with them"),
             ("latent", rms(self.latent_change), "error of the latent, by step doubling, in its units"),
             (
@@ -180,8 +187,9 @@ class ErrorSources(Report):
 
     def per_sample(self) -> Rows:
         """The numbers of each image, as a report of its own."""
-        columns = {"rmse": rms(self.error), "discretisation": rms(self.discretisation), "finer": rms(self.finer)}
-        columns |= {"observed_order": self.observed_order, "latent": rms(self.latent_change)}
+        columns = {"rmse": rms(self.error), "finer": rms(self.finer), "latent": rms(self.latent_change)}
+        if self.discretisation is not None:
+            columns |= {"discretisation": rms(self.discretisation), "observed_order": self.observed_order}
         columns |= {"rounding": rms(self.rounding)}
         columns |= {f"convention {o.convention}": rms(o.error) for o in self.others if o.error is not None}
         if self.growth is not None:
