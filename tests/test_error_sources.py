@@ -13,6 +13,7 @@ from odesampler.analysis.growth import growths
 from odesampler.analysis.reference import rms
 from odesampler.grid import Grid
 from odesampler.plan import make_plan
+from odesampler.registry import find_solver
 from odesampler.solvers import RK4
 from tests.problems import gaussian, mixture
 
@@ -85,11 +86,42 @@ def test_a_solver_with_a_slip_is_flagged_and_the_right_one_is_not():
     x = RING.sample(6)
     right, wrong = quick(MODEL, x, "heun", 40), quick(MODEL, x, Slip(), 40)
     assert right.flags == ()
-    assert right.observed_order.median() > 2.5  # what Heun's method misses on its way up, it takes back on its way down
+    assert right.observed_order.median().item() == pytest.approx(2, abs=0.2)
     assert wrong.flags == ("order",)
-    assert wrong.observed_order.median().item() == pytest.approx(1, abs=0.2)
+    assert wrong.trip_order.median().item() == pytest.approx(1, abs=0.2)
     assert "a wrong coefficient" in wrong.words()
     assert wrong.dominant == "discretisation"
+
+
+@pytest.mark.parametrize("true", [ods.Heun(), ods.Midpoint(), find_solver("dpmpp_2m")])
+def test_a_solver_of_order_2_that_says_3_is_flagged_though_its_round_trip_has_order_3(true):
+    class Boasts(type(true)):
+        order = 3
+
+    boast = object.__new__(Boasts)
+    boast.__dict__.update(true.__dict__)
+    found = quick(MODEL, RING.sample(6), boast, 60)
+    assert found.observed_order.median().item() == pytest.approx(2, abs=0.3)
+    assert found.trip_order.median() > 2.5  # what it misses on its way up, it takes back on its way down
+    assert found.flags == ("order",)
+
+
+@pytest.mark.parametrize(("solver", "n"), [("ddim", 320), ("heun", 80), ("rk4", 40), ("bosh3", 80)])
+@pytest.mark.parametrize("convention", ["source", "target"])
+def test_the_share_of_the_steps_is_the_whole_error_where_rounding_has_none(solver, n, convention):
+    found = quick(gaussian().model(), gaussian().sample(2), solver, n, convention=convention, grid="log_snr")
+    ratio = rms(found.discretisation) / rms(found.error)
+    assert ratio.tolist() == pytest.approx([1] * 2, abs=0.025)
+    assert "order" not in found.flags
+
+
+def test_an_order_that_rounding_hides_is_not_told():
+    found = quick(MODEL, RING.sample(4), "rk4", 40)
+    assert not found.observed_order.isnan().any()
+    blurred = replace(found, latent_rounding=found.finer_latent_change / 5, rounding=found.finer / 5)
+    assert blurred.observed_order.isnan().all()
+    assert blurred.flags == ()
+    assert "hidden by rounding" in blurred.words()
 
 
 def test_rounding_is_flagged_where_it_makes_the_error_and_only_there():

@@ -1,13 +1,15 @@
 """Where the error of a round trip comes from, measured one by one.
 
-    discretisation   (E_N - E_2N) / (1 - 2^-p)      E_N what N steps miss, p the solver's order: Richardson's estimate
+    discretisation   (E_N - E_2N) / (1 - 2^-q)      E_N what N steps miss: Richardson's estimate; q see `trip_order`
+    order            log2 |z_N - z_2N| / |z_2N - z_4N|      z_N the latent of N steps: one way
     tolerance        the rest, where encoding solved the equations of decoding: then steps miss nothing
     rounding         |E(x + ulp) - E(x)| / sqrt 2   E where each value of x is moved by one unit in the last place
     model            the growth of a small change up and down the equation, see `growth`
     convention       what comes back when encoded as `conventions` has it otherwise
     where            what each step misses, and what of it arrives, see `estimate`
 
-2N steps go by the same grid, each of its steps cut in two. A unit in the last place is one of the coarser of state and
+2N steps go by the same grid, each of its steps cut in two. The order is told one way, since the way down takes back
+what leads in the error of the way up where p is even: the round trip has order p + 1 then. A unit in the last place is one of the coarser of state and
 network: moving by it draws all roundings anew, while a smooth map hardly moves.
 
 References:
@@ -29,6 +31,7 @@ from torch import Tensor
 from odesampler.analysis.cases import Case, Walked, doubled
 from odesampler.analysis.estimate import SWEEPS, estimated
 from odesampler.analysis.growth import growths
+from odesampler.analysis.reference import rms
 from odesampler.analysis.sources import ErrorSources, Other
 from odesampler.conventions import AnyConvention
 from odesampler.data_range import check_images
@@ -43,6 +46,7 @@ from odesampler.registry import spec_of
 
 CONVENTIONS = ("source", "target", "implicit")
 ITERATIONS = 4
+MIRRORED = 2  # the highest order of steps whose levels are mirrored: their first error cancels about the middle
 
 
 def error_sources(
@@ -107,9 +111,13 @@ def sources_of(model: Model, images: Tensor, case: Case, others: Sequence[Case],
     whole, grid = case.walked(model, images), doubled(plan.grid)
     fine = replace(case, num_steps=None, grid=grid).walked(model, images)
     error, finer = (w.x - images.to("cpu", w.x.dtype) for w in (whole, fine))
-    share = 1 / (1 - 2.0**-plan.loop.solver.order)
+    finest_latent = replace(case, num_steps=None, grid=doubled(grid)).encoded(model, images).x
+    up = whole.latent.recipe.convention
+    order = min(plan.loop.solver.order, MIRRORED if up == "target" else math.inf)
+    q = trip_order(error, finer, order, up)
     moved = _moved(images, _coarser(model, plan))
-    again = case.walked(model, moved).x - moved.to("cpu", whole.x.dtype)
+    shaken = case.walked(model, moved)
+    again = shaken.x - moved.to("cpu", whole.x.dtype)
     finest = finest_dtype(model.device)
     other = torch.float64 if plan.state_dtype == torch.float32 else torch.float32
     states = None if finest == torch.float32 else replace(case, state_dtype=other).walked(model, images).x - whole.x
@@ -121,8 +129,10 @@ def sources_of(model: Model, images: Tensor, case: Case, others: Sequence[Case],
     return ErrorSources(
         error=error,
         finer=finer,
-        discretisation=None if whole.latent.defect is not None else share * (error - finer),
-        latent_change=share * (whole.latent.x - fine.latent.x).cpu(),
+        discretisation=None if whole.latent.defect is not None else (error - finer) / (1 - 2 ** -_each(q, error)),
+        latent_change=(whole.latent.x - fine.latent.x).cpu() / (1 - 2.0**-order),
+        finer_latent_change=(fine.latent.x - finest_latent).cpu() / (1 - 2.0**-order),
+        latent_rounding=(shaken.latent.x - whole.latent.x).cpu() / math.sqrt(2),
         rounding=(again - error) / math.sqrt(2),
         states=states,
         other_dtype=str(other).removeprefix("torch."),
@@ -130,12 +140,25 @@ def sources_of(model: Model, images: Tensor, case: Case, others: Sequence[Case],
         growth=growths(model, plan, images, cond, iterations, case.max_batch) if iterations else None,
         estimate=estimate,
         why_no_estimate=why,
-        order=plan.loop.solver.order,
+        order=int(order),
         exact=isinstance(plan.loop.solver, Invertible),
         dtypes=(str(plan.state_dtype).removeprefix("torch."), str(_coarser(model, plan)).removeprefix("torch.")),
         how=f"{case.name}, {plan.grid.num_steps} steps, {whole.latent.recipe.convention}",
         model=model.name,
     )
+
+
+def trip_order(error: Tensor, finer: Tensor, order: float, convention: str) -> Tensor:
+    """(batch,) float64: the order of a round trip of a solver of this order, from what N and 2N steps miss.
+
+    One higher than the solver's where that is even, up goes the way that comes down, and this is what is measured.
+    """
+    higher = torch.log2(rms(error) / rms(finer)) > order + 0.5
+    return order + higher.double() * (order % 2 == 0 and convention == "source")
+
+
+def _each(value: Tensor, like: Tensor) -> Tensor:
+    return value.to(like.dtype).reshape(-1, *[1] * (like.ndim - 1))
 
 
 def _compared(model: Model, images: Tensor, whole: Walked, case: Case) -> Other:

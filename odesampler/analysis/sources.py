@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 ROUNDED = 1 / 3  # rounding that makes this part of the error is what makes it
 MAGNIFIES = 10.0  # growth on the way down beyond which the model is called badly conditioned
+CLEAR = 10.0  # a change of the latent this many times that by rounding tells an order
 LATE = 0.5  # an order by this much below the solver's is flagged
 
 
@@ -51,6 +52,8 @@ class ErrorSources(Report):
         Tensor | None
     )  # (batch, *shape), the part of `error` that goes away with smaller steps; None: solved
     latent_change: Tensor  # (batch, *shape), likewise of the latent, in the model's scale
+    finer_latent_change: Tensor  # likewise with twice the steps
+    latent_rounding: Tensor  # (batch, *shape), by how much a move by a unit in the last place changes the latent
     rounding: Tensor  # (batch, *shape), how much of `error` is chance, by dtypes
     states: Tensor | None  # (batch, *shape), what came back with the state in the other dtype, less what came back
     other_dtype: str
@@ -58,7 +61,7 @@ class ErrorSources(Report):
     growth: tuple[Growth, Growth] | None  # up and down; None: not measured
     estimate: Estimate | None  # None: there is none, for the reason
     why_no_estimate: str
-    order: int  # of the solver
+    order: int  # of the solver, along this convention
     exact: bool  # whether the solver can be undone
     dtypes: tuple[str, str]  # of the state, and the coarser of state and network
     how: str  # the case
@@ -66,9 +69,13 @@ class ErrorSources(Report):
 
     @property
     def observed_order(self) -> Tensor:
-        """(batch,) at which the error falls when steps are doubled; NaN where nothing is missing."""
-        whole, half = rms(self.error), rms(self.finer)
-        return torch.log2(whole / half).where((whole > 0) & (half > 0), math.nan)
+        """(batch,) at which the error of the latent falls when steps are doubled; NaN where rounding hides it."""
+        return _order(self.latent_change, self.finer_latent_change, self.latent_rounding)
+
+    @property
+    def trip_order(self) -> Tensor:
+        """(batch,) likewise of what does not come back: one more is right where the solver's order is even."""
+        return _order(self.error, self.finer, self.rounding)
 
     @property
     def dominant(self) -> str:
@@ -80,13 +87,14 @@ class ErrorSources(Report):
 
     @property
     def flags(self) -> tuple[str, ...]:
-        """What should not be: "rounding" makes the error; "order": it falls more slowly than the solver's order, with
-        the steps; "conditioning": the model magnifies changes of a latent; "convention": another is twice as good."""
-        order = self.observed_order.nanmedian().item()
+        """What should not be: "rounding" makes the error; "order": it, or that of the latent, falls more slowly with
+        the steps than is due; "conditioning": the model magnifies changes of a latent; "convention": another is twice
+        as good."""
+        orders = [o.nanmedian().item() for o in (self.observed_order, self.trip_order)]
         magnified = self.growth is not None and self.growth[1].most.max().item() > MAGNIFIES
         found = {
             "rounding": self.dominant == "rounding" and not self.exact,
-            "order": self.dominant == "discretisation" and order < self.order - LATE,
+            "order": self.dominant == "discretisation" and any(o < self.order - LATE for o in orders),
             "conditioning": magnified,
             "convention": self._better is not None,
         }
@@ -114,7 +122,8 @@ class ErrorSources(Report):
             said[0] += (
                 f"; the steps make {_median(self.discretisation):.1e}: twice as many leave {_median(self.finer):.1e}"
             )
-            said[0] += f", order {order:.1f} where the solver's is {self.order}."
+            told = "hidden by rounding" if math.isnan(order) else f"{order:.1f}"
+            said[0] += f". The order of the way up is {told}, where {self.order} is due."
         if "order" in self.flags:
             said.append("It falls more slowly than it should: too few steps yet, or a wrong coefficient in the solver.")
         if self.growth is not None:
@@ -154,7 +163,7 @@ class ErrorSources(Report):
         order = self.observed_order.nanmedian().item()
         found: list[tuple[str, Tensor, str]] = [("all", rms(self.error), "what did not come back")]
         if self.discretisation is not None:
-            note = f"the steps; observed order {order:.2f}, the solver's {self.order}"
+            note = f"the steps; order of the way up {order:.2f}, where {self.order} is due"
             found.append(("discretisation", rms(self.discretisation), note))
         found += [
             ("twice the steps", rms(self.finer), "what did not come back with them"),
@@ -213,6 +222,11 @@ def _convention(other: Other) -> tuple[str, Tensor, str]:
     if other.converged is not None:
         note += f", {int(other.converged.sum())} of {len(error)} converged"
     return f"convention {other.convention}", rms(error), note
+
+
+def _order(whole: Tensor, half: Tensor, rounding: Tensor) -> Tensor:
+    a, b, least = rms(whole), rms(half), CLEAR * rms(rounding)
+    return torch.log2(a / b).where((a > 0) & (b > least), math.nan)
 
 
 def _there(value: Tensor | None) -> Tensor:
