@@ -72,6 +72,24 @@ def test_growth_is_the_largest_singular_value_of_the_whole_derivative():
     assert ways[1].most.tolist() == pytest.approx(inverse, rel=0.1)
 
 
+def test_growth_is_the_same_however_few_steps_the_solver_takes():
+    x = RING.sample(2, seed=1)
+    few, many = (quick(MODEL, x, "ddim", n, iterations=2) for n in (1, 40))
+    for a, b in zip(few.growth, many.growth, strict=True):
+        assert torch.equal(a.most, b.most)
+    assert "conditioning" not in few.flags
+
+
+def test_growth_of_a_sample_is_the_same_alone_and_among_others_that_settle_later():
+    model, x = mixture().model(), mixture().sample(5, seed=2)
+    plan = plan_of(model, 12)
+    together = growths(model, plan, x, {}, 8, None)
+    for i in range(5):
+        for both, alone in zip(together, growths(model, plan, x[i : i + 1], {}, 8, None), strict=True):
+            assert both.curve[:, i].tolist() == pytest.approx(alone.curve[:, 0].tolist(), rel=1e-9)
+            assert both.settled[i] == alone.settled[0]
+
+
 def test_growth_at_infinity_starts_from_the_latent_itself():
     model = gaussian().model(ods.RectifiedFlow(), "flow", sigma_min=0.05)
     plan = make_plan(

@@ -9,8 +9,8 @@
     where            what each step misses, and what of it arrives, see `estimate`
 
 2N steps go by the same grid, each of its steps cut in two. The order is told one way, since the way down takes back
-what leads in the error of the way up where p is even: the round trip has order p + 1 then. A unit in the last place is one of the coarser of state and
-network: moving by it draws all roundings anew, while a smooth map hardly moves.
+what leads in the error of the way up where p is even: the round trip has order p + 1 then. A unit in the last place is
+one of the coarser of state and network: moving by it draws all roundings anew, while a smooth map hardly moves.
 
 References:
     Hairer, Norsett, Wanner, Solving Ordinary Differential Equations I, II.4 (step doubling). Parker 1997, Monte Carlo
@@ -30,7 +30,7 @@ from torch import Tensor
 
 from odesampler.analysis.cases import Case, Walked, doubled
 from odesampler.analysis.estimate import SWEEPS, estimated
-from odesampler.analysis.growth import growths
+from odesampler.analysis.growth import growths, own_grid
 from odesampler.analysis.reference import rms
 from odesampler.analysis.sources import ErrorSources, Other
 from odesampler.conventions import AnyConvention
@@ -77,7 +77,7 @@ def error_sources(
         convention: As for `encode`.
         state_dtype: As for `encode`.
         conventions: Those to compare with, for a solver that has a choice; "implicit" costs as much as ten round trips.
-        iterations: The most of them for each growth; each costs about 25 evaluations a step. 0: growth is not measured.
+        iterations: The most of them for each growth; each costs about 800 evaluations. 0: growth is not measured.
         max_batch: As for `encode`.
 
     Returns:
@@ -137,7 +137,7 @@ def sources_of(model: Model, images: Tensor, case: Case, others: Sequence[Case],
         states=states,
         other_dtype=str(other).removeprefix("torch."),
         others=tuple(_compared(model, images, whole, one) for one in others),
-        growth=growths(model, plan, images, cond, iterations, case.max_batch) if iterations else None,
+        growth=growths(model, own_grid(model, plan), images, cond, iterations, case.max_batch) if iterations else None,
         estimate=estimate,
         why_no_estimate=why,
         order=int(order),
