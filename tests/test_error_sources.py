@@ -10,7 +10,7 @@ import torch
 import odesampler as ods
 from odesampler.analysis.cases import doubled
 from odesampler.analysis.growth import growths
-from odesampler.analysis.reference import rms
+from odesampler.analysis.reference import quantile, rms
 from odesampler.grid import Grid
 from odesampler.plan import make_plan
 from odesampler.registry import find_solver
@@ -88,6 +88,47 @@ def test_growth_of_a_sample_is_the_same_alone_and_among_others_that_settle_later
         for both, alone in zip(together, growths(model, plan, x[i : i + 1], {}, 8, None), strict=True):
             assert both.curve[:, i].tolist() == pytest.approx(alone.curve[:, 0].tolist(), rel=1e-9)
             assert both.settled[i] == alone.settled[0]
+
+
+def test_growth_that_has_not_settled_is_said_to_be_a_lower_bound():
+    x = RING.sample(2, seed=1)
+    found, done = (quick(MODEL, x, "ddim", 5, iterations=n) for n in (1, 8))
+    assert [r["settled"] for r in found.per_sample().records()] == [False, False]
+    assert found.words().count("at least") == 2
+    assert [r["note"].endswith("at least") for r in found.records() if "growth" in r["source"]] == [True, True]
+    assert [r["settled"] for r in done.per_sample().records()] == [True, True]
+    assert "at least" not in done.words() + done.table()
+
+
+class Plain(torch.autograd.Function):
+    """The identity, without a forward derivative."""
+
+    @staticmethod
+    def forward(ctx, x):
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx, gradient):
+        return gradient
+
+
+WITHOUT = {
+    "answers without a derivative": lambda x, t: torch.from_numpy(MODEL.network(x.detach(), t).numpy().copy()),
+    "under inference_mode": lambda x, t: torch.inference_mode()(MODEL.network)(x, t),
+    "implement the jvp function": lambda x, t: MODEL.network(Plain.apply(x), t),
+}
+
+
+@pytest.mark.parametrize("why", WITHOUT)
+def test_a_network_without_derivatives_loses_growth_and_estimate_and_nothing_else(why):
+    found = ods.error_sources(replace(MODEL, network=WITHOUT[why]), RING.sample(2), "ddim", 4, conventions=())
+    assert found.growth is None
+    assert found.estimate is None
+    assert why in found.why_no_growth
+    assert found.table().count(found.why_no_growth) == 2
+    whole = quick(MODEL, RING.sample(2), "ddim", 4)
+    assert torch.allclose(found.discretisation, whole.discretisation)
+    assert found.words() in whole.words()
 
 
 def test_growth_at_infinity_starts_from_the_latent_itself():
@@ -214,6 +255,7 @@ def test_conventions_are_compared_and_one_twice_as_good_is_flagged():
     assert rms(found.others[2].error).max() < 1e-5
     assert found.others[2].converged.all()
     assert "convention" in found.flags
+    assert f"source leaves half of the error or less, {quantile(rms(found.others[0].error), 0.5):.1e}" in found.words()
     assert "convention" not in ods.error_sources(MODEL, x, "heun", 20, iterations=0).flags
 
 
@@ -263,6 +305,7 @@ def test_a_grid_is_doubled_between_its_sigmas():
         ({"solver": "adaptive:dopri5", "num_steps": None}, "chooses its own steps"),
         ({"solver": "ddpm"}, "draws noise"),
         ({"conventions": ("source", "sauce")}, "convention must be one of"),
+        ({"solver": type("Vague", (ods.Euler,), {"order": 0})()}, "states the order 0"),
         ({"iterations": -1}, "iterations must be a whole number"),
         ({"guidance_scale": 3}, "needs a model with a null condition"),
         ({"images": torch.zeros(1, 5)}, "must have shape"),

@@ -21,9 +21,9 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -44,6 +44,7 @@ from odesampler.precision import finest_dtype
 from odesampler.program import Invertible
 from odesampler.registry import spec_of
 
+Found = TypeVar("Found")
 CONVENTIONS = ("source", "target", "implicit")
 ITERATIONS = 4
 MIRRORED = 2  # the highest order of steps whose levels are mirrored: their first error cancels about the middle
@@ -67,7 +68,8 @@ def error_sources(
     """Take a round trip, and measure what makes its error: the steps, rounding, the model, the convention; and where.
 
     Args:
-        model: The model; torch must be able to differentiate its network, forward and backward.
+        model: The model. Where torch cannot differentiate its network, forward and backward, the report has no growth
+            and no estimate, and says why.
         images: (batch, *shape), float, in the model's data range. A few: this takes many round trips.
         solver: As for `encode`, one of ours with a number of steps.
         num_steps: As for `encode`.
@@ -78,13 +80,14 @@ def error_sources(
         state_dtype: As for `encode`.
         conventions: Those to compare with, for a solver that has a choice; "implicit" costs as much as ten round trips.
         iterations: The most of them for each growth; each costs about 800 evaluations. 0: growth is not measured.
-        max_batch: As for `encode`.
+        max_batch: As for `encode`. Without it all steps of all samples are asked about in one call, for "where".
 
     Returns:
         An `ErrorSources`, which says in words what dominates, and has the numbers of each image.
 
     Raises:
-        ValueError: What cannot be meant, before any model is called; a solver that chooses its own steps.
+        ValueError: What cannot be meant, before any model is called; a solver that chooses its own steps, or states no
+            order.
     """
     check_images(checked_batch(checked_model(model), images, "images"), model.data_range, model.name)
     if type(iterations) is not int or iterations < 0:
@@ -96,6 +99,11 @@ def error_sources(
         raise ValueError(
             f"{spec_of(plan.loop)} chooses its own steps, or takes them in another library, so they cannot be doubled "
             "or looked at: give num_steps and one of our solvers"
+        )
+    if plan.loop.solver.order < 1:
+        raise ValueError(
+            f"{spec_of(plan.loop)} states the order {plan.loop.solver.order}, by which no error falls with the steps: "
+            "its order must be 1 or more"
         )
     others = [] if isinstance(plan.loop.solver, Invertible) else [replace(case, convention=c) for c in conventions]
     for other in others:
@@ -122,10 +130,10 @@ def sources_of(model: Model, images: Tensor, case: Case, others: Sequence[Case],
     other = torch.float64 if plan.state_dtype == torch.float32 else torch.float32
     states = None if finest == torch.float32 else replace(case, state_dtype=other).walked(model, images).x - whole.x
     cond = checked_cond(model, case.cond, len(images))
-    try:
-        estimate, why = estimated(model, images, case, plan, SWEEPS), ""
-    except ValueError as refused:
-        estimate, why = None, str(refused)
+    estimate, no_estimate = _or_why(lambda: estimated(model, images, case, plan, SWEEPS))
+    growth, no_growth = _or_why(
+        lambda: growths(model, own_grid(model, plan), images, cond, iterations, case.max_batch) if iterations else None
+    )
     return ErrorSources(
         error=error,
         finer=finer,
@@ -137,9 +145,10 @@ def sources_of(model: Model, images: Tensor, case: Case, others: Sequence[Case],
         states=states,
         other_dtype=str(other).removeprefix("torch."),
         others=tuple(_compared(model, images, whole, one) for one in others),
-        growth=growths(model, own_grid(model, plan), images, cond, iterations, case.max_batch) if iterations else None,
+        growth=growth,
+        why_no_growth=no_growth,
         estimate=estimate,
-        why_no_estimate=why,
+        why_no_estimate=no_estimate,
         order=int(order),
         exact=isinstance(plan.loop.solver, Invertible),
         dtypes=(str(plan.state_dtype).removeprefix("torch."), str(_coarser(model, plan)).removeprefix("torch.")),
@@ -155,6 +164,14 @@ def trip_order(error: Tensor, finer: Tensor, order: float, convention: str) -> T
     """
     higher = torch.log2(rms(error) / rms(finer)) > order + 0.5
     return order + higher.double() * (order % 2 == 0 and convention == "source")
+
+
+def _or_why(measured: Callable[[], Found]) -> tuple[Found | None, str]:
+    """What needs derivatives of the network, or why there is none: not every network has them."""
+    try:
+        return measured(), ""
+    except (ValueError, RuntimeError) as refused:  # NotImplementedError among them, by functions without a jvp
+        return None, str(refused) or type(refused).__name__
 
 
 def _each(value: Tensor, like: Tensor) -> Tensor:

@@ -4,7 +4,8 @@
 
 Found by power iteration on J'J, J the product of the derivatives of one-step steps along a path: forward derivatives
 one way, the transposed ones back. Each iterate is a lower bound. It is a fact of the model at this image, not of the
-solver that is used, nor of its steps: `own_grid`. A sample has the same numbers whatever batch it is in. For one Gaussian all directions grow by sqrt((v + s1^2) / (v + s0^2)), in the equation's scale.
+solver that is used, nor of its steps: `own_grid`. A sample has the same numbers whatever batch it is in. For one
+Gaussian all directions grow by sqrt((v + s1^2) / (v + s0^2)), in the equation's scale.
 
 References:
     Golub, Van Loan 2013, Matrix Computations, 7.3 (power iteration). Hairer, Norsett, Wanner, Solving Ordinary

@@ -58,7 +58,8 @@ class ErrorSources(Report):
     states: Tensor | None  # (batch, *shape), what came back with the state in the other dtype, less what came back
     other_dtype: str
     others: tuple[Other, ...]  # other conventions
-    growth: tuple[Growth, Growth] | None  # up and down; None: not measured
+    growth: tuple[Growth, Growth] | None  # up and down; None: not measured, for the reason
+    why_no_growth: str
     estimate: Estimate | None  # None: there is none, for the reason
     why_no_estimate: str
     order: int  # of the solver, along this convention
@@ -102,7 +103,7 @@ class ErrorSources(Report):
 
     @property
     def _better(self) -> Other | None:
-        """The explicit convention that brings twice as much back, if there is one."""
+        """The explicit convention that leaves less than half of the error, if there is one."""
         explicit = [o for o in self.others if o.error is not None and o.converged is None]
         best = min(explicit, key=lambda o: _median(_there(o.error)), default=None)
         return best if best is not None and 2 * _median(_there(best.error)) < _median(self.error) else None
@@ -127,14 +128,18 @@ class ErrorSources(Report):
         if "order" in self.flags:
             said.append("It falls more slowly than it should: too few steps yet, or a wrong coefficient in the solver.")
         if self.growth is not None:
-            up, down = (g.most for g in self.growth)
+            up, down = (
+                f"{'up to' if g.settled[g.most.argmax()] else 'at least'} {g.most.max().item():.1f} times"
+                for g in self.growth
+            )
             said.append(
-                f"A small change of an image grows up to {up.max().item():.1f} times on its way to the latent, one of "
-                f"a latent up to {down.max().item():.1f} times on its way back"
+                f"A small change of an image grows {up} on its way to the latent, "
+                f"one of a latent {down} on its way back"
                 + (": the model is badly conditioned there." if "conditioning" in self.flags else ".")
             )
         if self._better is not None:
-            said.append(f"The convention {self._better.convention} brings back twice as much or more.")
+            left = _median(_there(self._better.error))
+            said.append(f"The convention {self._better.convention} leaves half of the error or less, {left:.1e}.")
         if self.estimate is not None:
             at = self.estimate.sigmas[int(self.estimate.arriving.median(1).values.argmax())]
             said.append(f"The step that ends at sigma = {at:.3g} adds most.")
@@ -154,6 +159,8 @@ class ErrorSources(Report):
         notes = [f"convention {o.convention} failed: {o.failure}" for o in self.others if o.failure]
         if self.estimate is None:
             notes.append(f"not said step by step: {self.why_no_estimate}")
+        if self.why_no_growth:
+            notes.append(f"growth is not measured: {self.why_no_growth}")
         table = Table(("source", "rmse (median)", "rmse (worst)", "what it is"), rows, notes)
         found = [Section(self.title, self.words(), table, self.plot if self.estimate or self.growth else None)]
         return found if self.estimate is None else [*found, *self.estimate.sections()[:1]]
@@ -179,7 +186,7 @@ class ErrorSources(Report):
         found += [_convention(o) for o in self.others if o.error is not None]
         if self.growth is not None:
             found += [
-                (f"growth {name}", g.most, words)
+                (f"growth {name}", g.most, words if bool(g.settled.all()) else f"{words}; at least")
                 for name, g, words in zip(
                     ("up", "down"),
                     self.growth,
@@ -203,6 +210,7 @@ class ErrorSources(Report):
         columns |= {f"convention {o.convention}": rms(o.error) for o in self.others if o.error is not None}
         if self.growth is not None:
             columns |= {"growth_up": self.growth[0].most, "growth_down": self.growth[1].most}
+            columns |= {"settled": self.growth[0].settled & self.growth[1].settled}
         if self.estimate is not None:
             columns |= {"estimate": self.estimate.rmse}
         values = zip(*(c.tolist() for c in columns.values()), strict=True)
