@@ -9,6 +9,7 @@ import torch
 
 import odesampler as ods
 from odesampler.analysis.cases import doubled
+from odesampler.analysis.error_sources import _moved
 from odesampler.analysis.growth import growths
 from odesampler.analysis.reference import quantile, rms
 from odesampler.grid import Grid
@@ -197,6 +198,44 @@ def test_rounding_is_flagged_where_it_makes_the_error_and_only_there():
     assert single.other_dtype == "float64"
 
 
+def test_rounding_is_the_spread_of_errors_between_images_that_differ_in_the_last_place():
+    problem = ods.exact.Gaussian(torch.zeros(64), 0.5)
+    ulps = torch.randint(-3, 4, (32, 64), generator=torch.Generator().manual_seed(0)) * 2.0**-23
+    found = quick(problem.model(), problem.sample(1) + ulps, "rk4", 30, state_dtype=torch.float32)
+    spread = found.error.double().std(0).square().mean().sqrt().item()
+    assert rms(found.rounding).square().mean().sqrt().item() == pytest.approx(spread, rel=0.2)
+
+
+def test_images_are_moved_by_a_unit_in_the_last_place_up_and_down_the_same_in_every_batch():
+    x = torch.linspace(-4, 4, 3 * 1000, dtype=torch.float64).reshape(3, 1000)
+    moved = _moved(x, torch.bfloat16)
+    units = (moved - x) / (2.0**-7 * x.abs().clamp(min=1.0))
+    assert torch.allclose(units.abs(), torch.ones_like(x))
+    assert units.mean(1).abs().max() < 0.1
+    assert torch.equal(moved[2:], _moved(x[2:], torch.bfloat16))
+
+
+@pytest.mark.parametrize(("part", "dominant"), [(0.3, "discretisation"), (0.4, "rounding")])
+def test_rounding_is_what_dominates_from_a_third_of_the_error_on(part, dominant):
+    found = quick(MODEL, RING.sample(2), "ddim", 5)
+    assert replace(found, rounding=part * found.error).dominant == dominant
+
+
+@pytest.mark.parametrize(("short", "flags"), [(0.4, ()), (0.6, ("order",))])
+@pytest.mark.parametrize("names", [("latent_change", "finer_latent_change"), ("error", "finer")])
+def test_an_order_is_flagged_where_half_an_order_is_missing(names, short, flags):
+    found = quick(MODEL, RING.sample(2), "heun", 40)
+    a, b = names
+    assert replace(found, **{b: getattr(found, a) / 2 ** (2 - short)}).flags == flags
+
+
+@pytest.mark.parametrize(("left", "flags"), [(0.6, ()), (0.4, ("convention",))])
+def test_a_convention_is_flagged_where_it_leaves_half_of_the_error(left, flags):
+    found = quick(MODEL, RING.sample(2), "heun", 40, conventions=("target",))
+    other = found.others[0]._replace(error=left * found.error)
+    assert replace(found, others=(other,)).flags == flags
+
+
 def test_a_network_in_half_precision_rounds_however_fine_the_state():
     model = replace(MODEL, dtype=torch.bfloat16)
     found = quick(model, RING.sample(6), "rk4", 40)
@@ -282,6 +321,9 @@ def test_the_report_has_the_numbers_of_each_image_and_pictures_with_axes():
     assert all(axis.get_xscale() == axis.get_yscale() == "log" for axis in (first, second))
     assert "sigma" in first.get_xlabel()
     assert "growth" in second.get_ylabel()
+    estimate = found.estimate
+    for line, values in zip(first.lines, (estimate.defects, estimate.arriving), strict=False):
+        assert line.get_ydata() == pytest.approx(values.median(1).values.tolist())
     assert second.lines[0].get_ydata()[0] == pytest.approx(1.0)
     assert [s.title for s in found.sections()] == [found.title, found.estimate.title]
 

@@ -39,6 +39,7 @@ from odesampler.defaults import STEPS
 from odesampler.guidance import AnyGuidance
 from odesampler.integrate import OnGrid
 from odesampler.model import Model
+from odesampler.noise import Streams
 from odesampler.plan import AnyGrid, AnySolver, Plan, checked_batch, checked_cond, checked_model
 from odesampler.precision import finest_dtype
 from odesampler.program import Invertible
@@ -199,7 +200,6 @@ def _coarser(model: Model, plan: Plan) -> torch.dtype:
 
 def _moved(images: Tensor, dtype: torch.dtype) -> Tensor:
     """`images` with each value moved by a unit in its last place in `dtype`, or in that of 1, up or down by chance."""
-    generator = torch.Generator().manual_seed(0)
-    signs = torch.randint(0, 2, images.shape, generator=generator).to(images.device) * 2 - 1
+    signs = Streams([0] * len(images)).draw(images).sign()  # for a sample the same whatever batch it is in
     fine = images.to(torch.float64 if images.device.type != "mps" else torch.float32)
     return fine + torch.finfo(dtype).eps * fine.abs().clamp(min=1.0) * signs
