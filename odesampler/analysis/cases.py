@@ -86,7 +86,14 @@ class Case:
     def walked(self, model: Model, images: Tensor) -> Walked:
         """Carry `images` (batch, *shape) up and down again."""
         began = time.perf_counter()
-        latent = encode(
+        latent = self.encoded(model, images)
+        back = decode(model, latent, max_batch=self.max_batch)
+        assert latent.nfe is not None  # fresh from encode
+        return Walked(latent, back.x.cpu(), latent.nfe + back.nfe, time.perf_counter() - began)
+
+    def encoded(self, model: Model, images: Tensor) -> Latent:
+        """Carry `images` (batch, *shape) up."""
+        return encode(
             model,
             images,
             solver=self.solver,
@@ -98,9 +105,6 @@ class Case:
             state_dtype=self.state_dtype,
             max_batch=self.max_batch,
         )
-        back = decode(model, latent, max_batch=self.max_batch)
-        assert latent.nfe is not None  # fresh from encode
-        return Walked(latent, back.x.cpu(), latent.nfe + back.nfe, time.perf_counter() - began)
 
 
 def missed_by_grey(images: Tensor, data_range: tuple[float, float] | None) -> float:
