@@ -179,7 +179,7 @@ class ErrorSources(Report):
         """A record for each source; growths are pure numbers, all else in units of the data, or of the latent."""
         order = self.observed_order.nanmedian().item()
         found: list[tuple[str, Tensor, str]] = [("all", rms(self.error), "what did not come back")]
-        if self.discretisation is not None:
+        if self.discretisation is not None and not self.exact:
             note = f"the steps; order of the way up {order:.2f}, where {self.order} is due"
             found.append(("discretisation", rms(self.discretisation), note))
         found += [
