@@ -22,13 +22,16 @@ class Lopsided(Solver):
     order = 2
     evaluations = 2
 
+    def __init__(self, weight: float = 0.55) -> None:
+        self.weight = weight
+
     def __repr__(self) -> str:
         return "Lopsided()"
 
     def step(self, state: State, s0, s1):
         k0 = yield state.x, s0
         k1 = yield state.x + (s1 - s0) * k0, s1
-        return State(state.x + (s1 - s0) * (0.45 * k0 + 0.55 * k1))
+        return State(state.x + (s1 - s0) * ((1 - self.weight) * k0 + self.weight * k1))
 
 
 def made(floor: float = 0.0, samples: int = SAMPLES, **series: tuple[list[int], torch.Tensor, int | None]):
@@ -80,6 +83,26 @@ def test_a_solver_with_a_wrong_coefficient_is_flagged_and_the_true_ones_are_not(
     assert "NOT as stated" in planted.to_html()
 
 
+@pytest.mark.parametrize(
+    ("weight", "steps"),
+    [
+        (1.0, [10, 20, 40]),
+        (0.55, [20, 40, 80]),
+        (0.55, [10, 20, 40, 80]),
+        (0.6, [20, 30, 40]),
+        (0.55, [10, 15, 20, 30, 40]),
+    ],
+)
+def test_a_wrong_coefficient_that_long_steps_hide_is_never_as_stated_and_a_true_solver_is_not_flagged(weight, steps):
+    model = ods.exact.GaussianMixture.ring(8, std=0.1).model()
+    solvers = [Lopsided(weight), "ddim", "heun", "rk4", "dpmpp_2m", "unipc"]
+    found = ods.compare(model, solvers, steps, num_samples=8, reference_steps=800)
+    wrong, *true = found.orders.values()
+    assert wrong.verdict.startswith("cannot tell: slopes still")
+    assert wrong.sinking
+    assert not any(order.flagged or order.sinking for order in true)
+
+
 def test_a_last_step_other_than_the_references_keeps_a_solver_from_its_order():
     solvers = ["adams_bashforth", "adams_bashforth(full_end=False)"]
     found = ods.compare(RING, solvers, [40, 80, 160], num_samples=8, reference_steps=800)
@@ -121,6 +144,12 @@ def test_steps_that_are_too_long_for_the_order_take_no_part_in_it():
         ([10, 20, 40], (1.0, 1.0), "NOT as stated"),
         ([10, 20, 40], (1.6, 1.6), "NOT as stated"),
         ([10, 20, 40], (1.7, 1.9), "as stated"),
+        ([10, 20, 40], (1.97, 1.85), "cannot tell: slopes still fall; take more steps"),
+        ([10, 20, 40, 80], (2.6, 1.97, 1.66), "cannot tell: slopes still fall; take more steps"),
+        ([10, 20, 40], (1.8, 1.5), "cannot tell: slopes still fall; take more steps"),
+        ([10, 20, 40], (2.02, 1.95), "as stated"),
+        ([10, 20, 40], (2.2, 2.1), "as stated"),
+        ([10, 20, 40], (1.3, 1.55), "cannot tell: slopes still rise"),
         ([10, 20, 40], (2.9, 2.9), "more than stated"),
         ([10, 20, 40], (1.5, 1.0), "cannot tell: slopes still change"),
         ([10, 20], (1.0,), "cannot tell: two numbers of steps"),
