@@ -253,6 +253,37 @@ def test_errors_that_the_reference_cannot_tell_apart_are_equal():
     assert [p.rank for p in vague.ranking(10).places] == [1, 1]
 
 
+def test_errors_that_are_not_clear_of_the_reference_are_told_apart_from_none_but_clear_ones_and_every_section_says_so():
+    with pytest.warns(UserWarning, match="raise reference_steps"):
+        found = ods.compare(RING, ["heun", "rk4"], [40, 80, 160], num_samples=8, reference_steps=10)
+    assert found.converged is False
+    assert "  yes  " not in found.best_table()
+    assert "79 evaluations: the error of heun is not clear of the reference" in found.best_table()
+    for nfe in (159, 319, 640):
+        assert found.ranking(nfe).verdict.startswith("cannot be told apart")
+        assert "; not clear of the reference: " in found.ranking(nfe).verdict
+        assert [p.rank for p in found.ranking(nfe).places] == [1, 1]
+    assert text(found, "Ranking").count("not clear of the reference") >= 3
+    shared = 1 + lognormal(1, 5)
+    errors = {"a": ([10], 0.001 * shared, None), "b": ([10], 0.005 * shared, None), "c": ([10], 9 * shared, None)}
+    ranking = made(floor=0.01, **errors).ranking(10)
+    assert [(p.solver, p.rank, p.clear) for p in ranking.places] == [("a", 1, False), ("b", 1, False), ("c", 3, True)]
+    assert ranking.verdict == "cannot be told apart: a, b; not clear of the reference: a, b"
+
+
+def test_the_best_for_a_budget_is_told_apart_where_the_ranking_says_so_and_only_there():
+    errors = torch.tensor([1.0, 2.0]).repeat(SAMPLES, 1)[:, :, None]
+    for samples, told, said in ((3, "no", "cannot be told from 3 samples"), (SAMPLES, "yes", "best: a")):
+        a, b = errors[:samples].unbind(1)
+        found = made(samples=samples, a=([10], a, None), b=([10], b, None))
+        assert text(found, "Best for a budget").splitlines()[1].split()[4] == told
+        assert said in text(found, "Ranking")
+        assert ("3 samples are too few" in found.best_table()) == (samples == 3)
+        alone = made(samples=samples, a=([10], a, None))
+        assert text(alone, "Best for a budget").splitlines()[1].split()[4] == "-"
+        assert "only a, nothing to tell it from" in text(alone, "Ranking")
+
+
 def test_an_error_less_by_under_a_thousandth_is_no_better():
     shared = lognormal(1, 5)
     for factor, contenders in ((0.9995, 2), (0.998, 1)):
