@@ -356,3 +356,21 @@ def test_budgets_are_what_was_spent_with_similar_ones_taken_together():
     steps = [9, 10, 11, 17, 20, 22, 40]
     found = made(heun=(steps, power_law(2.0, steps), 2))
     assert found.sections()[-1].table.head == ("solver", "nfe 11", "nfe 20", "nfe 22", "nfe 40")
+
+
+def test_names_with_dollars_and_long_names_leave_the_figure_readable_and_each_series_has_its_own_marker():
+    steps = [10, 20]
+    long = "Weighed(" + ", ".join(f"factor_{i}=0.5" for i in range(8)) + ")"
+    found = replace(
+        made(**{long: (steps, power_law(2.0, steps), 2), "b": (steps, power_law(1.0, steps), 1)}), model=r"$\frac{$"
+    )
+    other = tuple(replace(c, grid="two", error=2 * c.error) for c in found.cells)
+    figure = replace(found, cells=found.cells + other).plot()
+    figure.draw_without_rendering()  # lays out, and reads formulas
+    [axis] = figure.axes
+    assert axis.get_title() == r"\$\frac{\$, 16 samples"
+    labels = [text.get_text() for text in axis.get_legend().get_texts()]
+    assert max(len(line) for label in labels for line in label.split("\n")) <= 40
+    assert axis.get_position().width > 0.35
+    lines = [line for line in axis.lines if len(line.get_xdata()) and not line.get_label().startswith("_")]
+    assert len({(line.get_color(), line.get_marker()) for line in lines}) == 4
