@@ -31,7 +31,7 @@ from odesampler.noise import seeds_for
 from odesampler.plan import AnyGrid, AnySolver, Plan, checked_batch, checked_cond, checked_model, make_plan
 from odesampler.precision import finest_dtype
 from odesampler.program import Course, Loop, Solver
-from odesampler.registry import find_solver, spec_of
+from odesampler.registry import distinct_names, find_solver
 from odesampler.sampling import checked_count, checked_shape
 from odesampler.threshold import AnyThreshold
 
@@ -148,10 +148,9 @@ def _cases(
     """All cells to come, each with a plan that this model can carry out."""
     steps = None if num_steps is None else _listed(num_steps, (int,), "num_steps")
     cases: list[_Case] = []
-    for solver in solvers:
+    for solver, name in zip(solvers, distinct_names(solvers), strict=True):
         named = None if solver == DEFAULT else solver
         found = find_solver("euler" if named is None else named)  # defaults cost one evaluation a step, as Euler does
-        name = solver if isinstance(solver, str) else spec_of(solver)
         if isinstance(found, Loop) and not found.takes_steps:
             for tolerance in tolerances or (None,):
                 loop = _with_tolerance(found, tolerance)

@@ -25,7 +25,7 @@ from odesampler.observe import Trajectory
 from odesampler.plan import AnyGrid, AnySolver, checked_batch, checked_model
 from odesampler.precision import finest_dtype
 from odesampler.program import Loop, Solver
-from odesampler.registry import spec_of
+from odesampler.registry import distinct_names
 from odesampler.sampling import sample
 from odesampler.schedule import Schedule
 from odesampler.threshold import AnyThreshold
@@ -149,7 +149,7 @@ def trajectory_plane(
         way = sample(model, 1, solver=solver, num_steps=steps, grid=walked, **how).trajectory
         assert way is not None
         ways.append((_in_one_scale(way, model.schedule), way.sigmas))
-    names = [solver if isinstance(solver, str) else spec_of(solver) for solver in asked] + [FINEST]
+    names = [*distinct_names(asked), FINEST]
     return _seen(names, ways, model.name)
 
 
