@@ -47,6 +47,21 @@ def test_an_even_error_is_gathered_nowhere(compared):
     )
 
 
+def test_no_error_at_all_is_gathered_nowhere(compared):
+    found = ods.error_maps(with_error(compared, torch.zeros(2, 1, 8, 8)))
+    assert found.maps[0].max() == 0
+    assert found.gathered[0].item() == 0.5
+    assert "gathered" not in found.table()
+    assert found.plot().axes[0].images[0].get_clim() == (0, 1)
+
+
+def test_the_colours_of_each_map_go_up_to_its_own_largest_error(compared):
+    found = ods.error_maps(compared)
+    drawn = [axis.images[0].get_clim() for axis in found.plot().axes if axis.images]
+    assert drawn == [(0, m.max().item()) for m in found.maps]
+    assert len(set(drawn)) > 1
+
+
 def test_the_maps_are_drawn_a_row_a_solver_with_their_largest_error(compared):
     figure = ods.error_maps(compared).plot()
     maps = [axis for axis in figure.axes if axis.images]
