@@ -96,7 +96,7 @@ class Report(ABC):
             raise ImportError("to_pandas needs pandas (pip install pandas); to_csv does without") from error
         return pandas.DataFrame.from_records([dict(record) for record in self.records()])
 
-    def to_html(self, path: str | Path | None = None, *, made: Mapping[str, str] | None = None) -> str:
+    def to_html(self, path: str | Path | None = None, *, made: Mapping[str, Any] | None = None) -> str:
         """One page with all sections that needs no other file and no network; written to `path`, if given.
 
         Args:

@@ -48,18 +48,17 @@ def comma_separated(head: Sequence[str], rows: Rows, path: str | Path | None = N
 def html(head: Sequence[str], rows: Rows, *, sortable: bool = False) -> str:
     """The table for a page or a notebook: columns of numbers have the class "n".
 
-    `sortable` makes the heads buttons and gives each cell its rank as `data-rank`, for a script to sort by.
+    `sortable` says so of the table and gives each cell its rank as `data-rank`: a script makes the heads buttons.
     """
     columns = [[row[i] for row in rows] for i in range(len(head))]
     kinds = [' class="n"' if numeric(column) else "" for column in columns]
     ranked = [ranks(column) if sortable else [None] * len(rows) for column in columns]
-    shown = [f'<button type="button">{escape(h)}</button>' if sortable else escape(h) for h in head]
-    top = "".join(f'<th scope="col"{kind}>{h}</th>' for kind, h in zip(kinds, shown, strict=True))
+    top = "".join(f'<th scope="col"{kind}>{escape(h)}</th>' for kind, h in zip(kinds, head, strict=True))
     body = "".join(
         "<tr>" + "".join(map(_cell, row, kinds, places)) + "</tr>"
         for row, places in zip(rows, zip(*ranked, strict=True), strict=True)
     )
-    return f"<table><thead><tr>{top}</tr></thead><tbody>{body}</tbody></table>"
+    return f"<table{' data-sortable' if sortable else ''}><thead><tr>{top}</tr></thead><tbody>{body}</tbody></table>"
 
 
 def _cell(cell: str, kind: str, rank: int | None) -> str:
