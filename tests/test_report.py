@@ -365,6 +365,19 @@ def test_a_page_is_written_whole_and_says_what_is_known_of_how(tmp_path):
         Found().to_html(tmp_path / "nowhere" / "out.html")
 
 
+def test_what_latents_should_be_stays_above_them_however_one_sorts():
+    model = ods.load("digits")
+    report = ods.diagnose(model, ods.encode(model, ods.held_out("digits").images[:3], num_steps=3))
+    text = report.to_html()
+    above, _, below = text.partition("<table")[2].partition("</thead>")
+    assert "<td>N(0, 1)</td>" in above
+    assert ">+-</td>" in above
+    assert "data-rank" not in above
+    body = Parsed("<table>" + below.partition("</table>")[0] + "</table>")
+    width = len(report.head)
+    assert [a.get("data-rank") for a in body.attributes("td")][::width] == ["0", "1", "2"]
+
+
 def test_what_is_known_of_how_need_not_be_words():
     assert "<dt>n</dt><dd>3</dd>" in Found().to_html(made={"n": 3})
 

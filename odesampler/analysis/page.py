@@ -99,7 +99,7 @@ def _section(number: int, name: str, section: Section) -> str:
 def _table(table: Table, name: str, *, sortable: bool) -> str:
     box = f'<div class="wide" role="region" tabindex="0" aria-label="Table: {escape(name)}">'
     notes = "".join(f'<p class="note">{escape(note)}</p>' for note in table.notes)
-    return f"{box}{tables.html(table.head, table.rows, sortable=sortable)}</div>{notes}"
+    return f"{box}{tables.html(table.head, table.rows, sortable=sortable, fixed=table.expected)}</div>{notes}"
 
 
 def _figure(number: int, section: Section) -> str:

@@ -28,6 +28,7 @@ class Table:
     head: Sequence[str]
     rows: Sequence[Sequence[str]]
     notes: Sequence[str] = ()  # lines below it
+    expected: int = 0  # the first so many rows say what the others should be: they stay above them, however one sorts
 
 
 @dataclass(frozen=True)
