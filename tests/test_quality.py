@@ -113,6 +113,43 @@ def test_supplied_features_are_what_is_measured():
     assert ods.quality(shifted[:180], HELD.images[180:])["sliced"].bad
 
 
+def test_features_may_be_a_torch_module_which_sees_few_images_at_once_and_keeps_no_gradients():
+    torch.manual_seed(0)
+    module, seen = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 3)), []
+    module.register_forward_hook(lambda _m, x, y: seen.append((len(x[0]), y.requires_grad)))
+    data = HELD.images.repeat(2, 1, 1, 1)[:600]
+    found = ods.quality(HELD.images[:100], data, features=module)
+    assert seen == [(100, False), (256, False), (256, False), (88, False)]
+    weight, bias = (p.detach() for p in module.parameters())
+    by_hand = ods.quality(
+        HELD.images[:100], data, features=lambda x: (x.flatten(1).double() @ weight.T.double() + bias).numpy()
+    )
+    assert torch.allclose(found["frechet"].samples, by_hand["frechet"].samples, rtol=1e-3, atol=1e-6)
+    with pytest.raises(ValueError, match=r"\(n, d\) of 256 images; got \(255, 64\)"):
+        ods.quality(HELD.images[:100], data, features=lambda x: x[:255].flatten(1))
+
+
+def test_what_a_device_returns_is_brought_back():
+    """A tensor on another device has no `numpy` of its own; here one that refuses until it is on the CPU."""
+
+    class Elsewhere(torch.Tensor):
+        def __array__(self, *_args, **_kwargs):
+            raise TypeError("can't convert a tensor of another device")
+
+        def cpu(self):
+            return self.as_subclass(torch.Tensor)
+
+    x = HELD.images[:100]
+    found = ods.quality(
+        x,
+        HELD.images[100:],
+        features=lambda images: images[..., 0].flatten(1).as_subclass(Elsewhere),
+        labels=HELD.labels[:100],
+        classifier=lambda images: torch.zeros(len(images), dtype=torch.long).as_subclass(Elsewhere),
+    )
+    assert found["accuracy"].samples.mean() == pytest.approx((HELD.labels[:100] == 0).double().mean().item(), abs=0.05)
+
+
 def test_the_report_shows_the_samples_nearest_to_real_images():
     found = ods.quality(HELD.images[:100], HELD.images[50:])
     samples, real = found.nearest

@@ -1,9 +1,12 @@
 """Consistency: whether more steps make the same images better, or other images.
 
-    between(n, m) = rms(x with n steps - x with m steps), the same latents;    rate = -d log(between) / d log(n)
+    between(n, m) = rms(x with n steps - x with m steps), the same latents;    error(n) = c n^-rate
+
+    one direction:  between(n, m) = |error(n) - error(m)|;    each its own:  sqrt(error(n)^2 + error(m)^2)
 
 The latents of an ODE are codes: with other numbers of steps they decode to the same images but for the solver's error,
-which falls at its order. A sampler that draws its noise anew, such as DDPM, makes other images each time: rate 0.
+which falls at its order, in one direction. A sampler that draws its noise anew, such as DDPM, makes other images each
+time, all equally far from each other: rate 0. The rate is that of the law which fits the distances better.
 
 References:
     Song, Meng, Ermon 2021, Denoising Diffusion Implicit Models, arXiv:2010.02502, section 5.2 and Figure 5.
@@ -35,6 +38,9 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 LEAST_RATE = 0.25  # half of what a path of noise gives to a solver of strong order 1/2
+SMALL_RATE = 0.05  # as good as none
+MOST_RATE = 10.0  # no solver here has an order above 8
+MOST_OF_NOISE = 1.5  # the highest strong order here: what falls faster has one direction
 ROUNDING = 1e-6  # distances below this many standard deviations of the images are none
 
 
@@ -60,11 +66,11 @@ class Consistency(Report):
 
     @property
     def rate(self) -> Tensor:
-        """(batch,) how fast `to_next` falls, as a power of the steps, first pair to last; inf: down to rounding."""
-        first, last = self.to_next[0], self.to_next[-1]
+        """(batch,) the power of the steps at which the error falls, -10 to 10; inf: down to rounding."""
         size = self.x.double().std().item()
-        rate = (first / last).log() / math.log(self.num_steps[-2] / self.num_steps[0])
-        return rate.where(last > ROUNDING * size, math.inf)
+        pairs = [*pairwise(self.num_steps), *((n, self.num_steps[-1]) for n in self.num_steps[:-2])]
+        found = torch.cat([self.to_next, self.to_finest[:-1]]).clamp(min=ROUNDING * size)
+        return _fitted(pairs, found).where(self.to_next[-1] > ROUNDING * size, math.inf)
 
     @property
     def consistent(self) -> bool:
@@ -87,16 +93,8 @@ class Consistency(Report):
             )
             for r in self.records()
         ]
-        rate = quantile(self.rate.clamp(max=1e3), 0.5)
-        fall = "the distance to the next "
-        fall += f"falls as steps^{-rate:.1f} (median)" if rate < 1e3 else "falls to rounding"
-        said = [fall, "consistent: more steps make the same images better"]
-        if not self.consistent:
-            fall = f"the distance to the next does not fall, or hardly: as steps^{-rate:.1f} (median)"
-            why = "where noise is drawn anew, or the steps are still too few for the solver"
-            said = [fall, f"not consistent: more steps make other images; so it is {why}"]
         words = "Root mean square distances of images from the same latents, in units of the data."
-        parts = [Section(self.title, words, Table(head, rows, said), self.plot)]
+        parts = [Section(self.title, words, Table(head, rows, self._said()), self.plot)]
         if self.x.ndim == 5:
             parts.append(
                 Section(
@@ -104,6 +102,19 @@ class Consistency(Report):
                 )
             )
         return parts
+
+    def _said(self) -> list[str]:
+        rate = quantile(self.rate.clamp(max=1e3), 0.5)
+        fall = "falls to rounding"
+        if rate < SMALL_RATE:
+            fall = "does not fall"
+        elif rate < 1e3:
+            fall = f"{'falls' if self.consistent else 'hardly falls:'} as steps^-{rate:.1f}"
+            fall += " (median)" if rate < MOST_RATE else " or faster (median)"
+        if self.consistent:
+            return [f"the error {fall}", "consistent: more steps make the same images better"]
+        why = "where noise is drawn anew, or the steps are still too few for the solver"
+        return [f"the error {fall}", f"not consistent: more steps make other images; so it is {why}"]
 
     def records(self) -> list[dict[str, Any]]:
         """A record for each number of steps; the last has none to be compared with."""
@@ -137,6 +148,18 @@ class Consistency(Report):
 
         columns = [f"{n} steps" for n in self.num_steps]
         return table_of_images(self.x.transpose(0, 1), columns, ["" for _ in self.x[0]])
+
+
+def _fitted(pairs: Sequence[tuple[int, int]], between: Tensor) -> Tensor:
+    """(batch,) the rate whose law is nearest to the distances (pairs, batch): least squares of logarithms."""
+    rates = torch.linspace(-MOST_RATE, MOST_RATE, 2000, dtype=torch.float64)  # an even number: 0 is not among them
+    low, high = torch.tensor(pairs, dtype=torch.float64).log().T[..., None]
+    ratio = (-rates * (high - low)).exp()  # of the errors, (pairs, rates)
+    noise = rates <= MOST_OF_NOISE
+    errors = torch.cat([(1 - ratio).abs(), (1 + ratio[:, noise] ** 2).sqrt()], dim=1)
+    rates = torch.cat([rates, rates[noise]])
+    off = between.log()[..., None] - (errors.log() - rates * low)[:, None]
+    return rates[(off - off.mean(0)).square().sum(0).argmin(1)]
 
 
 def consistency(

@@ -74,7 +74,7 @@ class Diagnosis(Report):
             (str(i), *(_cell(v) for v in values), *(f"{e:.1e}" for e in off), self._verdict(i))
             for i, (values, off) in enumerate(self._values())
         ]
-        return [Section(self.title, table=Table(head, [expected, error, *found], self._notes()))]
+        return [Section(self.title, table=Table(head, [expected, error, *found], self._notes(), 2))]
 
     def records(self) -> list[dict[str, Any]]:
         """A record for each latent."""

@@ -2,8 +2,9 @@
 
     row: x(w) = slerp(a, b, w);        square: x(w, v) = slerp(slerp(a, c, v), slerp(b, d, v), w)
 
-A model knows latents of the length that N(0, 1) has, and no others. Slerp keeps the length; the straight line between
-two independent draws is shorter, by 1 / sqrt(2) in its middle, and its images lose contrast.
+A model knows latents of the length that N(0, 1) has, and no others. Slerp keeps the length of ends of equal length, as
+draws of many values have; the straight line between two such is shorter, by 1 / sqrt(2) in its middle where they are
+independent, and its images lose contrast.
 
 References:
     Song, Meng, Ermon 2021, Denoising Diffusion Implicit Models, arXiv:2010.02502, section 5.3, Figure 6, appendix D.5.
@@ -87,11 +88,11 @@ class InterpolationGrid(Report):
 
     def sections(self) -> Sequence[Section]:
         """A row for each path; the images; length and jumps along the paths."""
-        head = ("from", "to", "angle (deg)", "least length", "kept", "mean jump", "largest jump")
-        digits = ("", "", ".0f", ".3f", ".3f", ".3f", ".3f")
+        head = ("from", "to", "angle (deg)", "least length", "kept", "at most", "mean jump", "largest jump")
+        digits = ("", "", ".0f", ".3f", ".3f", ".3f", ".3f", ".3f")
         rows = [tuple(format(v, how) for v, how in zip(r.values(), digits, strict=False)) for r in self.records()]
         notes = [
-            "length: |latent| / sqrt(d), 1 for noise; kept: the least part of the ends' lengths",
+            "length: |latent| / sqrt(d), 1 for noise; kept: the least and the largest part of the ends' lengths",
             "jumps: rms distance of neighbours, in units of the data",
         ]
         if bool(self.turns.any()):
@@ -101,9 +102,10 @@ class InterpolationGrid(Report):
             )
         if bool(self.short.any()):
             most = (self.kept - 1).abs().max().item()
+            why = 'take how="slerp"' if self.how == "linear" else "the ends differ in length"
             notes.append(
                 f"{int(self.short.sum())} of {len(self.short)} paths leave the lengths that the model knows, by up to "
-                f'{most:.0%}: take how="slerp"'
+                f"{most:.0%}: {why}"
             )
         parts = [Section(self.title, table=Table(head, rows, notes), draw=self.plot)] if self.x.ndim == 5 else []
         along = Section(
@@ -119,6 +121,7 @@ class InterpolationGrid(Report):
             "angle": self.angle,
             "least_length": self.length.amin(1),
             "kept": self.kept.amin(1),
+            "kept_at_most": self.kept.amax(1),
             "mean_jump": self.jumps.mean(1),
             "largest_jump": self.jumps.amax(1),
             "short": self.short,

@@ -4,8 +4,9 @@
 
 Distances of sets are biased, the more the smaller the sets are, so one alone says nothing. Both of these have sets of
 the same size, and one of them is what real data get. They are taken again and again for other halves: the spread over
-halves is that which the whole sets' distance would have if they were drawn anew. What is worse than real data is said
-where the two intervals, 5 % to 95 %, do not meet.
+halves is that which the whole sets' distance would have if they were drawn anew, where both sets are equally large; the
+halves of unequal ones, of the smaller one's size, are spread wider, so that less is said. What is worse than real data
+is said where the two intervals, 5 % to 95 %, do not meet.
 
 References:
     Shao, Wu 1989, A general theory for jackknife variance estimation, Annals of Statistics 17 (halves).
@@ -27,6 +28,7 @@ from odesampler.analysis.qualities import Mark, Quality
 
 MOST_FEATURES = 64  # of our own, where none are supplied
 SHOWN = 10  # samples beside the real images that they are nearest to
+CHUNK = 256  # images that features are taken of at once
 COPY = 0.5  # a sample this many median distances from a real image is as good as that image
 
 Array: TypeAlias = NDArray[np.float64]
@@ -50,9 +52,9 @@ def quality(
     Args:
         samples: (n, *shape), such as `sample(...).x`.
         data: Real ones, (m, *shape), best those that the model was not trained on.
-        features: Called with a batch (n, *shape), returns (n, d): what the Frechet distance and the sliced Wasserstein
-            distance are taken of. By default the values themselves, and for the Frechet distance, where there are too
-            many of them, their principal components over `data`.
+        features: Called with batches (n, *shape) of at most 256, returns (n, d), as torch modules do: what the Frechet
+            distance and the sliced Wasserstein distance are taken of. By default the values themselves, and for the
+            Frechet distance, where there are too many of them, their principal components over `data`.
         labels: What class each sample should be of, (n,); needs `classifier`.
         classifier: Called with a batch, returns labels (n,); or anything with a `predict` that takes arrays
             (n, values), as scikit-learn's do. Needs `labels`.
@@ -178,10 +180,18 @@ def _checked(images: Tensor, like: Tensor, name: str) -> Tensor:
 
 
 def _features(features: Callable[[Tensor], Any], images: Tensor) -> Array:
-    found = np.asarray(features(images.float()), dtype=np.float64)
-    if found.ndim != 2 or len(found) != len(images):
-        raise ValueError(f"features must return (n, d) of {len(images)} images; got {found.shape}")
-    return found
+    found = []
+    for part in torch.split(images.float(), CHUNK):
+        with torch.no_grad():
+            found.append(_array(features(part)).astype(np.float64))
+        if found[-1].ndim != 2 or len(found[-1]) != len(part):
+            raise ValueError(f"features must return (n, d) of {len(part)} images; got {found[-1].shape}")
+    return np.concatenate(found)
+
+
+def _array(found: Any) -> NDArray[Any]:
+    """What somebody's function returned, from whatever device."""
+    return np.asarray(found.detach().cpu() if isinstance(found, Tensor) else found)
 
 
 def _right(classifier: Any, images: Tensor, labels: Any) -> NDArray[np.bool_]:
@@ -192,8 +202,9 @@ def _right(classifier: Any, images: Tensor, labels: Any) -> NDArray[np.bool_]:
     if hasattr(classifier, "predict"):
         read = classifier.predict(images.float().flatten(1).numpy())
     else:
-        read = classifier(images.float())
-    read = np.asarray(read)
+        with torch.no_grad():
+            read = classifier(images.float())
+    read = _array(read)
     if read.shape != wanted.shape:
         raise ValueError(f"a classifier must return labels, {wanted.shape}; got {read.shape}: take scores.argmax(1)")
     right: NDArray[np.bool_] = read == wanted

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from odesampler.analysis.reference import grids_between
 from odesampler.analysis.report import Report, Section, Table
+from odesampler.grid import Grid, make_grid
 from odesampler.guidance import AnyGuidance
 from odesampler.model import Model
 from odesampler.noise import seeds_for
@@ -104,7 +105,7 @@ class TrajectoryPlane(Report):
 def trajectory_plane(
     model: Model,
     solvers: AnySolver | Sequence[AnySolver] = ("ddim", "heun", "dpmpp_2m"),
-    num_steps: int = 6,
+    num_steps: int | None = None,
     *,
     grid: AnyGrid | None = None,
     seed: int = 0,
@@ -114,13 +115,13 @@ def trajectory_plane(
     clip_denoised: AnyThreshold = None,
     reference_steps: int = 200,
 ) -> TrajectoryPlane:
-    """The ways of several solvers from one latent, seen in the plane in which the finest one bends most.
+    """The ways of several solvers from one latent, seen in the plane that holds most of the finest one.
 
     Args:
         model: The model.
         solvers: Names or objects, as for `sample`, or one; all walk a grid.
-        num_steps: Transitions of each; few, so that there is something to see.
-        grid: As for `sample`.
+        num_steps: Transitions of each, 6 by default; few, to have something to see. Not with a grid of your own.
+        grid: As for `sample`; the finest path starts and ends where a grid of your own does.
         seed: Of the latent.
         x: The latent instead, (1, *shape), as for `sample`.
         cond: As for `sample`.
@@ -139,7 +140,9 @@ def trajectory_plane(
         raise ValueError("trajectory_plane needs solvers; got none")
     if x is not None and len(checked_batch(checked_model(model), x, "x")) != 1:
         raise ValueError(f"trajectory_plane follows one latent, (1, *shape); got {len(x)}: x[:1]")
-    finest, _ = grids_between(checked_model(model), *model.range, reference_steps, into_zero=True)
+    if grid is None or isinstance(grid, str):
+        num_steps = 6 if num_steps is None else num_steps
+    finest = _finest(checked_model(model), grid, reference_steps)
     how: dict[str, Any] = {"cond": cond, "guidance_scale": guidance_scale, "clip_denoised": clip_denoised}
     how |= {"seed": seeds_for(seed, 1), "x": x, "state_dtype": finest_dtype(model.device), "trajectory": True}
     cases: list[tuple[AnySolver, int | None, AnyGrid | None]] = [(solver, num_steps, grid) for solver in asked]
@@ -151,6 +154,17 @@ def trajectory_plane(
         ways.append((_in_one_scale(way, model.schedule), way.sigmas))
     names = [*distinct_names(asked), FINEST]
     return _seen(names, ways, model.name)
+
+
+def _finest(model: Model, grid: AnyGrid | None, num_steps: int) -> Grid:
+    """The grid of the finest path, from where a given `grid` starts to where it ends."""
+    low, high = model.range
+    end = 0.0
+    if grid is not None and not isinstance(grid, str):
+        given = make_grid(grid, model.schedule, 1, into_zero=True)
+        high, end = given[0], given[-1]
+    finest, _ = grids_between(model, end or low, high, num_steps, into_zero=end == 0)
+    return finest
 
 
 def _seen(names: Sequence[str], ways: Sequence[tuple[Tensor, tuple[float, ...]]], model: str) -> TrajectoryPlane:
