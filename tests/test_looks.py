@@ -183,6 +183,17 @@ def test_grids_from_infinity_are_drawn_and_grids_for_encoding_end_above_0():
         ods.grid_picture(flow, "straight")
 
 
+def test_grids_of_one_step_are_drawn_without_steps_and_have_no_longest_one():
+    flow = ods.exact.Gaussian(torch.zeros(2), 1.0).model(ods.RectifiedFlow(), "flow")
+    for model in (MODEL, flow):
+        found = ods.grid_picture(model, num_steps=1)
+        (marks,) = found.plot().axes
+        assert marks.lines[-1].get_marker() == "<"
+        assert {row[-2:] for row in found.rows()} == {("-", "-")}
+        assert {record["longest_factor"] for record in found.records()} == {None}
+    assert len(ods.grid_picture(MODEL, ["log_snr", [100.0, 0.0]], 2).plot().axes) == 2
+
+
 def test_pictures_do_not_depend_on_the_layout_that_a_user_has_set(compared):
     """A figure placed by hand would warn, and its colour bar lie on the maps."""
     between = ods.interpolation_grid(ods.load("digits"), (0, 1), 3, num_steps=3)
