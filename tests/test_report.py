@@ -242,7 +242,7 @@ def test_fonts_of_older_versions_of_matplotlib_are_replaced_too():
 def test_what_lies_between_pictures_is_clear_and_the_pictures_keep_their_pixels(channels):
     images = torch.linspace(-1, 1, 2 * channels * 16).reshape(2, channels, 4, 4)
     figure = Figure()
-    pictures._show(figure.subplots(), images)
+    pictures.show(figure.subplots(), images)
     root = ElementTree.fromstring(inlined(figure))
     (image,) = root.iter(svg.SVG + "image")
     pixels = embedded(image.attrib["href"])
@@ -334,6 +334,15 @@ def test_columns_for_other_programs_have_all_digits_and_nothing_for_nothing(tmp_
     assert (tmp_path / "found.csv").read_bytes().decode() == csv
     assert csv.splitlines()[:2] == ["solver,steps,error", "rk4,10,0.30000000000000004"]
     assert csv.splitlines()[2] == """"<b>&""'</script>",,"""
+
+
+def test_a_report_without_rows_is_an_empty_file_and_no_empty_line(tmp_path):
+    class Empty(Found):
+        def records(self):
+            return []
+
+    assert Empty().to_csv(tmp_path / "none.csv") == ""
+    assert (tmp_path / "none.csv").read_bytes() == b""
 
 
 def test_pandas_gets_numbers():
