@@ -133,6 +133,7 @@ def test_a_path_out_of_infinity_starts_at_the_noise():
         ({"solvers": []}, "needs solvers; got none"),
         ({"x": torch.zeros(2, 1, 8, 8)}, "follows one latent"),
         ({"reference_steps": 7}, "reference_steps must be even"),
+        ({"solvers": "adaptive:dopri5"}, "chooses its own steps: take solvers that walk a grid"),
     ],
 )
 def test_a_plane_that_cannot_be_meant_is_refused(change, said):

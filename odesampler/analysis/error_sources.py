@@ -38,7 +38,7 @@ from odesampler.model import Model
 from odesampler.plan import AnyGrid, AnySolver, Plan, checked_batch, checked_cond, checked_model
 from odesampler.precision import finest_dtype
 from odesampler.program import Invertible
-from odesampler.registry import spec_of
+from odesampler.registry import find_solver, spec_of
 
 CONVENTIONS = ("source", "target", "implicit")
 ITERATIONS = 4
@@ -84,7 +84,8 @@ def error_sources(
     check_images(checked_batch(checked_model(model), images, "images"), model.data_range, model.name)
     if type(iterations) is not int or iterations < 0:
         raise ValueError(f"iterations must be a whole number, 0 or more; got {iterations!r}")
-    steps = STEPS if num_steps is None and (grid is None or isinstance(grid, str)) else num_steps
+    own = not getattr(find_solver(solver), "takes_steps", True)  # such a one is refused for what it is, below
+    steps = STEPS if num_steps is None and not own and (grid is None or isinstance(grid, str)) else num_steps
     case = Case(solver, steps, grid, cond, guidance_scale, convention, state_dtype, max_batch)
     plan = case.plan(model)
     if not isinstance(plan.loop, OnGrid):

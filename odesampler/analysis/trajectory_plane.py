@@ -25,7 +25,7 @@ from odesampler.observe import Trajectory
 from odesampler.plan import AnyGrid, AnySolver, checked_batch, checked_model
 from odesampler.precision import finest_dtype
 from odesampler.program import Loop, Solver
-from odesampler.registry import spec_of
+from odesampler.registry import find_solver, spec_of
 from odesampler.sampling import sample
 from odesampler.schedule import Schedule
 from odesampler.threshold import AnyThreshold
@@ -139,6 +139,10 @@ def trajectory_plane(
         raise ValueError("trajectory_plane needs solvers; got none")
     if x is not None and len(checked_batch(checked_model(model), x, "x")) != 1:
         raise ValueError(f"trajectory_plane follows one latent, (1, *shape); got {len(x)}: x[:1]")
+    for solver in asked:
+        found = find_solver(solver)
+        if not getattr(found, "takes_steps", True):
+            raise ValueError(f"{spec_of(found)} chooses its own steps: take solvers that walk a grid")
     finest, _ = grids_between(checked_model(model), *model.range, reference_steps, into_zero=True)
     how: dict[str, Any] = {"cond": cond, "guidance_scale": guidance_scale, "clip_denoised": clip_denoised}
     how |= {"seed": seeds_for(seed, 1), "x": x, "state_dtype": finest_dtype(model.device), "trajectory": True}
