@@ -23,12 +23,12 @@ from torch import Tensor
 from odesampler.analysis.reference import quantile, rms
 from odesampler.analysis.report import Report, Section, Table
 from odesampler.grid import check_num_steps
-from odesampler.guidance import AnyGuidance
+from odesampler.guidance import AnyGuidance, guided, warn_of_nothing_to_guide_to
 from odesampler.model import Model
-from odesampler.plan import AnyGrid, AnySolver, checked_model
+from odesampler.plan import AnyGrid, AnySolver, checked_cond, checked_model
 from odesampler.precision import finest_dtype
 from odesampler.registry import find_solver, spec_of
-from odesampler.sampling import sample
+from odesampler.sampling import checked_count, sample
 from odesampler.threshold import AnyThreshold
 
 if TYPE_CHECKING:
@@ -191,17 +191,21 @@ def consistency(
         raise ValueError(f"{name} chooses its own steps: take one that walks a grid")
     if grid is not None and not isinstance(grid, str):
         raise ValueError("a grid with a number of steps of its own cannot be walked in others: give its name")
+    count = checked_count(6 if num_samples is None and x is None else num_samples, x)
+    conditions = checked_cond(checked_model(model), cond, count)
+    guided(model, guidance_scale)  # raises where this model cannot be guided so
+    warn_of_nothing_to_guide_to(model, cond, guidance_scale)
     found = [
         sample(
-            checked_model(model),
-            6 if num_samples is None and x is None else num_samples,
+            model,
+            count,
             solver=solver,
             num_steps=n,
             grid=grid,
             seed=seed,
             noise=noise,
             x=x,
-            cond=cond,
+            cond=conditions,
             guidance_scale=guidance_scale,
             clip_denoised=clip_denoised,
             state_dtype=state_dtype or finest_dtype(model.device),

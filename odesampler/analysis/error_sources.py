@@ -32,7 +32,7 @@ from odesampler.analysis.sources import ErrorSources, Other
 from odesampler.conventions import AnyConvention
 from odesampler.data_range import check_images
 from odesampler.defaults import STEPS
-from odesampler.guidance import AnyGuidance
+from odesampler.guidance import AnyGuidance, warn_of_nothing_to_guide_to
 from odesampler.integrate import OnGrid
 from odesampler.model import Model
 from odesampler.plan import AnyGrid, AnySolver, Plan, checked_batch, checked_cond, checked_model
@@ -97,6 +97,7 @@ def error_sources(
     for other in others:
         other.plan(model)
     checked_cond(model, cond, len(images))
+    warn_of_nothing_to_guide_to(model, cond, guidance_scale)
     return sources_of(replace(model, data_range=None), images, case, others, iterations)
 
 

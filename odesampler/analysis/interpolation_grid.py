@@ -20,7 +20,7 @@ from torch import Tensor
 
 from odesampler.analysis.reference import rms
 from odesampler.analysis.report import Report, Section, Table
-from odesampler.guidance import AnyGuidance
+from odesampler.guidance import AnyGuidance, warn_of_nothing_to_guide_to
 from odesampler.interpolation import slerp
 from odesampler.inversion import decode
 from odesampler.latent import Latent
@@ -214,6 +214,7 @@ def interpolation_grid(
         }
         options |= {"clip_denoised": clip_denoised, "state_dtype": finest_dtype(model.device)}
         top = _top(model, options)
+        warn_of_nothing_to_guide_to(model, cond, guidance_scale)
         drawn = Streams(seeds_for(list(ends), count)).draw(torch.empty(count, *checked_shape(model)))
         latents = spread(drawn.double() * model.schedule.latent_scale(top))
         conditions = {k: v[which] for k, v in checked_cond(model, cond, count).items()}

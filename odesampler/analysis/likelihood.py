@@ -34,7 +34,7 @@ from odesampler.analysis.likelihoods import Likelihood
 from odesampler.data_range import check_images
 from odesampler.divergence import KINDS, PROBES, draw_probes
 from odesampler.grid import Grid
-from odesampler.guidance import AnyGuidance
+from odesampler.guidance import AnyGuidance, warn_of_nothing_to_guide_to
 from odesampler.inversion import refuse_stochastic
 from odesampler.model import Model
 from odesampler.noise import Streams, seeds_for
@@ -143,6 +143,7 @@ def log_likelihood(
         state_dtype=state_dtype or finest_dtype(model.device),
     )
     _refuse(plan)
+    warn_of_nothing_to_guide_to(model, cond, guidance_scale)
     found = _measured(
         model,
         plan,

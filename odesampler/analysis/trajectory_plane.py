@@ -18,11 +18,11 @@ from torch import Tensor
 
 from odesampler.analysis.reference import grids_between
 from odesampler.analysis.report import Report, Section, Table
-from odesampler.guidance import AnyGuidance
+from odesampler.guidance import AnyGuidance, guided, warn_of_nothing_to_guide_to
 from odesampler.model import Model
 from odesampler.noise import seeds_for
 from odesampler.observe import Trajectory
-from odesampler.plan import AnyGrid, AnySolver, checked_batch, checked_model
+from odesampler.plan import AnyGrid, AnySolver, checked_batch, checked_cond, checked_model
 from odesampler.precision import finest_dtype
 from odesampler.program import Loop, Solver
 from odesampler.registry import find_solver, spec_of
@@ -144,7 +144,13 @@ def trajectory_plane(
         if not getattr(found, "takes_steps", True):
             raise ValueError(f"{spec_of(found)} chooses its own steps: take solvers that walk a grid")
     finest, _ = grids_between(checked_model(model), *model.range, reference_steps, into_zero=True)
-    how: dict[str, Any] = {"cond": cond, "guidance_scale": guidance_scale, "clip_denoised": clip_denoised}
+    guided(model, guidance_scale)  # raises where this model cannot be guided so
+    warn_of_nothing_to_guide_to(model, cond, guidance_scale)
+    how: dict[str, Any] = {
+        "cond": checked_cond(model, cond, 1),
+        "guidance_scale": guidance_scale,
+        "clip_denoised": clip_denoised,
+    }
     how |= {"seed": seeds_for(seed, 1), "x": x, "state_dtype": finest_dtype(model.device), "trajectory": True}
     cases: list[tuple[AnySolver, int | None, AnyGrid | None]] = [(solver, num_steps, grid) for solver in asked]
     cases.append(("rk4", None, finest))
