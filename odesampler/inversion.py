@@ -121,8 +121,7 @@ def encode(
     warn_of_losses(plan, model)
     warn_of_nothing_to_guide_to(model, cond, guidance_scale)
     loop, how = upward(plan.loop, convention)
-    recipe = replace(Recipe.of(plan, model), convention=how)
-    conditions = checked_cond(model, cond, len(x_t))
+    recipe, conditions = replace(Recipe.of(plan, model), convention=how), checked_cond(model, cond, len(x_t))
     outcome = execute(
         replace(plan, loop=loop),
         model,

@@ -141,6 +141,12 @@ def test_a_plane_that_cannot_be_meant_is_refused(change, said):
         ods.trajectory_plane(MODEL, **change)
 
 
+def test_a_path_that_draws_noise_is_said_to_be_one_of_many():
+    found = ods.trajectory_plane(MODEL, ["ddim", "ancestral"], 3, reference_steps=20)
+    assert "ancestral: draws noise, so that its path is one of many" in found.table()
+    assert "draws noise" not in ods.trajectory_plane(MODEL, ["ddim"], 3, reference_steps=20).table()
+
+
 def test_data_of_one_value_have_no_plane():
     with pytest.raises(ValueError, match="no plane"):
         ods.trajectory_plane(ods.exact.Gaussian(torch.zeros(1), 0.5).model(), ["ddim"], 3)

@@ -22,6 +22,7 @@ from torch import Tensor
 from odesampler.analysis.cell import Cell
 from odesampler.analysis.comparison import Comparison
 from odesampler.analysis.reference import CLEAR, Reference, checked_reference, plans, rms, solved
+from odesampler.analysis.settings import made_with
 from odesampler.analysis.side_by_side import Ran, Samples, side_by_side
 from odesampler.grid import Grid
 from odesampler.guidance import AnyGuidance, warn_of_nothing_to_guide_to
@@ -135,7 +136,8 @@ def compare(
             f"{known.floor:.1e}: raise reference_steps={reference_steps}, or compute the network in float64",
             stacklevel=2,
         )
-    return Comparison(cells, failures, known, model.name, calls, time.perf_counter() - began)
+    made = made_with(seed=seed if x is None else None, x=x, cond=cond, **how, state_dtype=state_dtype)
+    return Comparison(cells, failures, known, model.name, calls, time.perf_counter() - began, made)
 
 
 def _cases(

@@ -22,6 +22,7 @@ from torch import Tensor
 
 from odesampler.analysis.reference import quantile, rms
 from odesampler.analysis.report import Report, Section, Table
+from odesampler.analysis.settings import made_with
 from odesampler.grid import check_num_steps
 from odesampler.guidance import AnyGuidance, guided, warn_of_nothing_to_guide_to
 from odesampler.model import Model
@@ -47,6 +48,7 @@ class Consistency(Report):
     nfe: tuple[int, ...]  # evaluations of a sample, for each number of steps
     solver: str
     model: str
+    made: str = ""  # the settings that the table does not show
 
     @property
     def to_finest(self) -> Tensor:
@@ -95,6 +97,7 @@ class Consistency(Report):
             fall = f"the distance to the next does not fall, or hardly: as steps^{-rate:.1f} (median)"
             why = "where noise is drawn anew, or the steps are still too few for the solver"
             said = [fall, f"not consistent: more steps make other images; so it is {why}"]
+        said += [self.made] if self.made else []
         words = "Root mean square distances of images from the same latents, in units of the data."
         parts = [Section(self.title, words, Table(head, rows, said), self.plot)]
         if self.x.ndim == 5:
@@ -195,24 +198,16 @@ def consistency(
     conditions = checked_cond(checked_model(model), cond, count)
     guided(model, guidance_scale)  # raises where this model cannot be guided so
     warn_of_nothing_to_guide_to(model, cond, guidance_scale)
-    found = [
-        sample(
-            model,
-            count,
-            solver=solver,
-            num_steps=n,
-            grid=grid,
-            seed=seed,
-            noise=noise,
-            x=x,
-            cond=conditions,
-            guidance_scale=guidance_scale,
-            clip_denoised=clip_denoised,
-            state_dtype=state_dtype or finest_dtype(model.device),
-            max_batch=max_batch,
-            progress=progress,
-        )
-        for n in steps
-    ]
+    how: dict[str, Any] = {"grid": grid, "x": x, "guidance_scale": guidance_scale, "clip_denoised": clip_denoised}
+    made = made_with(
+        **how,
+        cond=cond,
+        seed=seed if x is None else None,
+        noise=None if noise == "independent" else noise,
+        state_dtype=state_dtype,
+    )
+    how |= {"cond": conditions, "state_dtype": state_dtype or finest_dtype(model.device)}
+    how |= {"seed": seed, "noise": noise, "max_batch": max_batch, "progress": progress}
+    found = [sample(model, count, solver=solver, num_steps=n, **how) for n in steps]
     images = torch.stack([one.x.cpu() for one in found])
-    return Consistency(tuple(steps), images, tuple(int(one.nfe.max()) for one in found), name, model.name)
+    return Consistency(tuple(steps), images, tuple(int(one.nfe.max()) for one in found), name, model.name, made)

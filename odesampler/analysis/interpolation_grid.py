@@ -20,6 +20,7 @@ from torch import Tensor
 
 from odesampler.analysis.reference import rms
 from odesampler.analysis.report import Report, Section, Table
+from odesampler.analysis.settings import made_with, shown_cond
 from odesampler.guidance import AnyGuidance, warn_of_nothing_to_guide_to
 from odesampler.interpolation import slerp
 from odesampler.inversion import decode
@@ -50,6 +51,7 @@ class InterpolationGrid(Report):
     square: bool  # rows are neighbours too
     how: str
     model: str
+    made: str = ""  # the settings that the table does not show
 
     @property
     def length(self) -> Tensor:
@@ -105,6 +107,7 @@ class InterpolationGrid(Report):
                 f"{int(self.short.sum())} of {len(self.short)} paths leave the lengths that the model knows, by up to "
                 f'{most:.0%}: take how="slerp"'
             )
+        notes += [self.made] if self.made else []
         parts = [Section(self.title, table=Table(head, rows, notes), draw=self.plot)] if self.x.ndim == 5 else []
         along = Section(
             "Along the paths",
@@ -138,7 +141,9 @@ class InterpolationGrid(Report):
         from odesampler.analysis.grid_pictures import table_of_images
 
         columns = [f"{i / (self.x.shape[1] - 1):.2f}" for i in range(self.x.shape[1])]
-        return table_of_images(self.x, columns, ["" if self.square else f"{a}\nto {b}" for a, b in self.names])
+        return table_of_images(
+            self.x, columns, [a.replace(", ", "\n") if self.square else f"{a}\nto {b}" for a, b in self.names]
+        )
 
     def plot_along(self) -> Figure:
         """Length of the latents and jumps of the images along each row."""
@@ -191,6 +196,8 @@ def interpolation_grid(
     checked_model(model)
     count = len(ends)
     _check_ends(count, num, square, how)
+    if not isinstance(ends, Latent):
+        _refuse_equal(list(ends), square)
     between: Between = slerp if how == "slerp" else _line
     which = _nearest(count, num, square)
     run: dict[str, Any] = {"max_batch": max_batch, "progress": progress}
@@ -205,13 +212,11 @@ def interpolation_grid(
         points, top = _between_latents(ends, which, spread), ends.recipe.sigmas[0]
         latents, x, conditions = points.x, decode(model, points, **run).x, dict(points.cond)
         names = [f"image {i}" for i in range(count)]
+        recipe = ends.recipe
+        made = made_with(solver=recipe.solver, cond=shown_cond(model, ends.cond), guidance_scale=recipe.guidance_scale)
     else:
-        options: dict[str, Any] = {
-            "solver": solver,
-            "num_steps": num_steps,
-            "grid": grid,
-            "guidance_scale": guidance_scale,
-        }
+        options: dict[str, Any] = {"solver": solver, "num_steps": num_steps, "grid": grid}
+        options["guidance_scale"] = guidance_scale
         options |= {"clip_denoised": clip_denoised, "state_dtype": finest_dtype(model.device)}
         top = _top(model, options)
         warn_of_nothing_to_guide_to(model, cond, guidance_scale)
@@ -220,6 +225,7 @@ def interpolation_grid(
         conditions = {k: v[which] for k, v in checked_cond(model, cond, count).items()}
         x = sample(model, x=latents.to(finest_dtype(model.device)), cond=conditions, **options, **run).x
         names = [f"seed {i}" for i in ends]
+        made = made_with(**{**options, "state_dtype": None}, cond=cond)
     columns = (len(x) // num, num)
     images, latents = (v.cpu().reshape(*columns, *v.shape[1:]) for v in (x, latents))
     return InterpolationGrid(
@@ -231,6 +237,7 @@ def interpolation_grid(
         square,
         how,
         model.name,
+        made,
     )
 
 
@@ -240,6 +247,13 @@ def _check_ends(count: int, num: int, square: bool, how: str) -> None:
         raise ValueError(f"interpolation_grid needs {wanted} and num of 3 or more; got {count} ends, num={num}")
     if how not in ("slerp", "linear"):
         raise ValueError(f'how must be "slerp" or "linear"; got {how!r}')
+
+
+def _refuse_equal(seeds: list[int], square: bool) -> None:
+    """Raises: ValueError: both ends of a row are one latent, so that nothing lies between; in a square any two."""
+    for row in [seeds] if square else zip(seeds[::2], seeds[1::2], strict=True):
+        if len(set(row)) < len(row):
+            raise ValueError(f"nothing lies between equal seeds: give others than {list(row)}")
 
 
 def _pairs(names: Sequence[str], num: int, square: bool) -> tuple[tuple[str, str], ...]:

@@ -31,6 +31,7 @@ from torch import Tensor
 from odesampler.adaptive import Adaptive
 from odesampler.analysis.density import log_density
 from odesampler.analysis.likelihoods import Likelihood
+from odesampler.analysis.settings import made_with
 from odesampler.data_range import check_images
 from odesampler.divergence import KINDS, PROBES, draw_probes
 from odesampler.grid import Grid
@@ -155,6 +156,10 @@ def log_likelihood(
         max_batch=max_batch,
         progress=progress,
     )
+    made = made_with(
+        seed=seed if estimate.probes or estimate.levels else None, cond=cond, guidance_scale=guidance_scale, grid=grid
+    )
+    found = replace(found, how=", ".join(filter(None, [found.how, made])))
     for doubt in found.doubts():
         if "did not arrive" not in doubt:  # said by the solve, with the reasons
             warnings.warn(doubt, RuntimeWarning, stacklevel=2)

@@ -77,6 +77,7 @@ class Quality(Report):
     features: str  # of what the Frechet distance is
     variance: float  # of these over the data, all together: the Frechet distance of their mean, again and again
     nearest: tuple[Tensor, Tensor]  # (shown, *shape): samples nearest to a real image, and these images
+    seed: int  # of the halves
     sizes: tuple[int, ...]  # samples, data, and training images where they were given
 
     def __getitem__(self, name: str) -> Mark:
@@ -124,8 +125,8 @@ class Quality(Report):
             for r, mark in zip(self.records(), self.marks, strict=True)
         ]
         how = (
-            f"halves of {self.half} images; Frechet distance of {self.dimensions} dimensions, {self.features}; "
-            "copies are looked for among all real images"
+            f"{len(self.marks[0].samples)} halves of {self.half} images, seed={self.seed}; Frechet distance of "
+            f"{self.dimensions} dimensions, {self.features}; copies are looked for among all real images"
         )
         parts = [
             Section(

@@ -106,7 +106,7 @@ def quality(
     made = tuple(Mark(name, *(torch.tensor([m[name][i] for m in found]) for i in (0, 1))) for name in found[0])
     pairs = apart.nearest(SHOWN)
     shown, variance = (samples[pairs[0]], data[pairs[1]]), float(narrow[1].var(0, ddof=1).sum())
-    return Quality(made, half, narrow[0].shape[1], what, variance, shown, tuple(map(len, sets)))
+    return Quality(made, half, narrow[0].shape[1], what, variance, shown, seed, tuple(map(len, sets)))
 
 
 class _Apart:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -18,6 +18,7 @@ from torch import Tensor
 
 from odesampler.analysis.reference import grids_between
 from odesampler.analysis.report import Report, Section, Table
+from odesampler.analysis.settings import made_with
 from odesampler.guidance import AnyGuidance, guided, warn_of_nothing_to_guide_to
 from odesampler.model import Model
 from odesampler.noise import seeds_for
@@ -56,6 +57,8 @@ class TrajectoryPlane(Report):
     paths: tuple[Path, ...]  # the last is the finest
     held: float  # the share of the finest path's variance that the plane holds
     model: str
+    made: str = ""  # the settings that the table does not show
+    drawing: tuple[str, ...] = ()  # the solvers that draw noise
 
     @property
     def curved(self) -> bool:
@@ -79,6 +82,11 @@ class TrajectoryPlane(Report):
             notes.append(
                 "paths leave the plane by more than a tenth of the finest path's length: the picture misses something"
             )
+        if self.drawing:
+            notes.append(
+                f"{', '.join(self.drawing)}: draws noise, so that its path is one of many, and its miss no error"
+            )
+        notes += [self.made] if self.made else []
         return [Section(self.title, table=Table(head, rows, notes), draw=self.plot)]
 
     def records(self) -> list[dict[str, Any]]:
@@ -160,7 +168,18 @@ def trajectory_plane(
         assert way is not None
         ways.append((_in_one_scale(way, model.schedule), way.sigmas))
     names = [solver if isinstance(solver, str) else spec_of(solver) for solver in asked] + [FINEST]
-    return _seen(names, ways, model.name)
+    made = made_with(
+        grid=grid,
+        seed=seed if x is None else None,
+        x=x,
+        cond=cond,
+        guidance_scale=guidance_scale,
+        clip_denoised=clip_denoised,
+    )
+    drawing = tuple(
+        n for n, solver in zip(names, asked, strict=False) if getattr(find_solver(solver), "stochastic", False)
+    )
+    return replace(_seen(names, ways, model.name), made=made, drawing=drawing)
 
 
 def _seen(names: Sequence[str], ways: Sequence[tuple[Tensor, tuple[float, ...]]], model: str) -> TrajectoryPlane:
