@@ -195,9 +195,7 @@ def interpolation_grid(
     """
     checked_model(model)
     count = len(ends)
-    _check_ends(count, num, square, how)
-    if not isinstance(ends, Latent):
-        _refuse_equal(list(ends), square)
+    _check_ends(ends, num, square, how)
     between: Between = slerp if how == "slerp" else _line
     which = _nearest(count, num, square)
     run: dict[str, Any] = {"max_batch": max_batch, "progress": progress}
@@ -241,12 +239,15 @@ def interpolation_grid(
     )
 
 
-def _check_ends(count: int, num: int, square: bool, how: str) -> None:
+def _check_ends(ends: Sequence[int] | Latent, num: int, square: bool, how: str) -> None:
+    count = len(ends)
     if num < 3 or (count != 4 if square else count < 2 or count % 2):
         wanted = "four ends" if square else "two ends a row"
         raise ValueError(f"interpolation_grid needs {wanted} and num of 3 or more; got {count} ends, num={num}")
     if how not in ("slerp", "linear"):
         raise ValueError(f'how must be "slerp" or "linear"; got {how!r}')
+    if not isinstance(ends, Latent):
+        _refuse_equal(list(ends), square)
 
 
 def _refuse_equal(seeds: list[int], square: bool) -> None:
