@@ -181,22 +181,24 @@ def _own() -> set[str]:
     return SOLVERS.keys() - _BUILT_IN
 
 
-def loop_for(solver: Solver | Loop | str, num_steps: int | None, rtol: float | None, atol: float | None) -> Loop:
+def loop_for(
+    solver: Solver | Loop | str, num_steps: int | None, rtol: float | None, atol: float | None, *, asks: str = ""
+) -> Loop:
     """How to get across a grid: one step between neighbours, or steps of its own.
 
     `num_steps` asks for a fixed grid, `rtol` or `atol` for adaptive steps; with neither, a solver that is made for
-    adaptive use (its fact `adaptive`) adapts.
+    adaptive use (its fact `adaptive`) adapts. `asks` says what `num_steps` comes from, where the user did not give it.
 
     Raises:
         ValueError: Both asked for; tolerances for a solver without an error estimate.
     """
-    found = find_solver(solver)
+    found, asks = find_solver(solver), asks or f"num_steps={num_steps}"
     tolerances: dict[str, Any] = {k: v for k, v in (("rtol", rtol), ("atol", atol)) if v is not None}
     if num_steps is not None and tolerances:
-        raise ValueError(f"num_steps={num_steps} asks for a fixed grid and {tolerances} for adaptive steps: give one")
+        raise ValueError(f"{asks} asks for a fixed grid and {tolerances} for adaptive steps: give one")
     if isinstance(found, Loop):
         if num_steps is not None and not found.takes_steps:
-            raise ValueError(f"{spec_of(found)} chooses its own steps, so num_steps={num_steps} would have no effect")
+            raise ValueError(f"{spec_of(found)} chooses its own steps, so {asks} would have no effect: leave it out")
         if tolerances:
             given = ", ".join(f"{k}={v}" for k, v in tolerances.items())
             raise ValueError(

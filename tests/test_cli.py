@@ -220,7 +220,7 @@ MISTAKES = [
     (["sample", "--device", "meta"], "device 'meta' cannot be used"),
     (["sample", "--steps", "100000000000000000000"], "from 1 to 1000000"),
     (["sample", "--solver", "scipy:LSODA(rtol='a')"], "rtol and atol must be finite"),
-    (["sample", "--guidance", "2", "--max-batch", "1"], "max_batch must be 2 or more"),
+    (["sample", "--guidance", "2", "--label", "1", "--max-batch", "1"], "max_batch must be 2 or more"),
     (["compare", "--steps", "10,x"], "--steps takes whole numbers separated by commas; got '10,x'"),
     (["compare", "--steps", "10,2.5"], "--steps takes whole numbers"),
     (["compare", "--tolerances", "small"], "--tolerances takes numbers separated by commas"),

@@ -343,7 +343,7 @@ def test_a_grid_is_doubled_between_its_sigmas():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"solver": "adaptive:dopri5", "num_steps": None}, "chooses its own steps"),
+        ({"solver": "adaptive:dopri5", "num_steps": None}, "chooses its own steps, or takes them in another library"),
         ({"solver": "ddpm"}, "draws noise"),
         ({"conventions": ("source", "sauce")}, "convention must be one of"),
         ({"solver": type("Vague", (ods.Euler,), {"order": 0})()}, "states the order 0"),

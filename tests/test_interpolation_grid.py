@@ -137,6 +137,8 @@ def test_the_picture_has_a_cell_an_image():
         ({"ends": (0, 1, 2)}, "needs two ends a row and num of 3 or more; got 3 ends"),
         ({"ends": (0, 1), "square": True}, "needs four ends"),
         ({"num": 2}, "got 2 ends, num=2"),
+        ({"ends": (0, 1, 2, 2)}, r"nothing lies between equal seeds: give others than \[2, 2\]"),
+        ({"ends": (0, 1, 2, 0), "square": True}, "nothing lies between equal seeds"),
         ({"how": "straight"}, 'how must be "slerp" or "linear"'),
         ({"solver": "ddpm"}, "draws noise"),
         ({"cond": {"lable": 1}}, "takes the conditions label"),
@@ -145,6 +147,11 @@ def test_the_picture_has_a_cell_an_image():
 def test_what_cannot_be_meant_is_refused(change, said):
     with pytest.raises(ValueError, match=said):
         ods.interpolation_grid(MODEL, **change)
+
+
+def test_the_rows_of_a_square_say_how_far_down_they_are():
+    figure = ods.interpolation_grid(MODEL, (0, 1, 2, 3), 3, square=True, num_steps=2).plot()
+    assert [axis.get_ylabel() for axis in figure.axes[::3]] == [f"left\n{v} down" for v in ("0.00", "0.50", "1.00")]
 
 
 def test_a_latent_settles_how_it_is_decoded():

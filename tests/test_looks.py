@@ -196,11 +196,18 @@ def test_the_plane_is_that_of_most_variance_with_the_image_up_and_to_the_right()
         ({"solvers": []}, "needs solvers; got none"),
         ({"x": torch.zeros(2, 1, 8, 8)}, "follows one latent"),
         ({"reference_steps": 7}, "reference_steps must be even"),
+        ({"solvers": "adaptive:dopri5"}, "chooses its own steps: take solvers that walk a grid"),
     ],
 )
 def test_a_plane_that_cannot_be_meant_is_refused(change, said):
     with pytest.raises(ValueError, match=said):
         ods.trajectory_plane(MODEL, **change)
+
+
+def test_a_path_that_draws_noise_is_said_to_be_one_of_many():
+    found = ods.trajectory_plane(MODEL, ["ddim", "ancestral"], 3, reference_steps=20)
+    assert "ancestral: draws noise, so that its path is one of many" in found.table()
+    assert "draws noise" not in ods.trajectory_plane(MODEL, ["ddim"], 3, reference_steps=20).table()
 
 
 def test_data_of_one_value_have_no_plane():
@@ -244,6 +251,17 @@ def test_grids_from_infinity_are_drawn_and_grids_for_encoding_end_above_0():
         ods.grid_picture(flow, [])
     with pytest.raises(ValueError, match="unknown grid"):
         ods.grid_picture(flow, "straight")
+
+
+def test_grids_of_one_step_are_drawn_without_steps_and_have_no_longest_one():
+    flow = ods.exact.Gaussian(torch.zeros(2), 1.0).model(ods.RectifiedFlow(), "flow")
+    for model in (MODEL, flow):
+        found = ods.grid_picture(model, num_steps=1)
+        (marks,) = found.plot().axes
+        assert marks.lines[-1].get_marker() == "<"
+        assert {row[-2:] for row in found.rows()} == {("-", "-")}
+        assert {record["longest_factor"] for record in found.records()} == {None}
+    assert len(ods.grid_picture(MODEL, ["log_snr", [100.0, 0.0]], 2).plot().axes) == 2
 
 
 def test_pictures_do_not_depend_on_the_layout_that_a_user_has_set(compared):

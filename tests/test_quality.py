@@ -68,6 +68,29 @@ def test_real_digits_pass_and_each_planted_fault_is_named():
     assert "nearest real" in bad(torch.rand(200, 1, 8, 8) * 2 - 1)
 
 
+def test_exact_copies_of_any_real_images_are_copies_all_of_them():
+    """Also where there are far more real images than samples, of which each half holds few of the originals."""
+    found = ods.quality(HELD.images[:60], HELD.images[:200])
+    assert found["copies"].samples.tolist() == [1.0] * 20
+    assert found["copies"].real.max() < 0.2
+    assert "copies are looked for among all real images" in found.table()
+    half = ods.quality(torch.cat([HELD.images[:30], training_images("digits").images[:30]]), HELD.images[:200])
+    assert half["copies"].samples.mean() == pytest.approx(0.5, abs=0.06)
+
+
+def test_noise_that_few_images_cannot_tell_from_real_ones_is_not_called_real():
+    noise = draws(20, 64, 0).reshape(20, 1, 8, 8)
+    found = ods.quality(noise, HELD.images[:200])
+    row = next(row for row in found.rows() if row[0] == "frechet")
+    assert row[-1] == "too few images"
+    assert "too few images: real halves of 10 have Frechet distances of up to" in found.table()
+    more = ods.quality(noise.repeat(10, 1, 1, 1), HELD.images)
+    assert not more.too_few
+    centred = (HELD.images - HELD.images.mean(0)).flatten(1).double().numpy()
+    leading = np.linalg.svd(centred, compute_uv=False)[: more.dimensions]
+    assert more.variance == pytest.approx((leading**2).sum() / (len(centred) - 1), rel=1e-6)
+
+
 def test_copies_are_found_among_the_data_and_among_what_the_model_was_trained_on():
     seen, new = training_images("digits").images, HELD.images
     assert bad(new[:200]) == {"copies"}

@@ -343,6 +343,15 @@ def test_columns_for_other_programs_have_all_digits_and_nothing_for_nothing(tmp_
     assert csv.splitlines()[2] == """"<b>&""'</script>",,"""
 
 
+def test_a_report_without_rows_is_an_empty_file_and_no_empty_line(tmp_path):
+    class Empty(Found):
+        def records(self):
+            return []
+
+    assert Empty().to_csv(tmp_path / "none.csv") == ""
+    assert (tmp_path / "none.csv").read_bytes() == b""
+
+
 def test_pandas_gets_numbers():
     frame = Found().to_pandas()
     assert list(frame.columns) == ["solver", "steps", "error"]

@@ -20,7 +20,7 @@ from odesampler.guidance import AnyGuidance
 from odesampler.inversion import decode, encode, refuse_what_cannot_be_encoded
 from odesampler.latent import Latent
 from odesampler.model import Model
-from odesampler.plan import AnyGrid, AnySolver, Plan, make_plan
+from odesampler.plan import AnyGrid, AnySolver, Plan, checked_cond, make_plan
 from odesampler.precision import finest_dtype
 from odesampler.registry import spec_of
 
@@ -99,7 +99,7 @@ class Case:
             solver=self.solver,
             num_steps=self.num_steps,
             grid=self.grid,
-            cond=self.cond,
+            cond=checked_cond(model, self.cond, len(images)),  # in full: of missing ones the analysis has warned
             guidance_scale=self.guidance_scale,
             convention=self.convention,
             state_dtype=self.state_dtype,

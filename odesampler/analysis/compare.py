@@ -22,9 +22,10 @@ from torch import Tensor
 from odesampler.analysis.cell import Cell
 from odesampler.analysis.comparison import Comparison
 from odesampler.analysis.reference import CLEAR, Reference, checked_reference, plans, rms, solved
+from odesampler.analysis.settings import made_with
 from odesampler.analysis.side_by_side import Ran, Samples, side_by_side
 from odesampler.grid import Grid
-from odesampler.guidance import AnyGuidance
+from odesampler.guidance import AnyGuidance, warn_of_nothing_to_guide_to
 from odesampler.integrate import OnGrid
 from odesampler.model import Model
 from odesampler.noise import seeds_for
@@ -118,6 +119,7 @@ def compare(
     asked = _listed(solvers, (str, Solver, Loop), "solvers")
     cases = _cases(model, asked, num_steps, _grids(grid), _tolerances(tolerances), options)
     samples = _samples(model, num_samples, seed, x, cond)
+    warn_of_nothing_to_guide_to(model, cond, guidance_scale)
     given = reference.reference if isinstance(reference, Comparison) else reference
     known = None if given is None else checked_reference(model, given, samples, guidance_scale, clip_denoised)
     both = plans(model, reference_steps, lambda grid: _plan(model, "rk4", None, grid, options))
@@ -134,7 +136,8 @@ def compare(
             f"{known.floor:.1e}: raise reference_steps={reference_steps}, or compute the network in float64",
             stacklevel=2,
         )
-    return Comparison(cells, failures, known, model.name, calls, time.perf_counter() - began)
+    made = made_with(seed=seed if x is None else None, x=x, cond=cond, **how, state_dtype=state_dtype)
+    return Comparison(cells, failures, known, model.name, calls, time.perf_counter() - began, made)
 
 
 def _cases(

@@ -42,6 +42,7 @@ class Comparison(Report):
     model: str
     calls: int  # batched calls of the model, all cells together, without the reference
     seconds: float
+    made: str = ""  # the settings that the table does not show
 
     @property
     def title(self) -> str:
@@ -86,6 +87,7 @@ class Comparison(Report):
             if order.flagged:
                 notes.append(f"{name} is NOT of the order that it states: {order.claim}")
         notes.append(f"reference: {self.reference}" + (f"; {self.convergence}" if self.cells else ""))
+        notes += [self.made] if self.made else []
         return [*notes, f"{self.calls} calls of the model, shared; {self.seconds:.1f} s with the reference"]
 
     def clear(self, cell: Cell) -> bool:

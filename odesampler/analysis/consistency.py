@@ -25,13 +25,14 @@ from torch import Tensor
 
 from odesampler.analysis.reference import quantile, rms
 from odesampler.analysis.report import Report, Section, Table
+from odesampler.analysis.settings import made_with
 from odesampler.grid import check_num_steps
-from odesampler.guidance import AnyGuidance
+from odesampler.guidance import AnyGuidance, guided, warn_of_nothing_to_guide_to
 from odesampler.model import Model
-from odesampler.plan import AnyGrid, AnySolver, checked_model
+from odesampler.plan import AnyGrid, AnySolver, checked_cond, checked_model
 from odesampler.precision import finest_dtype
 from odesampler.registry import find_solver, spec_of
-from odesampler.sampling import sample
+from odesampler.sampling import checked_count, sample
 from odesampler.threshold import AnyThreshold
 
 if TYPE_CHECKING:
@@ -53,6 +54,7 @@ class Consistency(Report):
     nfe: tuple[int, ...]  # evaluations of a sample, for each number of steps
     solver: str
     model: str
+    made: str = ""  # the settings that the table does not show
 
     @property
     def to_finest(self) -> Tensor:
@@ -94,7 +96,11 @@ class Consistency(Report):
             for r in self.records()
         ]
         words = "Root mean square distances of images from the same latents, in units of the data."
-        parts = [Section(self.title, words, Table(head, rows, self._said()), self.plot)]
+        parts = [
+            Section(
+                self.title, words, Table(head, rows, [*self._said(), *([self.made] if self.made else [])]), self.plot
+            )
+        ]
         if self.x.ndim == 5:
             parts.append(
                 Section(
@@ -214,24 +220,20 @@ def consistency(
         raise ValueError(f"{name} chooses its own steps: take one that walks a grid")
     if grid is not None and not isinstance(grid, str):
         raise ValueError("a grid with a number of steps of its own cannot be walked in others: give its name")
-    found = [
-        sample(
-            checked_model(model),
-            6 if num_samples is None and x is None else num_samples,
-            solver=solver,
-            num_steps=n,
-            grid=grid,
-            seed=seed,
-            noise=noise,
-            x=x,
-            cond=cond,
-            guidance_scale=guidance_scale,
-            clip_denoised=clip_denoised,
-            state_dtype=state_dtype or finest_dtype(model.device),
-            max_batch=max_batch,
-            progress=progress,
-        )
-        for n in steps
-    ]
+    count = checked_count(6 if num_samples is None and x is None else num_samples, x)
+    conditions = checked_cond(checked_model(model), cond, count)
+    guided(model, guidance_scale)  # raises where this model cannot be guided so
+    warn_of_nothing_to_guide_to(model, cond, guidance_scale)
+    how: dict[str, Any] = {"grid": grid, "x": x, "guidance_scale": guidance_scale, "clip_denoised": clip_denoised}
+    made = made_with(
+        **how,
+        cond=cond,
+        seed=seed if x is None else None,
+        noise=None if noise == "independent" else noise,
+        state_dtype=state_dtype,
+    )
+    how |= {"cond": conditions, "state_dtype": state_dtype or finest_dtype(model.device)}
+    how |= {"seed": seed, "noise": noise, "max_batch": max_batch, "progress": progress}
+    found = [sample(model, count, solver=solver, num_steps=n, **how) for n in steps]
     images = torch.stack([one.x.cpu() for one in found])
-    return Consistency(tuple(steps), images, tuple(int(one.nfe.max()) for one in found), name, model.name)
+    return Consistency(tuple(steps), images, tuple(int(one.nfe.max()) for one in found), name, model.name, made)

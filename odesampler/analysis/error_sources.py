@@ -36,14 +36,14 @@ from odesampler.analysis.sources import ErrorSources, Other
 from odesampler.conventions import AnyConvention
 from odesampler.data_range import check_images
 from odesampler.defaults import STEPS
-from odesampler.guidance import AnyGuidance
+from odesampler.guidance import AnyGuidance, warn_of_nothing_to_guide_to
 from odesampler.integrate import OnGrid
 from odesampler.model import Model
 from odesampler.noise import Streams
 from odesampler.plan import AnyGrid, AnySolver, Plan, checked_batch, checked_cond, checked_model
 from odesampler.precision import finest_dtype
 from odesampler.program import Invertible
-from odesampler.registry import spec_of
+from odesampler.registry import find_solver, spec_of
 
 Found = TypeVar("Found")
 CONVENTIONS = ("source", "target", "implicit")
@@ -93,7 +93,8 @@ def error_sources(
     check_images(checked_batch(checked_model(model), images, "images"), model.data_range, model.name)
     if type(iterations) is not int or iterations < 0:
         raise ValueError(f"iterations must be a whole number, 0 or more; got {iterations!r}")
-    steps = STEPS if num_steps is None and (grid is None or isinstance(grid, str)) else num_steps
+    own = not getattr(find_solver(solver), "takes_steps", True)  # such a one is refused for what it is, below
+    steps = STEPS if num_steps is None and not own and (grid is None or isinstance(grid, str)) else num_steps
     case = Case(solver, steps, grid, cond, guidance_scale, convention, state_dtype, max_batch)
     plan = case.plan(model)
     if not isinstance(plan.loop, OnGrid):
@@ -110,6 +111,7 @@ def error_sources(
     for other in others:
         other.plan(model)
     checked_cond(model, cond, len(images))
+    warn_of_nothing_to_guide_to(model, cond, guidance_scale)
     return sources_of(replace(model, data_range=None), images, case, others, iterations, model.data_range)
 
 

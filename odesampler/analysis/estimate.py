@@ -26,7 +26,7 @@ from odesampler.conventions import AnyConvention, upward
 from odesampler.data_range import check_images
 from odesampler.defaults import STEPS
 from odesampler.drive import Tally
-from odesampler.guidance import AnyGuidance
+from odesampler.guidance import AnyGuidance, warn_of_nothing_to_guide_to
 from odesampler.implicit import Implicitly
 from odesampler.integrate import OnGrid
 from odesampler.latent import Latent, Recipe
@@ -170,6 +170,7 @@ def estimate_round_trip(
     steps = STEPS if num_steps is None and (grid is None or isinstance(grid, str)) else num_steps
     case = Case(solver, steps, grid, cond, guidance_scale, convention, state_dtype, max_batch)
     plan = case.plan(model)
+    warn_of_nothing_to_guide_to(model, cond, guidance_scale)
     return estimated(model, images, case, plan, sweeps)
 
 

@@ -31,10 +31,11 @@ from torch import Tensor
 from odesampler.adaptive import Adaptive
 from odesampler.analysis.density import log_density
 from odesampler.analysis.likelihoods import Likelihood
+from odesampler.analysis.settings import made_with
 from odesampler.data_range import check_images
 from odesampler.divergence import KINDS, PROBES, draw_probes
 from odesampler.grid import Grid
-from odesampler.guidance import AnyGuidance
+from odesampler.guidance import AnyGuidance, warn_of_nothing_to_guide_to
 from odesampler.inversion import refuse_stochastic
 from odesampler.model import Model
 from odesampler.noise import Streams, seeds_for
@@ -143,6 +144,7 @@ def log_likelihood(
         state_dtype=state_dtype or finest_dtype(model.device),
     )
     _refuse(plan)
+    warn_of_nothing_to_guide_to(model, cond, guidance_scale)
     found = _measured(
         model,
         plan,
@@ -154,6 +156,10 @@ def log_likelihood(
         max_batch=max_batch,
         progress=progress,
     )
+    made = made_with(
+        seed=seed if estimate.probes or estimate.levels else None, cond=cond, guidance_scale=guidance_scale, grid=grid
+    )
+    found = replace(found, how=", ".join(filter(None, [found.how, made])))
     for doubt in found.doubts():
         if "did not arrive" not in doubt:  # said by the solve, with the reasons
             warnings.warn(doubt, RuntimeWarning, stacklevel=2)

@@ -82,16 +82,18 @@ def trajectory_figure(found: TrajectoryPlane) -> Figure:
 
 
 def grids_figure(found: GridPicture) -> Figure:
-    """Marks at the sigmas, a line for each grid; below, the factor of each step at its geometric middle."""
+    """Marks at the sigmas, a line for each grid; below, the factor of each step at its geometric middle, if any."""
     from matplotlib.figure import Figure
 
     count = len(found.grids)
-    figure = Figure(figsize=(8.0, 3.4 + 0.32 * count))
+    heights = [0.32 * count + 0.2, *([2.6] if any(map(steps_of, found.grids)) else [])]
+    figure = Figure(figsize=(8.0, 0.6 + sum(heights)))
     figure.set_layout_engine("constrained")
-    marks, factors = figure.subplots(2, 1, sharex=True, height_ratios=[0.32 * count + 0.2, 2.6])
-    finite = [s for grid in found.grids for s in grid if 0 < s < math.inf]
+    axes: Any = figure.subplots(len(heights), 1, sharex=True, height_ratios=heights, squeeze=False)[:, 0]
+    marks = axes[0]
+    finite = [s for grid in found.grids for s in grid if 0 < s < math.inf] or [1.0]
     low, high = min(finite), max(finite)
-    width = (high / low) ** 0.06
+    width = (high / low) ** 0.06 if high > low else 2.0
     for i, grid in enumerate(found.grids):
         style: dict[str, Any] = {"color": COLOURS[i % 7], "label": plain(grid.name, WIDE)}
         inside = [s for s in grid if 0 < s < math.inf]
@@ -101,18 +103,18 @@ def grids_figure(found: GridPicture) -> Figure:
         if grid[-1] == 0:
             marks.plot(low / width, i, "<", color=style["color"])
         steps = steps_of(grid)
-        middles = [math.sqrt(a * b) for a, b in steps]
-        factors.plot(
-            middles, [a / b for a, b in steps], marker=MARKERS[i % len(MARKERS)], markersize=4, linewidth=1.2, **style
-        )
+        middles, lengths = [math.sqrt(a * b) for a, b in steps], [a / b for a, b in steps]
+        for axis in axes[1:]:
+            axis.plot(middles, lengths, marker=MARKERS[i % len(MARKERS)], markersize=4, linewidth=1.2, **style)
     marks.set_yticks(range(count), [plain(grid.name) for grid in found.grids], fontsize=9)
     marks.set_ylim(count - 0.5, -0.5)
     marks.set_title("sigmas; < goes on to 0, > comes from infinity", fontsize=9, loc="left")
-    factors.set_xscale("log")
-    factors.set_yscale("log")
-    factors.set_xlim(low / width**2, high * width**2)
-    factors.set_xlabel("sigma = std / alpha")
-    factors.set_ylabel("factor of a step")
-    factors.grid(visible=True, which="major", linewidth=0.4)
-    factors.legend(fontsize=9, frameon=False, loc="center left", bbox_to_anchor=(1.0, 0.5))
+    marks.set_xscale("log")
+    marks.set_xlim(low / width**2, high * width**2)
+    axes[-1].set_xlabel("sigma = std / alpha")
+    for axis in axes[1:]:
+        axis.set_yscale("log")
+        axis.set_ylabel("factor of a step")
+        axis.grid(visible=True, which="major", linewidth=0.4)
+        axis.legend(fontsize=9, frameon=False, loc="center left", bbox_to_anchor=(1.0, 0.5))
     return figure

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 import numpy
 from torch import Tensor
 
+from odesampler.analysis.reference import quantile
+
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 

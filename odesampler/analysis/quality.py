@@ -29,7 +29,7 @@ from odesampler.analysis.qualities import Mark, Quality
 MOST_FEATURES = 64  # of our own, where none are supplied
 SHOWN = 10  # samples beside the real images that they are nearest to
 CHUNK = 256  # images that features are taken of at once
-COPY = 0.5  # a sample this many median distances from a real image is as good as that image
+COPY = 0.4  # a sample this many median distances from a real image is as good as that image
 
 Array: TypeAlias = NDArray[np.float64]
 Pick: TypeAlias = NDArray[np.int64]
@@ -107,7 +107,8 @@ def quality(
         found.append(marks)
     made = tuple(Mark(name, *(torch.tensor([m[name][i] for m in found]) for i in (0, 1))) for name in found[0])
     pairs = apart.nearest(SHOWN)
-    return Quality(made, half, narrow[0].shape[1], what, (samples[pairs[0]], data[pairs[1]]), tuple(map(len, sets)))
+    shown, variance = (samples[pairs[0]], data[pairs[1]]), float(narrow[1].var(0, ddof=1).sum())
+    return Quality(made, half, narrow[0].shape[1], what, variance, shown, seed, tuple(map(len, sets)))
 
 
 class _Apart:
@@ -126,8 +127,10 @@ class _Apart:
         others = [_least(self.of_samples, s, s, own=True), _least(self.of_data, a, a, own=True)]
         medians = {"nearest real": to_real, "nearest other": others}
         found = {name: [float(np.median(d)) for d in both] for name, both in medians.items()}
-        if self.to_training is None:
-            return {**found, "copies": _copies(to_real)}
+        if self.to_training is None:  # of all images, not of half of them: a copy of any is one
+            real = np.arange(len(self.of_data))
+            every = [self.to_data[s].min(1), _least(self.of_data, real, real, own=True)[a]]
+            return {**found, "copies": _copies(every)}
         seen = [d[i] for d, i in zip(self.to_training, (s, a), strict=True)]
         nearer = [float((x < y).mean() + (x == y).mean() / 2) for x, y in zip(seen, to_real, strict=True)]
         return {**found, "copies": _copies(seen), "nearer to training": nearer}

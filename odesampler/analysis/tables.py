@@ -36,9 +36,9 @@ def text(head: Sequence[str], rows: Rows, notes: Sequence[str] = ()) -> str:
 
 
 def comma_separated(head: Sequence[str], rows: Rows, path: str | Path | None = None) -> str:
-    """The table as comma-separated values; written to `path`, if given, whole or not at all."""
+    """The table as comma-separated values; written to `path`, if given, whole or not at all. Nothing, of no columns."""
     out = io.StringIO()
-    csv.writer(out).writerows([head, *rows])
+    csv.writer(out).writerows([head, *rows] if head else [])
     if path is not None:
         with written_whole(path) as file:
             file.write(out.getvalue().encode())
