@@ -84,15 +84,10 @@ def run(
         ValueError: `max_batch` below 1; an answer of the wrong shape.
         FloatingPointError: An answer with NaN or infinity; names the sigma.
     """
-    if max_batch is not None and max_batch < 1:
-        raise ValueError(f"max_batch must be 1 or more, or None; got {max_batch}")
+    width = getattr(model, "width", 1)
+    check_max_batch(max_batch, width)
     joined: Program[Any] = programs[0] if len(programs) == 1 else together(*programs)
     conds = _joined_cond(cond)
-    width = getattr(model, "width", 1)
-    if max_batch is not None and max_batch < width:
-        raise ValueError(
-            f"guidance needs {width} rows for one sample: max_batch must be {width} or more; got {max_batch}"
-        )
     watch, tally = _Watch(), Tally() if tally is None else tally
     chunk = None if max_batch is None else max_batch // width
     answer: Tensor | None = None
@@ -111,6 +106,16 @@ def run(
         except Exception as error:
             joined.throw(error)  # so that the traceback also shows which line of which solver asked
             raise
+
+
+def check_max_batch(max_batch: int | None, width: int) -> None:
+    """Raises: ValueError: not room for one sample, which takes `width` rows."""
+    if max_batch is not None and max_batch < 1:
+        raise ValueError(f"max_batch must be 1 or more, or None; got {max_batch}")
+    if max_batch is not None and max_batch < width:
+        raise ValueError(
+            f"guidance needs {width} rows for one sample: max_batch must be {width} or more; got {max_batch}"
+        )
 
 
 def _evaluate(model: Eps, asked: Request, cond: Cond, chunk: int | None, tally: Tally) -> Tensor:
