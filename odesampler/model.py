@@ -24,6 +24,7 @@ from odesampler import prediction as predictions
 from odesampler.data_range import check_data_range
 from odesampler.precision import finest_dtype
 from odesampler.prediction import Prediction
+from odesampler.room import Room
 from odesampler.schedule import Schedule
 
 Cond: TypeAlias = Mapping[str, Tensor]  # model inputs beside x and sigma, each (batch, ...)
@@ -78,6 +79,7 @@ class Model:
     name: str = "model"
     labels: tuple[str, ...] = ()
     data_range: tuple[float, float] | None = None
+    room: Room = field(default_factory=Room, init=False, repr=False)  # for max_batch="auto"
 
     def __post_init__(self) -> None:
         if not callable(self.network) or not isinstance(self.schedule, Schedule):
@@ -105,6 +107,11 @@ class Model:
         """(sigma_min, sigma_max): outside it no network is asked."""
         low = self.schedule.sigma_min if self.sigma_min is None else self.sigma_min
         return low, self.schedule.sigma_max if self.sigma_max is None else self.sigma_max
+
+    @property
+    def base(self) -> Model:
+        """Itself: what wraps a model shows it under this name."""
+        return self
 
     @property
     def device(self) -> torch.device:

@@ -24,16 +24,16 @@ from torch import Tensor
 
 from odesampler import images
 from odesampler.adaptive import Status
-from odesampler.drive import check_max_batch
 from odesampler.files import written_whole
 from odesampler.guidance import rows_a_sample
 from odesampler.inversion import encode, refuse_what_cannot_be_encoded
 from odesampler.latent import Recipe
-from odesampler.lossless import place_of
+from odesampler.lossless import place_of, rows_at_once
 from odesampler.model import Model
 from odesampler.noise import noise_for, seeds_for
 from odesampler.plan import Plan, checked_cond, make_plan
 from odesampler.precision import finest_dtype
+from odesampler.room import AnyBatch, check_max_batch
 from odesampler.sampling import checked_count, checked_shape, sample
 from odesampler.shards import Shards, World
 
@@ -74,7 +74,7 @@ def sample_many(
     kind: str = "safetensors",
     seed: int | Sequence[int] = 0,
     cond: Mapping[str, Any] | None = None,
-    max_batch: int | None = None,
+    max_batch: AnyBatch = None,
     rank: int | None = None,
     world: int | None = None,
     progress: bool = False,
@@ -129,7 +129,9 @@ def sample_many(
         late = [item for item, status in zip(items, found.status, strict=True) if status is not Status.ARRIVED]
         return _written(shards, i, kind, found.x, part), {"late": late}
 
-    return _carry_out(shards, here, _place(model, shards, max_batch, plan), make, "sampling" if progress else None)
+    return _carry_out(
+        shards, here, partial(_place, model, shards, max_batch, plan), make, "sampling" if progress else None
+    )
 
 
 def encode_many(
@@ -139,7 +141,7 @@ def encode_many(
     *,
     shard_size: int = SHARD,
     cond: Mapping[str, Any] | None = None,
-    max_batch: int | None = None,
+    max_batch: AnyBatch = None,
     rank: int | None = None,
     world: int | None = None,
     progress: bool = False,
@@ -173,6 +175,8 @@ def encode_many(
     numbers = {k: v for k, v in how.items() if k not in ("convention", "exact", "micro_batch")}
     plan = _planned(model, max_batch, into_zero=False, **{"state_dtype": finest_dtype(model.device), **numbers})
     refuse_what_cannot_be_encoded(plan)
+    width = rows_a_sample(model, plan.guidance_scale)
+    rows = rows_at_once(how.get("exact"), how.get("micro_batch"), max_batch, width, grad=False)
     shape, shards = checked_shape(model), Shards(Path(out), len(files), _checked_size(shard_size))
     conditions = checked_cond(model, cond, len(files))
     shards.begin(
@@ -199,10 +203,12 @@ def encode_many(
         late = [item for item, x in zip(good, latent.x, strict=True) if not bool(x.isfinite().all())]
         return [shards.path(i, ".safetensors")], {**noted, "late": late}
 
-    return _carry_out(shards, here, _place(model, shards, max_batch, plan), make, "encoding" if progress else None)
+    return _carry_out(shards, here, partial(_place, model, shards, rows, plan), make, "encoding" if progress else None)
 
 
-def _carry_out(shards: Shards, world: World, place: Mapping[str, Any], make: Make, progress: str | None) -> Run:
+def _carry_out(
+    shards: Shards, world: World, place: Callable[[], Mapping[str, Any]], make: Make, progress: str | None
+) -> Run:
     """Make the shards that this process has to, one after another."""
     from tqdm.auto import tqdm
 
@@ -212,7 +218,7 @@ def _carry_out(shards: Shards, world: World, place: Mapping[str, Any], make: Mak
         for i in missing:
             try:
                 files, noted = make(i, shards.span(i))
-                shards.finish(i, files, place=place, **noted)
+                shards.finish(i, files, place=place(), **noted)
             except OSError as error:
                 done = missing.index(i)
                 text = f"shard {i} of {shards.folder} could not be written, {done} were before it and stand: {error}"
@@ -240,7 +246,7 @@ def _warn_of_places(records: Sequence[Mapping[str, Any]]) -> None:
         )
 
 
-def _planned(model: Model, max_batch: int | None, *, into_zero: bool, **how: Any) -> Plan:
+def _planned(model: Model, max_batch: AnyBatch, *, into_zero: bool, **how: Any) -> Plan:
     """The plan that every shard will have.
 
     Raises:
@@ -253,14 +259,14 @@ def _planned(model: Model, max_batch: int | None, *, into_zero: bool, **how: Any
     return plan
 
 
-def _facts(what: str, model: Model, plan: Plan, max_batch: int | None, cond: Mapping[str, Tensor]) -> dict[str, Any]:
+def _facts(what: str, model: Model, plan: Plan, max_batch: AnyBatch, cond: Mapping[str, Tensor]) -> dict[str, Any]:
     """What two runs must agree in to be the same: all that decides what the shards hold."""
     told = {k: _digest(str(v.dtype), str(v.tolist())) for k, v in cond.items()}
     facts = {"format": FORMAT, "what": what, "max batch": max_batch, "conditions": told}
     return {**asdict(Recipe.of(plan, model)), **facts}
 
 
-def _place(model: Model, shards: Shards, max_batch: int | None, plan: Plan) -> dict[str, Any]:
+def _place(model: Model, shards: Shards, max_batch: AnyBatch, plan: Plan) -> dict[str, Any]:
     return place_of(model, shards.size, max_batch, rows_a_sample(model, plan.guidance_scale))
 
 

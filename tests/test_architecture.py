@@ -40,10 +40,11 @@ CORE = {  # what each module of the core may import of ours
     "registry": {"program", "combine", "integrate", "adaptive", "names", "solvers"},
     "solvers": {"solvers", "registry"},  # the package answers `odesampler.solvers()`
     "data_range": set(),
-    "model": {"schedule", "prediction", "precision", "data_range"},
+    "room": set(),
+    "model": {"schedule", "prediction", "precision", "data_range", "room"},
     "guidance": {"model", "precision"},
     "threshold": {"precision"},
-    "drive": {"program", "combine", "model", "noise"},
+    "drive": {"program", "combine", "model", "noise", "room"},
     "observe": {"program", "schedule"},
     "adjoint": {"program", "integrate", "drive", "model", "noise", "registry"},
     "divergence": {"program", "drive", "model", "noise"},
