@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from odesampler.combine import question, together
+from odesampler.compiled import bucket, padded
 from odesampler.model import Cond
 from odesampler.noise import Noise
 from odesampler.program import Draw, Program, Request, column
@@ -88,12 +89,10 @@ def run(
         torch.cuda.OutOfMemoryError: Not even one sample fits into memory ("auto").
         FloatingPointError: An answer with NaN or infinity; names the sigma.
     """
-    width = getattr(model, "width", 1)
-    check_max_batch(max_batch, width)
+    calls = _Calls.of(model, max_batch)
     joined: Program[Any] = programs[0] if len(programs) == 1 else together(*programs)
     conds = _joined_cond(cond)
     watch, tally = _Watch(), Tally() if tally is None else tally
-    calls = _Calls(model, width, max_batch, _room_of(model))
     answer: Tensor | None = None
     while True:
         try:
@@ -120,6 +119,15 @@ class _Calls:
     width: int  # rows of the network for one sample
     max_batch: AnyBatch
     room: Room
+    pads: bool  # a compiled model: its calls are padded to a few sizes
+
+    @classmethod
+    def of(cls, model: Eps, max_batch: AnyBatch) -> _Calls:
+        """As `model` needs it, or the model that it wraps."""
+        base, width = getattr(model, "base", None), getattr(model, "width", 1)
+        check_max_batch(max_batch, width)
+        room, pads = (Room(), False) if base is None else (base.room, base.pads)
+        return cls(model, width, max_batch, room, pads)
 
     def most(self, x: Tensor) -> int | None:
         """The most samples in a call; None: any number."""
@@ -130,24 +138,21 @@ class _Calls:
         """What the model answers about `x` (batch, *shape), in chunks; what is answered is not asked again."""
         answers, done = list[Tensor](), 0
         while done < len(x):
-            size = min(len(x) - done, self.most(x) or len(x))
+            most = self.most(x)
+            size = min(len(x) - done, most or len(x))
+            rows = bucket(size, most) if self.pads else size
             part = slice(done, done + size)
-            ask = partial(self.model, _cut(x, part), _cut(sigma, part), **{k: _cut(v, part) for k, v in given.items()})
+            cond = {k: padded(_cut(v, part), rows) for k, v in given.items()}
+            ask = partial(self.model, padded(_cut(x, part), rows), padded(_cut(sigma, part), rows), **cond)
             answer = attempted(ask, x.device) if self.max_batch == "auto" else ask()
             if isinstance(answer, str):
-                if size == 1:
+                if rows == 1:
                     raise too_large(x.shape[1:], self.width, x.device, answer)
-                self.room.halve(x.shape[1:], x.device, size * self.width)
+                self.room.halve(x.shape[1:], x.device, rows * self.width)
             else:
-                answers.append(answer)
+                answers.append(answer[:size] if rows > size else answer)
                 done += size
         return answers
-
-
-def _room_of(model: Eps) -> Room:
-    """The room of the model that `model` is or wraps; of another function, a new one."""
-    base = getattr(model, "base", None)
-    return Room() if base is None else base.room
 
 
 def _evaluate(calls: _Calls, asked: Request, cond: Cond, tally: Tally) -> Tensor:

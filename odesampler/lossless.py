@@ -152,6 +152,8 @@ def place_of(model: Model, batch: int, max_batch: AnyBatch, width: int) -> dict[
         "network dtype": str(model.network_dtype),
         "autocast": str(model.autocast),
         "torch": torch.__version__,
+        "compiled": model.compile is not False,
+        "channels last": model.channels_last,
     }
     cpu = {
         "threads": torch.get_num_threads(),

@@ -41,10 +41,11 @@ CORE = {  # what each module of the core may import of ours
     "solvers": {"solvers", "registry"},  # the package answers `odesampler.solvers()`
     "data_range": set(),
     "room": set(),
-    "model": {"schedule", "prediction", "precision", "data_range", "room"},
+    "compiled": set(),
+    "model": {"schedule", "prediction", "precision", "data_range", "room", "compiled"},
     "guidance": {"model", "precision"},
     "threshold": {"precision"},
-    "drive": {"program", "combine", "model", "noise", "room"},
+    "drive": {"program", "combine", "model", "noise", "room", "compiled"},
     "observe": {"program", "schedule"},
     "adjoint": {"program", "integrate", "drive", "model", "noise", "registry"},
     "divergence": {"program", "drive", "model", "noise"},
