@@ -4,7 +4,8 @@
 
 What a run is, and why it can be killed at any moment, is in `shards`. Here is what the shards hold. The same command
 goes on with a run that was begun, skips what is done, and ends with the same files as one that was never interrupted,
-bit for bit on the same kind of machine with the same `max_batch`.
+bit for bit on the same kind of machine with the same `max_batch`. That should be a number then: "auto" depends on the
+memory that is free, and each shard's record says how many samples a call had.
 """
 
 from __future__ import annotations
@@ -91,7 +92,7 @@ def sample_many(
             00000/00000000.png, ...
         seed: As for `sample`.
         cond: As for `sample`, one value or `num_samples`.
-        max_batch: As for `sample`.
+        max_batch: As for `sample`. The last bits depend on it: a number makes them the same in every run.
         rank: Which process this is, of `world`; by default what torchrun or Slurm say, else the only one.
         world: How many there are. The files are the same whatever their number.
         progress: Show a progress bar.

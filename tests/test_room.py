@@ -11,10 +11,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import odesampler as ods
+from odesampler.divergence import Spreading
 from odesampler.drive import Tally, run
 from odesampler.guidance import guided
 from odesampler.integrate import on_grid
 from odesampler.model import Model
+from odesampler.null_steps import NullGuided
 from odesampler.room import Room, attempted, of_memory
 from odesampler.schedule import VE, VP
 from odesampler.solvers import Heun
@@ -191,6 +193,15 @@ def test_room_is_known_by_shape_and_device():
     assert room.rows(torch.Size((3, 8, 8)), torch.device("cuda", 1)) == 50
     assert room.rows((3, 8, 9), torch.device("cuda", 1)) is None
     assert room.rows((3, 8, 8), torch.device("cuda", 0)) is None
+
+
+def test_whatever_wraps_a_model_shows_it():
+    model = Small(9).model()
+    away = guided(model, 3.0)
+    for eps in (away, thresholded(model, 1.0), thresholded(away, 1.0), Spreading(away, (2,)), NullGuided(away, (2.0,))):
+        assert eps.base is model
+    assert thresholded(mixture(), 1.0).base is None
+    assert Spreading(mixture(), (2,)).base is None
 
 
 def test_verbs_share_what_was_learned():

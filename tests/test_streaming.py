@@ -63,6 +63,25 @@ def test_every_item_is_in_one_shard_and_every_shard_is_one_process(tmp_path_fact
     assert [item for i in range(len(shards)) for item in shards.span(i)] == list(range(count))
 
 
+@pytest.mark.parametrize(
+    ("said", "world"),
+    [
+        ({}, World(0, 1)),
+        ({"RANK": "3", "WORLD_SIZE": "8"}, World(3, 8)),
+        ({"SLURM_PROCID": "2", "SLURM_NTASKS": "4"}, World(2, 4)),
+        ({"RANK": "3", "WORLD_SIZE": "8", "SLURM_PROCID": "2", "SLURM_NTASKS": "4"}, World(3, 8)),
+        ({"SLURM_PROCID": "2"}, World(0, 1)),
+    ],
+)
+def test_which_process_this_is_torchrun_and_slurm_say(monkeypatch, said, world):
+    for name in ("RANK", "WORLD_SIZE", "SLURM_PROCID", "SLURM_NTASKS"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in said.items():
+        monkeypatch.setenv(name, value)
+    assert World.of(None, None) == world
+    assert World.of(1, 2) == World(1, 2)
+
+
 def test_shards_hold_what_sample_gives_for_their_seeds(tmp_path):
     run = drawn(tmp_path, seed=5)
     assert run.complete
