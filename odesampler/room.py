@@ -18,7 +18,8 @@ from torch import Tensor
 
 AnyBatch: TypeAlias = Literal["auto"] | int | None  # the most rows to give the network at once
 
-TEXTS = ("out of memory", "can't allocate memory", "not enough memory")  # CUDA's and Metal's, the CPU's, Windows'
+# Of CUDA, ROCm and Metal; of the CPU on Linux and Windows; of cuBLAS and cuDNN.
+TEXTS = ("out of memory", "can't allocate memory", "not enough memory", "STATUS_ALLOC_FAILED")
 
 
 @dataclass(eq=False)

@@ -4,6 +4,7 @@ import gc
 import json
 import math
 import weakref
+from pathlib import Path
 
 import pytest
 import torch
@@ -135,6 +136,7 @@ def test_an_error_that_is_not_about_memory_is_raised_at_once(error):
     "text",
     [
         "CUDA out of memory. Tried to allocate 20.00 MiB",
+        "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`",
         "MPS backend out of memory (MPS allocated: 18.13 GB, other allocations: 384.00 KB, max allowed: 18.13 GB)",
         "[enforce fail at alloc_cpu.cpp:83] . DefaultCPUAllocator: not enough memory: you tried to allocate 9 bytes",
     ],
@@ -193,6 +195,28 @@ def test_room_is_known_by_shape_and_device():
     assert room.rows(torch.Size((3, 8, 8)), torch.device("cuda", 1)) == 50
     assert room.rows((3, 8, 9), torch.device("cuda", 1)) is None
     assert room.rows((3, 8, 8), torch.device("cuda", 0)) is None
+
+
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="how much memory this process has is asked of Linux")
+def test_a_process_whose_memory_is_limited_draws_as_many_at_once_as_fit():
+    import resource
+
+    def network(x_t, t):
+        asked.append(len(x_t))
+        torch.empty(len(x_t), 100 << 20, dtype=torch.uint8)  # 100 MiB a row, which nobody touches
+        return x_t * 0.5
+
+    asked = []
+    model = Model(network, VP.linear(), data_shape=(2,))
+    pages = int(Path("/proc/self/statm").read_text().split()[0])
+    before = resource.getrlimit(resource.RLIMIT_AS)
+    resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + (550 << 20), before[1]))
+    try:
+        found = ods.sample(model, 16, num_steps=2, solver="ddim", max_batch="auto")
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, before)
+    assert asked == [16, 8, *[4] * 8]
+    torch.testing.assert_close(found.x, ods.sample(model, 16, num_steps=2, solver="ddim", max_batch=4).x)
 
 
 def test_whatever_wraps_a_model_shows_it():
