@@ -7,17 +7,20 @@ sample, evaluations are counted, answers are checked. It never sees a solver.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, TypeAlias, TypeVar, cast
 
 import torch
 from torch import Tensor
 
 from odesampler.combine import question, together
+from odesampler.compiled import bucket, padded
 from odesampler.model import Cond
 from odesampler.noise import Noise
 from odesampler.program import Draw, Program, Request, column
+from odesampler.room import AnyBatch, Room, attempted, check_max_batch, too_large
 
 T = TypeVar("T")
 Eps: TypeAlias = Callable[..., Tensor]  # eps(x, sigma, **cond): a Model, or any function of that form
@@ -28,7 +31,7 @@ class Tally:
     """What a run cost."""
 
     nfe: Tensor | None = None  # (batch,) evaluations of eps for each sample; a guided one counts once
-    calls: int = 0  # batched calls of the model
+    calls: int = 0  # batched calls of the model that it answered
 
 
 @dataclass
@@ -63,7 +66,7 @@ def run(
     model: Eps,
     cond: Cond | Sequence[Cond] = (),
     noise: Noise | None = None,
-    max_batch: int | None = None,
+    max_batch: AnyBatch = None,
     tally: Tally | None = None,
 ) -> list[T]:
     """Answer programs until all have returned, asking the model about all of them in one call a round.
@@ -74,7 +77,8 @@ def run(
             `told`, of the same form, where a request has one.
         cond: Conditions of the whole batch, or one mapping a program, each value batch first.
         noise: Streams for the samples of the whole batch; only stochastic solvers need them.
-        max_batch: The most rows to give the network at once; more are cut into chunks. None: no limit.
+        max_batch: The most rows to give the network at once; more are cut into chunks. None: no limit. "auto": no limit
+            but memory; where it runs out, half as many are tried, and remembered (`room`).
         tally: Counts evaluations, if given.
 
     Returns:
@@ -82,19 +86,13 @@ def run(
 
     Raises:
         ValueError: `max_batch` below 1; an answer of the wrong shape.
+        torch.cuda.OutOfMemoryError: Not even one sample fits into memory ("auto").
         FloatingPointError: An answer with NaN or infinity; names the sigma.
     """
-    if max_batch is not None and max_batch < 1:
-        raise ValueError(f"max_batch must be 1 or more, or None; got {max_batch}")
+    calls = _Calls.of(model, max_batch)
     joined: Program[Any] = programs[0] if len(programs) == 1 else together(*programs)
     conds = _joined_cond(cond)
-    width = getattr(model, "width", 1)
-    if max_batch is not None and max_batch < width:
-        raise ValueError(
-            f"guidance needs {width} rows for one sample: max_batch must be {width} or more; got {max_batch}"
-        )
     watch, tally = _Watch(), Tally() if tally is None else tally
-    chunk = None if max_batch is None else max_batch // width
     answer: Tensor | None = None
     while True:
         try:
@@ -106,26 +104,66 @@ def run(
             if isinstance(asked, Draw):
                 answer = _draw(asked, noise)
             else:
-                answer = _evaluate(model, asked, conds, chunk, tally)
+                answer = _evaluate(calls, asked, conds, tally)
                 watch.see(answer, _where(asked))
         except Exception as error:
             joined.throw(error)  # so that the traceback also shows which line of which solver asked
             raise
 
 
-def _evaluate(model: Eps, asked: Request, cond: Cond, chunk: int | None, tally: Tally) -> Tensor:
+@dataclass(frozen=True)
+class _Calls:
+    """How the model is called: with how many samples at once."""
+
+    model: Eps
+    width: int  # rows of the network for one sample
+    max_batch: AnyBatch
+    room: Room
+    pads: bool  # a compiled model: its calls are padded to a few sizes
+
+    @classmethod
+    def of(cls, model: Eps, max_batch: AnyBatch) -> _Calls:
+        """As `model` needs it, or the model that it wraps."""
+        base, width = getattr(model, "base", None), getattr(model, "width", 1)
+        check_max_batch(max_batch, width)
+        room, pads = (Room(), False) if base is None else (base.room, base.pads)
+        return cls(model, width, max_batch, room, pads)
+
+    def most(self, x: Tensor) -> int | None:
+        """The most samples in a call; None: any number."""
+        rows = self.room.rows(x.shape[1:], x.device) if self.max_batch == "auto" else self.max_batch
+        return None if rows is None else max(1, rows // self.width)
+
+    def answers(self, x: Tensor, sigma: float | Tensor, given: Mapping[str, Any]) -> list[Tensor]:
+        """What the model answers about `x` (batch, *shape), in chunks; what is answered is not asked again."""
+        answers, done = list[Tensor](), 0
+        while done < len(x):
+            most = self.most(x)
+            size = min(len(x) - done, most or len(x))
+            rows = bucket(size, most) if self.pads else size
+            part = slice(done, done + size)
+            cond = {k: padded(_cut(v, part), rows) for k, v in given.items()}
+            ask = partial(self.model, padded(_cut(x, part), rows), padded(_cut(sigma, part), rows), **cond)
+            answer = attempted(ask, x.device) if self.max_batch == "auto" else ask()
+            if isinstance(answer, str):
+                if rows == 1:
+                    raise too_large(x.shape[1:], self.width, x.device, answer)
+                self.room.halve(x.shape[1:], x.device, rows * self.width)
+            else:
+                answers.append(answer[:size] if rows > size else answer)
+                done += size
+        return answers
+
+
+def _evaluate(calls: _Calls, asked: Request, cond: Cond, tally: Tally) -> Tensor:
     x, sigma, rows, told = asked
     if isinstance(sigma, Tensor):
         sigma = column(sigma, x).flatten()
     mine: dict[str, Any] = {k: v if rows is None else v[rows.to(v.device)] for k, v in cond.items()}
     if told is not None:
         mine["told"] = column(told, x).flatten() if isinstance(told, Tensor) else told
-    size = len(x) if chunk is None else chunk
-    answers = []
-    for i in range(0, len(x), size):
-        part = slice(i, i + size)
-        answers.append(model(_cut(x, part), _cut(sigma, part), **{k: _cut(v, part) for k, v in mine.items()}))
-        tally.calls += 1
+    answers = calls.answers(x, sigma, mine)
+    tally.calls += len(answers)
     answer = answers[0] if len(answers) == 1 else torch.cat(answers)
     if answer.shape != x.shape:
         raise ValueError(

@@ -82,6 +82,11 @@ class Guided:
     guidance: Guidance
     width: int = 2  # rows of the network for one sample
 
+    @property
+    def base(self) -> Model:
+        """The model under all that wraps it."""
+        return self.model
+
     def __call__(
         self, x: Tensor, sigma: float | Tensor, *, told: float | Tensor | None = None, **cond: Tensor
     ) -> Tensor:

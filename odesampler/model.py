@@ -21,9 +21,11 @@ import torch
 from torch import Tensor, nn
 
 from odesampler import prediction as predictions
+from odesampler.compiled import Compile, check_compile, compiled, wants_padding
 from odesampler.data_range import check_data_range
 from odesampler.precision import finest_dtype
 from odesampler.prediction import Prediction
+from odesampler.room import Room
 from odesampler.schedule import Schedule
 
 Cond: TypeAlias = Mapping[str, Tensor]  # model inputs beside x and sigma, each (batch, ...)
@@ -59,6 +61,11 @@ class Model:
         labels: Names of the classes, where `cond` has a "label".
         data_range: The least and the greatest value of its data, (-1, 1) for most, if known: images outside are noticed
             before they are encoded. No part of the fingerprint.
+        compile: Compile the network with torch.compile, when it is first asked. True, or options of torch.compile:
+            {"mode": "reduce-overhead"} lets it use CUDA graphs. Calls are padded to powers of two or `max_batch`, so
+            that it is not compiled for every size; with {"dynamic": True} it is compiled once for all, and none is.
+        channels_last: Store the network's weights, and the images that it is given, with channels last, as convolutions
+            in half precision on GPUs want them. On a CPU it may cost more than it gains.
 
     Raises:
         TypeError: A network that cannot be called, or no schedule.
@@ -78,6 +85,9 @@ class Model:
     name: str = "model"
     labels: tuple[str, ...] = ()
     data_range: tuple[float, float] | None = None
+    compile: Compile = False
+    channels_last: bool = False
+    room: Room = field(default_factory=Room, init=False, repr=False)  # for max_batch="auto"
 
     def __post_init__(self) -> None:
         if not callable(self.network) or not isinstance(self.schedule, Schedule):
@@ -87,6 +97,8 @@ class Model:
             )
         predictions.check(self.prediction)
         check_data_range(self.data_range)
+        check_compile(self.compile)
+        self._lay_out()
         low, high = self.range
         top = self.schedule.sigma_max
         if not (0 < low < high <= top):
@@ -105,6 +117,16 @@ class Model:
         """(sigma_min, sigma_max): outside it no network is asked."""
         low = self.schedule.sigma_min if self.sigma_min is None else self.sigma_min
         return low, self.schedule.sigma_max if self.sigma_max is None else self.sigma_max
+
+    @property
+    def base(self) -> Model:
+        """Itself: what wraps a model shows it under this name."""
+        return self
+
+    @property
+    def pads(self) -> bool:
+        """Whether the driver should pad calls to a few sizes."""
+        return wants_padding(self.compile)
 
     @property
     def device(self) -> torch.device:
@@ -209,7 +231,7 @@ class Model:
         missing = {} if cond.keys() >= self.null_cond.keys() else self.nothing(len(x_t))
         casting = torch.autocast(x_t.device.type, self.autocast) if self.autocast else nullcontext()
         with casting:
-            out = self.network(x_t.to(dtype), clock, **{**missing, **cond})
+            out = self._called(x_t.to(dtype, memory_format=self._format), clock, **{**missing, **cond})
         if not isinstance(out, Tensor):
             raise TypeError(f"{self.name} answered with {type(out).__name__}; a network must answer with a tensor")
         if out.shape != x_t.shape:
@@ -218,7 +240,25 @@ class Model:
                 f"{tuple(x_t.shape)} and answered with {tuple(out.shape)}; "
                 "a network must answer in the shape of its question (drop a learned variance first)"
             )
-        return out.to(x_t.dtype)
+        # States stay contiguous. CUDA graphs write every answer to the same place, where the next would replace it.
+        own = torch.contiguous_format if self.channels_last else torch.preserve_format
+        return out.to(x_t.dtype, copy=self.compile is not False, memory_format=own)
+
+    @cached_property
+    def _called(self) -> Callable[..., Tensor]:
+        return compiled(self.network, self.compile)
+
+    @property
+    def _format(self) -> torch.memory_format:
+        return torch.channels_last if self.channels_last else torch.preserve_format
+
+    def _lay_out(self) -> None:
+        if not self.channels_last:
+            return
+        if self.data_shape is not None and len(self.data_shape) != 3:
+            raise ValueError(f"channels_last is for images, (channels, height, width); got data of {self.data_shape}")
+        if isinstance(self.network, nn.Module):
+            self.network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # not in torch's types
 
     def _tensors(self) -> Iterator[Tensor]:
         if isinstance(self.network, nn.Module):

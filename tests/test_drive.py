@@ -104,9 +104,9 @@ def test_conditions_that_differ_in_their_names_are_refused():
         run(*programs, model=labelled, cond=[{"label": torch.zeros(6)}, {}])
 
 
-@pytest.mark.parametrize("max_batch", [0, -3])
+@pytest.mark.parametrize("max_batch", [0, -3, "max"])
 def test_a_batch_limit_below_1_is_refused(max_batch):
-    with pytest.raises(ValueError, match="max_batch must be 1 or more, or None; got"):
+    with pytest.raises(ValueError, match='max_batch must be 1 or more, "auto", or None; got'):
         run(on_grid(Euler(), noise(), geometric(4)), model=mixture(), max_batch=max_batch)
 
 
