@@ -21,7 +21,7 @@ from enum import IntEnum
 import torch
 from torch import Tensor
 
-from odesampler.combine import for_rows
+from odesampler.combine import for_rows, knowing
 from odesampler.program import Course, Loop, Observer, Program, Sigma, Solved, Solver, State, check_tolerances
 
 
@@ -82,13 +82,14 @@ def adaptive(
     solver, k = control.solver, (control.solver.error_order or 0) + 1
     rows = torch.arange(len(x), device=x.device)
     s = _column(x, start)
-    h = yield from _first_step(control, x, start, stop)
-    state = yield from solver.init(x, s)
+    h, k0 = yield from _first_step(control, x, s, start, stop)
+    state = yield from knowing(k0, x, s, solver.init(x, s))
     before = torch.ones_like(s)  # the scaled error of the last accepted step
     out, status = x.clone(), torch.full((len(x),), int(Status.STEP_LIMIT), device=x.device)
     for i in range(1, control.max_steps + 1):
         s1 = torch.where((stop - s - h) * h > 0, s + h, stop)
-        trial = yield from for_rows(rows, solver.step(state, s, s1))
+        step = solver.step(state, s, s1)
+        trial = yield from for_rows(rows, step if i > 1 else knowing(k0, x, s, step))
         e = _scaled(control, trial.error, state.x, trial.x)
         accept = e <= 1
         factor = 0.9 * e ** (-0.7 / k) * before ** (0.4 / k)
@@ -98,34 +99,35 @@ def adaptive(
         h = h * factor.nan_to_num(0.2).clamp(0.2, 5)  # NaN, until the driver finds it: go no further
         arrived = (s == stop).flatten()
         stuck = (h.abs() < 8 * torch.finfo(x.dtype).eps * s.abs()).flatten() & ~arrived
-        left = arrived | stuck
-        out[rows] = state.x
-        status[rows] = torch.where(arrived, int(Status.ARRIVED), torch.where(stuck, int(Status.FLOOR), status[rows]))
         if observe is not None:
             observe(i, s, state.x, rows)
-        going = torch.nonzero(~left).flatten()  # the one wait for the device in a round
-        if len(going) == 0:
-            break
+        going = torch.nonzero(~(arrived | stuck)).flatten()  # the one wait for the device in a round
         if len(going) < len(rows):
+            out[rows] = state.x
+            ended = torch.where(stuck, int(Status.FLOOR), int(Status.STEP_LIMIT))
+            status[rows] = torch.where(arrived, int(Status.ARRIVED), ended)
             rows, s, h, before, state = rows[going], s[going], h[going], before[going], state.select(going)
+        if len(rows) == 0:
+            break
+    out[rows] = state.x
     return Solved(State(out), status)
 
 
-def _first_step(control: Adaptive, x: Tensor, start: float, stop: float) -> Program[Tensor]:
-    """Hairer's initial step, per sample, signed: two evaluations, the second inside the range."""
+def _first_step(control: Adaptive, x: Tensor, s: Tensor, start: float, stop: float) -> Program[tuple[Tensor, Tensor]]:
+    """Hairer's initial step, per sample, signed, and eps at the start: two evaluations, the second inside the range."""
     span = abs(stop - start)
-    k0 = yield x, _column(x, start)
+    k0 = yield x, s
     scale = _scale(control, _rms(x))  # a sample's, not a pixel's: one of exactly 0 under atol = 0 would blow it up
     size, slope = _rms(x / scale), _rms(k0 / scale)
     probe = torch.where((size < 1e-5) | (slope < 1e-5), 1e-6, 0.01 * size / slope).clamp(max=span)
     probe = probe * math.copysign(1, stop - start)
-    k1 = yield x + probe * k0, (_column(x, start) + probe).clamp(min(start, stop), max(start, stop))
+    k1 = yield x + probe * k0, (s + probe).clamp(min(start, stop), max(start, stop))
     bend = _rms((k1 - k0) / scale) / probe.abs()
     worst = torch.maximum(slope, bend)
     fitting = (0.01 / worst) ** (1 / (control.solver.order + 1))
     h = torch.where(worst <= 1e-15, (probe.abs() * 1e-3).clamp(min=1e-6), fitting)
     least = 1e-6 * span  # a sample of nothing but 0 makes `worst` infinite, and a step of 0 gets nowhere
-    return torch.minimum(100 * probe.abs(), h).clamp(least, span) * math.copysign(1, stop - start)
+    return torch.minimum(100 * probe.abs(), h).clamp(least, span) * math.copysign(1, stop - start), k0
 
 
 def _scaled(control: Adaptive, error: Tensor | None, x0: Tensor, x1: Tensor) -> Tensor:

@@ -3,7 +3,7 @@
 import sys
 from importlib import import_module
 
-NAMES = ("import_time", "exact_problems", "defaults", "reversible", "inversion", "against_diffusers")
+NAMES = ("import_time", "exact_problems", "defaults", "reversible", "inversion", "against_diffusers", "loop_overhead")
 
 for name in sys.argv[1:] or NAMES:
     if name not in NAMES:
