@@ -1,5 +1,7 @@
 """What loops cost, counted: tensor operations, traffic of memory, waits for the device. Counts, not seconds."""
 
+import weakref
+
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 from torch.utils._pytree import tree_leaves
@@ -43,3 +45,25 @@ class Counted(TorchDispatchMode):
 
 def _tensors(values):
     return [v for v in tree_leaves(values) if isinstance(v, torch.Tensor)]
+
+
+class Live(TorchDispatchMode):
+    """How many bytes of tensors are alive at once, at most, of those made meanwhile. Views count as nothing."""
+
+    def __init__(self):
+        super().__init__()
+        self.now = self.peak = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        given = {id(v) for v in _tensors((args, kwargs))}  # an operation in place returns what it was given
+        for made in _tensors(out) if not func.is_view else ():
+            if id(made) not in given:
+                size = made.numel() * made.element_size()
+                self.now += size
+                self.peak = max(self.peak, self.now)
+                weakref.finalize(made, self._gone, size)
+        return out
+
+    def _gone(self, size):
+        self.now -= size

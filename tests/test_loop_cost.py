@@ -9,7 +9,7 @@ from odesampler.integrate import OnGrid, solve
 from odesampler.program import State
 from odesampler.solvers import RK4, Bosh3, Dopri5, Euler, Heun, Multistep
 from tests.benchmarks.loop_overhead import Cost, cost_of, rivals
-from tests.counting import Counted
+from tests.counting import Counted, Live
 from tests.problems import SOLVERS, SameNoise, by_hand, geometric, mixture, noise
 
 STEPS = 70
@@ -134,6 +134,37 @@ def test_on_a_device_nan_is_looked_for_once_when_all_is_done(monkeypatch, solver
     counts = counted(solver, "meta")
     assert looked == [counts.evaluations]
     assert sum(name == "aten.stack.default" for name in counts.names) == 0
+
+
+def peak(solver, batch, steps):
+    """Bytes at the most, without the network."""
+    live, x = Live(), torch.zeros(batch, 3, 16, 16)
+    with live:
+        solved = drive.run(solve(OnGrid(solver), State(x), geometric(steps)), model=lambda x, sigma: x * 0.5)
+    assert live.peak >= live.now >= x.nbytes, "the result is alive"
+    del solved
+    return live.peak
+
+
+@pytest.mark.parametrize("solver", [s for s in SOLVERS if not s.stochastic], ids=repr)
+def test_memory_does_not_grow_with_the_number_of_steps(solver):
+    assert peak(solver, 4, 40) == peak(solver, 4, 8)
+
+
+@pytest.mark.parametrize("solver", [Euler(), Heun(), RK4(), Dopri5(), Multistep()], ids=repr)
+def test_memory_grows_with_the_batch_and_no_faster(solver):
+    assert peak(solver, 64, 8) == pytest.approx(16 * peak(solver, 4, 8), rel=0.01)
+
+
+def test_what_is_alive_at_once_is_counted():
+    """Or the two above could not fail."""
+    with Live() as live:
+        x = torch.ones(10)
+        kept = [x + i for i in range(3)]
+        x.view(2, 5).add_(1)
+        del kept[:2]
+        x * 2
+    assert (live.peak, live.now) == (160, 80)
 
 
 def test_the_counter_counts():
