@@ -242,7 +242,7 @@ def test_fonts_of_older_versions_of_matplotlib_are_replaced_too():
 def test_what_lies_between_pictures_is_clear_and_the_pictures_keep_their_pixels(channels):
     images = torch.linspace(-1, 1, 2 * channels * 16).reshape(2, channels, 4, 4)
     figure = Figure()
-    pictures._show(figure.subplots(), images)
+    pictures.show(figure.subplots(), images)
     root = ElementTree.fromstring(inlined(figure))
     (image,) = root.iter(svg.SVG + "image")
     pixels = embedded(image.attrib["href"])

@@ -25,7 +25,7 @@ def test_the_report_measures_what_encode_and_decode_give():
     assert trip.worst == pytest.approx((back - x).abs().max().item())
     assert trip.nfe == 20
     assert torch.allclose(trip.psnr, -10 * torch.log10(trip.rmse**2 / 4))
-    assert f"{trip.rmse.median():.2e}" in report.table()
+    assert f"{trip.rmse.quantile(0.5):.2e}" in report.table()
     assert report.to_csv().splitlines()[0].startswith("solver,steps,dtype,guidance,convention,nfe")
     assert report._repr_html_().count("<tr>") == 5
 
@@ -187,3 +187,19 @@ def test_a_latent_that_is_no_noise_has_no_chance_to_be():
     chances = [ods.round_trip(flat.model(), x, "heun", 10).records()[0]["latent_p"] for x in (good, bad)]
     assert chances[0] > 0.05
     assert chances[1] < 1e-6
+
+
+def test_the_table_has_the_medians_of_all_images_and_latents_in_units_of_noise_whatever_the_schedule():
+    """Of an even number of images the median lies between two; a latent at sigma = 50 is fifty times noise."""
+    ring = ods.exact.GaussianMixture.ring(8, std=0.1)
+    report = ods.round_trip(ring.model(ods.VE(0.05, 50.0)), ring.sample(4), "heun", 8)
+    [record], [trip] = report.records(), report.trips
+    rmse, latents = trip.error.square().flatten(1).mean(1).sqrt().sort().values, trip.latent.x.double() / 50
+    assert record["rmse_median"] == pytest.approx(rmse[1:3].mean().item())
+    assert record["mse_median"] == pytest.approx(rmse[1:3].square().mean().item())
+    assert record["rmse_worst"] == pytest.approx(rmse[3].item())
+    assert record["latent_std"] == pytest.approx(latents.std().item(), rel=1e-3)
+    assert record["latent_mean"] == pytest.approx(latents.mean().item(), rel=1e-3)
+    each = report.per_sample().records()
+    assert [r["latent_std"] for r in each] == pytest.approx(latents.std(1).tolist(), rel=1e-3)
+    assert "psnr dB" not in report.head, "points have no peak"

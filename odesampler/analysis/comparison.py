@@ -1,6 +1,6 @@
 """What a comparison of solvers found: errors of single solves, the order at which they fall, the best for a budget.
 
-error = rms over a sample of (x - reference),     order = -d log(median error) / d log(steps), by least squares
+error = rms over a sample of (x - reference),     order: see `orders`
 """
 
 from __future__ import annotations
@@ -218,7 +218,7 @@ class Comparison(Report):
     @property
     def _resolved(self) -> tuple[float, float]:
         """The largest and the smallest error that say anything."""
-        found = [c.median for c in self.cells if c.median < self._size]
+        found = [c.median for c in self.cells if 0 < c.median < self._size]  # 0: a reference that is one of these
         return max(found, default=0.0), max(min(found, default=0.0), CLEAR * self.reference.floor)
 
     @property

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from odesampler.analysis.cases import Rows
 from odesampler.analysis.normality import measures
+from odesampler.analysis.reference import quantile
 from odesampler.analysis.report import Report, Section, Table
 from odesampler.analysis.ssim import ssim
 from odesampler.latent import Latent
@@ -100,8 +101,8 @@ class Trip:
 
     @property
     def latent_std(self) -> float:
-        """Standard deviation over all coordinates of all latents."""
-        return self.latent.x.std().item()
+        """Standard deviation over all coordinates of all latents, in units of `scale`: 1 for noise."""
+        return self.latent.x.std().item() / self.scale
 
     @cached_property
     def noise(self) -> dict[str, Tensor]:
@@ -156,15 +157,15 @@ class RoundTrip(Report):
             {
                 **_case(trip),
                 "nfe": trip.nfe,
-                "mse_median": trip.mse.median().item(),
-                "rmse_median": trip.rmse.median().item(),
+                "mse_median": quantile(trip.mse, 0.5),
+                "rmse_median": quantile(trip.rmse, 0.5),
                 "rmse_worst": trip.rmse.max().item(),
                 "max_error": trip.worst,
-                "psnr": trip.psnr.median().item(),
-                "ssim": None if trip.ssim is None else trip.ssim.median().item(),
-                "latent_mean": trip.latent.x.mean().item(),
+                "psnr": quantile(trip.psnr, 0.5),
+                "ssim": None if trip.ssim is None else quantile(trip.ssim, 0.5),
+                "latent_mean": trip.latent.x.mean().item() / trip.scale,
                 "latent_std": trip.latent_std,
-                "latent_p": trip.noise["latent_p"].median().item(),
+                "latent_p": quantile(trip.noise["latent_p"], 0.5),
                 "seconds": trip.seconds,
             }
             for trip in self.trips
@@ -208,16 +209,16 @@ def _case(trip: Trip) -> dict[str, Any]:
 
 def _shown(trip: Trip, varied: Sequence[str]) -> dict[str, str]:
     """The cells of a case, by their heads."""
-    similar = {} if trip.ssim is None else {"ssim": f"{trip.ssim.median().item():.4f}"}
+    pixels = {"psnr dB": f"{quantile(trip.psnr, 0.5):.1f}"}  # which points of other kinds have not
+    similar = {} if trip.ssim is None else {**pixels, "ssim": f"{quantile(trip.ssim, 0.5):.4f}"}
     return {
         "solver": trip.solver,
         "steps": "own" if trip.num_steps is None else str(trip.num_steps),
         **{name: getattr(trip, name) for name in varied},
         "nfe": f"{trip.nfe:.0f}",
-        "rmse (median)": f"{trip.rmse.median().item():.2e}",
+        "rmse (median)": f"{quantile(trip.rmse, 0.5):.2e}",
         "rmse (worst)": f"{trip.rmse.max().item():.2e}",
         "max error": f"{trip.worst:.2e}",
-        "psnr dB": f"{trip.psnr.median().item():.1f}",
         **similar,
         "latent std": f"{trip.latent_std:.3f}",
         "seconds": f"{trip.seconds:.2f}",
