@@ -26,12 +26,30 @@ T = TypeVar("T")
 Eps: TypeAlias = Callable[..., Tensor]  # eps(x, sigma, **cond): a Model, or any function of that form
 
 
-@dataclass
 class Tally:
-    """What a run cost."""
+    """What a run cost.
 
-    nfe: Tensor | None = None  # (batch,) evaluations of eps for each sample; a guided one counts once
-    calls: int = 0  # batched calls of the model that it answered
+    Args:
+        nfe: (batch,) evaluations to begin with, if there were any.
+    """
+
+    def __init__(self, nfe: Tensor | None = None) -> None:
+        self.calls = 0  # batched calls of the model that it answered
+        self._each, self._all = nfe, 0  # evaluations of some samples, (batch,), and of all: a number costs no operation
+
+    @property
+    def nfe(self) -> Tensor | None:
+        """(batch,) evaluations of eps for each sample; a guided one counts once. None: nothing was asked."""
+        return None if self._each is None else self._each + self._all
+
+    def count(self, x: Tensor, rows: Tensor | None) -> None:
+        """An evaluation for `rows`, or for all of `x`; the first question of a program is about its whole batch."""
+        if self._each is None:
+            self._each = torch.zeros(len(x), dtype=torch.int64, device=x.device)
+        if rows is None:
+            self._all += 1
+        else:
+            self._each[rows] += 1
 
 
 @dataclass
@@ -45,18 +63,23 @@ class _Watch:
     kept: list[tuple[str, Tensor]] = field(default_factory=list)
 
     def see(self, answer: Tensor, where: str) -> None:
-        self.kept.append((where, answer.sum(dtype=torch.promote_types(answer.dtype, torch.float32))))
+        total = answer.sum(dtype=torch.promote_types(answer.dtype, torch.float32))
         if answer.device.type == "cpu":
-            self.settle()
+            self.check([where], [total.item()])
+        else:
+            self.kept.append((where, total))
 
     def settle(self) -> None:
         kept, self.kept = self.kept, []
-        if not kept:
-            return
-        fine = [math.isfinite(total) for total in torch.stack([total for _, total in kept]).tolist()]
-        if not all(fine):
+        if kept:
+            self.check([where for where, _ in kept], torch.stack([total for _, total in kept]).tolist())
+
+    def check(self, where: Sequence[str], totals: Sequence[float]) -> None:
+        """Raises: FloatingPointError: a total is not finite; the first says where."""
+        bad = next((i for i, total in enumerate(totals) if not math.isfinite(total)), None)
+        if bad is not None:
             raise FloatingPointError(
-                f"the model's answer has NaN or infinity at {kept[fine.index(False)][0]}; "
+                f"the model's answer has NaN or infinity at {where[bad]}; "
                 "if this is half precision, try autocast=torch.bfloat16 or a float32 network"
             )
 
@@ -169,12 +192,7 @@ def _evaluate(calls: _Calls, asked: Request, cond: Cond, tally: Tally) -> Tensor
         raise ValueError(
             f"eps must have the shape of x: asked at {_where(asked)} with {tuple(x.shape)}, got {tuple(answer.shape)}"
         )
-    if tally.nfe is None:  # the first question of a program is about its whole batch
-        tally.nfe = torch.zeros(len(x), dtype=torch.int64, device=x.device)
-    if rows is None:
-        tally.nfe += 1
-    else:
-        tally.nfe[rows] += 1
+    tally.count(x, rows)
     return answer
 
 

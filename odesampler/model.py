@@ -35,7 +35,7 @@ class Place(NamedTuple):
     """Where a network is asked, in its own terms. Scales are numbers, or broadcast against x_t, in its dtype."""
 
     x_t: Tensor  # (batch, *shape)
-    t: Tensor  # (batch,), the model's clock
+    t: float | Tensor  # the model's clock: of the batch, or (batch,)
     alpha: float | Tensor
     std: float | Tensor
     pure_noise: bool | Tensor  # alpha = 0, sigma = infinity: for the batch, or sample by sample
@@ -172,8 +172,7 @@ class Model:
             return self.place(x, sigma)._replace(t=self.place(x, told).t)
         if not isinstance(sigma, Tensor):
             alpha, std, t = _levels(self.schedule, sigma)
-            clock = torch.full((len(x),), t, dtype=finest_dtype(x.device), device=x.device)
-            return Place(x if alpha == 0 else alpha * x, clock, alpha, std, alpha == 0)
+            return Place(x if alpha == 0 else alpha * x, t, alpha, std, alpha == 0)
         s = sigma.to(finest_dtype(sigma.device)).flatten()
         shape = (-1,) + (1,) * (x.ndim - 1)
         alphas, stds = (f(s).to(x.device, x.dtype).reshape(shape) for f in (self.schedule.alpha, self.schedule.std))
@@ -224,10 +223,10 @@ class Model:
         digest.update(f"{kind.__module__}.{kind.__qualname__}".encode())
         return digest.hexdigest()[:16]
 
-    def ask(self, x_t: Tensor, t: Tensor, cond: Cond) -> Tensor:
-        """The network's answer (batch, *shape) to x_t (batch, *shape) at t (batch,), in the dtype of `x_t`."""
+    def ask(self, x_t: Tensor, t: float | Tensor, cond: Cond) -> Tensor:
+        """The network's answer (batch, *shape) to x_t (batch, *shape) at t, one or (batch,), in the dtype of `x_t`."""
         dtype = self.network_dtype or x_t.dtype
-        clock = t.round().long() if self.round_t else t.to(torch.promote_types(dtype, torch.float32))
+        clock = self._clock(t, x_t, torch.promote_types(dtype, torch.float32))
         missing = {} if cond.keys() >= self.null_cond.keys() else self.nothing(len(x_t))
         casting = torch.autocast(x_t.device.type, self.autocast) if self.autocast else nullcontext()
         with casting:
@@ -236,13 +235,20 @@ class Model:
             raise TypeError(f"{self.name} answered with {type(out).__name__}; a network must answer with a tensor")
         if out.shape != x_t.shape:
             raise ValueError(
-                f"{self.name} was asked at sigma = {self.schedule.sigma(t[:1]).item():g} with x of shape "
+                f"{self.name} was asked at sigma = {self.schedule.sigma(torch.as_tensor(t).flatten()[:1]).item():g} with x of shape "
                 f"{tuple(x_t.shape)} and answered with {tuple(out.shape)}; "
                 "a network must answer in the shape of its question (drop a learned variance first)"
             )
         # States stay contiguous. CUDA graphs write every answer to the same place, where the next would replace it.
         own = torch.contiguous_format if self.channels_last else torch.preserve_format
         return out.to(x_t.dtype, copy=self.compile is not False, memory_format=own)
+
+    def _clock(self, t: float | Tensor, x_t: Tensor, dtype: torch.dtype) -> Tensor:
+        """(batch,) t as the network takes it; one number in one operation."""
+        if isinstance(t, Tensor):
+            return t.round().long() if self.round_t else t.to(dtype)
+        value, kind = (round(t), torch.int64) if self.round_t else (t, dtype)
+        return torch.full((len(x_t),), value, dtype=kind, device=x_t.device)
 
     @cached_property
     def _called(self) -> Callable[..., Tensor]:
