@@ -236,7 +236,8 @@ class Model:
         if out.shape != x_t.shape:
             sigma = self.schedule.sigma(torch.as_tensor(t).flatten()[0]).item()
             raise ValueError(
-                f"{self.name} was asked at sigma = {sigma:g} with x of shape {tuple(x_t.shape)} and answered with {tuple(out.shape)}; "
+                f"{self.name} was asked at sigma = {sigma:g} with x of shape {tuple(x_t.shape)} "
+                f"and answered with {tuple(out.shape)}; "
                 "a network must answer in the shape of its question (drop a learned variance first)"
             )
         # States stay contiguous. CUDA graphs write every answer to the same place, where the next would replace it.
