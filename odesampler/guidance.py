@@ -15,9 +15,10 @@ References:
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+import warnings
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
@@ -139,6 +140,19 @@ def guided(model: Model, guidance: AnyGuidance) -> Model | Guided:
             f"[{lowest:g}, {highest:g}] only, so it would have no effect: leave guidance out"
         )
     return Guided(model, wanted)
+
+
+def warn_of_nothing_to_guide_to(model: Model, cond: Mapping[str, Any] | None, *guidance: AnyGuidance) -> None:
+    """Warns of guidance without a condition, where both predictions are one. Called by the verb that a user calls."""
+    scales = [g.scale if isinstance(g, Guidance) else g for g in guidance]
+    on = [f"{scale:g}" for scale in scales if scale != 1]
+    if on and not cond:
+        given = ", ".join(f"{key!r}: ..." for key in model.null_cond)
+        warnings.warn(
+            f"guidance_scale={', '.join(on)} has no effect: no condition is given, so there is nothing to guide "
+            f"towards; give cond={{{given}}}",
+            stacklevel=3,
+        )
 
 
 def rows_a_sample(model: Model, guidance: AnyGuidance) -> int:

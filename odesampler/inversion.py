@@ -23,7 +23,7 @@ from odesampler import lossless
 from odesampler.adjoint import AnyGrad
 from odesampler.conventions import AnyConvention, upward
 from odesampler.data_range import check_images
-from odesampler.guidance import AnyGuidance, rows_a_sample
+from odesampler.guidance import AnyGuidance, rows_a_sample, warn_of_nothing_to_guide_to
 from odesampler.latent import Latent, Recipe
 from odesampler.model import Model
 from odesampler.null_steps import with_null_steps
@@ -120,9 +120,9 @@ def encode(
     )
     refuse_what_cannot_be_encoded(plan)
     warn_of_losses(plan, model)
+    warn_of_nothing_to_guide_to(model, cond, guidance_scale)
     loop, how = upward(plan.loop, convention)
-    recipe = replace(Recipe.of(plan, model), convention=how)
-    conditions = checked_cond(model, cond, len(x_t))
+    recipe, conditions = replace(Recipe.of(plan, model), convention=how), checked_cond(model, cond, len(x_t))
     outcome = execute(
         replace(plan, loop=loop),
         model,

@@ -78,8 +78,10 @@ def make_plan(
     checked_model(model)
     if isinstance(grid, (int, float)):
         raise TypeError(f"grid must be a name, a Grid or a sequence of sigmas; got {grid!r}")
+    asks = ""
     if grid is not None and not isinstance(grid, str):  # a given grid asks for its own number of steps
         steps = len(grid) - 1
+        asks = f"the given grid of {steps} transitions"
         if num_steps not in (None, steps):
             raise ValueError(f"num_steps={num_steps}, but the given grid has {steps} transitions: leave num_steps out")
         num_steps = steps
@@ -88,7 +90,7 @@ def make_plan(
     steps = defaults.STEPS if num_steps is None else int(num_steps)
     if solver is None:
         solver = defaults.solver_for(steps, adaptive=(rtol, atol) != (None, None), encoding=not into_zero)
-    loop = loop_for(solver, num_steps, rtol, atol)
+    loop = loop_for(solver, num_steps, rtol, atol, asks=asks)
     low, high = model.range
     if loop.takes_steps:
         walker = loop.solver if isinstance(loop, OnGrid) else None

@@ -130,7 +130,7 @@ def spec_of(solver: Solver | Loop) -> str:
         return spec_of(solver.solver)
     if isinstance(solver, Adaptive):
         inner, own = spec_of(solver.solver), _arguments(solver, skip=("solver",))
-        both = f"{inner[:-1]}, {own[1:]}" if inner.endswith(")") and own else inner + own
+        both = f"{inner[:-1]}, {own[1:]}".replace("(, ", "(", 1) if inner.endswith(")") and own else inner + own
         return f"adaptive:{both}"
     if isinstance(solver, (Torchdiffeq, Scipy)):
         return f"{type(solver).__name__.lower()}:{solver.method}{_arguments(solver, skip=('method',))}"
@@ -141,7 +141,40 @@ def spec_of(solver: Solver | Loop) -> str:
     for name, maker in SOLVERS.items():
         if type(solver) is maker and is_dataclass(solver):
             return name + _arguments(solver)
-    return repr(solver)  # a user's own: readable, and refused by `find_solver`
+    return _described(solver)
+
+
+def _described(solver: Solver | Loop) -> str:
+    """A user's own: readable, and refused by `find_solver`. Its repr, or its class and its plain attributes."""
+    kind = type(solver)
+    if kind.__repr__ is not object.__repr__:
+        return repr(solver)
+    plain = {k: v for k, v in getattr(solver, "__dict__", {}).items() if isinstance(v, (bool, int, float, str))}
+    given = ", ".join(f"{name}={value!r}" for name, value in plain.items() if not name.startswith("_"))
+    taken = kind.__name__ in SOLVERS or kind.__name__ in LOOPS  # by another, which a recipe would then find
+    return f"{'own ' if taken else ''}{kind.__name__}({given})"
+
+
+def distinct_names(solvers: Iterable[Solver | Loop | str]) -> list[str]:
+    """Each as the user named it, or its spec; different objects whose specs are the same are numbered."""
+    seen: dict[str, list[Solver | Loop | str]] = {}
+    names = []
+    for solver in solvers:
+        name = solver if isinstance(solver, str) else spec_of(solver)
+        alike = seen.setdefault(name, [])
+        if solver not in alike and not (isinstance(solver, (Solver, Loop)) and _found_by(name)):
+            alike.append(solver)
+        place = alike.index(solver) + 1 if solver in alike else 1
+        names.append(name if place == 1 else f"{name} #{place}")
+    return names
+
+
+def _found_by(name: str) -> bool:
+    try:
+        find_solver(name)
+    except (ValueError, ImportError):
+        return False
+    return True
 
 
 @cache
@@ -155,22 +188,24 @@ def _own() -> set[str]:
     return SOLVERS.keys() - _BUILT_IN
 
 
-def loop_for(solver: Solver | Loop | str, num_steps: int | None, rtol: float | None, atol: float | None) -> Loop:
+def loop_for(
+    solver: Solver | Loop | str, num_steps: int | None, rtol: float | None, atol: float | None, *, asks: str = ""
+) -> Loop:
     """How to get across a grid: one step between neighbours, or steps of its own.
 
     `num_steps` asks for a fixed grid, `rtol` or `atol` for adaptive steps; with neither, a solver that is made for
-    adaptive use (its fact `adaptive`) adapts.
+    adaptive use (its fact `adaptive`) adapts. `asks` says what `num_steps` comes from, where the user did not give it.
 
     Raises:
         ValueError: Both asked for; tolerances for a solver without an error estimate.
     """
-    found = find_solver(solver)
+    found, asks = find_solver(solver), asks or f"num_steps={num_steps}"
     tolerances: dict[str, Any] = {k: v for k, v in (("rtol", rtol), ("atol", atol)) if v is not None}
     if num_steps is not None and tolerances:
-        raise ValueError(f"num_steps={num_steps} asks for a fixed grid and {tolerances} for adaptive steps: give one")
+        raise ValueError(f"{asks} asks for a fixed grid and {tolerances} for adaptive steps: give one")
     if isinstance(found, Loop):
         if num_steps is not None and not found.takes_steps:
-            raise ValueError(f"{spec_of(found)} chooses its own steps, so num_steps={num_steps} would have no effect")
+            raise ValueError(f"{spec_of(found)} chooses its own steps, so {asks} would have no effect: leave it out")
         if tolerances:
             given = ", ".join(f"{k}={v}" for k, v in tolerances.items())
             raise ValueError(

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from odesampler.adaptive import Status
 from odesampler.adjoint import AnyGrad
-from odesampler.guidance import AnyGuidance
+from odesampler.guidance import AnyGuidance, warn_of_nothing_to_guide_to
 from odesampler.model import Model
 from odesampler.noise import noise_for, seeds_for
 from odesampler.observe import Trajectory
@@ -115,6 +115,7 @@ def sample(
         clip_denoised=clip_denoised,
         state_dtype=state_dtype,
     )
+    warn_of_nothing_to_guide_to(model, cond, guidance_scale)
     count = checked_count(num_samples, x)
     drawn, top = noise_for(noise, seeds_for(seed, count)), plan.grid[0]
     if x is None:

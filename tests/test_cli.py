@@ -1,6 +1,7 @@
 """The command line: the main jobs end to end, and every mistake as one line with exit code 2 and nothing written."""
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -78,7 +79,9 @@ def test_roundtrip_says_where_errors_come_from(capsys):
     code, out, _ = run(capsys, "roundtrip", "--num", 2, "--solver", "ddim", "--steps", 4, "--sources")
     assert code == 0
     found = ods.error_sources(ods.load("digits"), ods.held_out("digits").images[:2], "ddim", 4)
-    assert f"{found.title}\n{found.words()}" in out
+    assert f"{found.title}\nsource" in out
+    assert found.rows()[0][1] in out
+    assert found.sections()[0].table.notes[0] in out
 
 
 def test_roundtrip_takes_a_label_for_each_picture(capsys):
@@ -161,15 +164,18 @@ def test_emoji_are_drawn_by_the_name_of_their_class(capsys):
     ],
     ids=lambda arguments: arguments[0],
 )
-def test_what_is_measured_is_written_as_a_page_that_says_by_which_command(capsys, arguments):
-    code, out, err = run(capsys, *arguments, "--report", "the report.html")
+def test_what_is_measured_is_written_as_a_page_that_says_by_which_command_and_where(capsys, arguments):
+    device = "cpu:0"  # the same device by another name
+    code, out, err = run(capsys, *arguments, "--device", device, "--report", "the report.html")
     assert code == 0, err
     assert out.splitlines()[-1] == "report: the report.html"
     with open("the report.html") as file:
         text = file.read()
-    command = " ".join(["odesampler", *map(str, arguments), "--report", "&#x27;the report.html&#x27;"])
+    command = " ".join(
+        ["odesampler", *map(str, arguments), "--device", device, "--report", "&#x27;the report.html&#x27;"]
+    )
     assert f"<dt>command</dt><dd>{command}</dd>" in text
-    assert "<dt>device</dt><dd>cpu</dd>" in text
+    assert "<dt>device</dt><dd>cpu:0</dd>" in text
     numbers = out.partition("---\n")[2].splitlines()[0].split()
     assert all(f">{cell}</td>" in text for cell in numbers), "the page shows what was printed"
 
@@ -216,7 +222,7 @@ MISTAKES = [
     (["sample", "--device", "meta"], "device 'meta' cannot be used"),
     (["sample", "--steps", "100000000000000000000"], "from 1 to 1000000"),
     (["sample", "--solver", "scipy:LSODA(rtol='a')"], "rtol and atol must be finite"),
-    (["sample", "--guidance", "2", "--max-batch", "1"], "max_batch must be 2 or more"),
+    (["sample", "--guidance", "2", "--label", "1", "--max-batch", "1"], "max_batch must be 2 or more"),
     (["compare", "--steps", "10,x"], "--steps takes whole numbers separated by commas; got '10,x'"),
     (["compare", "--steps", "10,2.5"], "--steps takes whole numbers"),
     (["compare", "--tolerances", "small"], "--tolerances takes numbers separated by commas"),
@@ -251,7 +257,7 @@ def test_a_mistake_is_one_line_and_exit_code_2(capsys, arguments, message):
 
 
 def test_a_folder_that_cannot_be_written_is_found_before_anything_is_computed(capsys, monkeypatch):
-    monkeypatch.setattr(ods.zoo.models, "load", None)  # would fail, were it reached
+    monkeypatch.setattr("odesampler.zoo.models.load", None)  # would fail, were it reached
     assert "cannot write" in refused(
         capsys, "sample", "--out", "/proc/samples.png"
     )  # a file system that takes no files
@@ -399,7 +405,29 @@ def test_interpolate_goes_between_pictures_and_between_held_out_images(capsys):
     assert "image 0  image 1" in pictures[1]
     assert "give one of these" in refused(capsys, "interpolate", "in", "--seeds", "1,2")
     assert "four ends" in refused(capsys, "interpolate", "--seeds", "1,2", "--square")
-    assert "--num must be 1 or more; got 0" in refused(capsys, "interpolate", "--held-out", 0)
+    assert "--held-out must be 1 or more; got 0" in refused(capsys, "interpolate", "--held-out", 0)
+    assert "--held-out 999: digits has 360 held-out images" in refused(capsys, "interpolate", "--held-out", 999)
+
+
+def test_interpolate_between_images_takes_guidance_and_the_way_between_as_the_library_does(capsys):
+    how = ["--held-out", 2, "--steps", 4, "--num", 3, "--label", "1,2", "--guidance", 1.5, "--how", "linear"]
+    code, out, err = run(capsys, "interpolate", *how)
+    assert code == 0, err
+    model = ods.load("digits")
+    images, cond = ods.held_out("digits").images[:2], {"label": [1, 2]}
+    latent = ods.encode(model, images, num_steps=4, cond=cond, guidance_scale=1.5)
+    assert out == f"{ods.interpolation_grid(model, latent, 3, how='linear').table()}\npicture: interpolation.png\n"
+
+
+@pytest.mark.parametrize("command", ["interpolate", "encode"])
+def test_a_solve_that_does_not_arrive_is_told_options_that_its_command_has(capsys, command):
+    given = ["--held-out", 2] if command == "interpolate" else ["--num", 2]
+    said = refused(capsys, command, *given, "--solver", "adaptive:dopri5(max_steps=1)")
+    assert "did not arrive, so nothing was written" in said
+    shown = run(capsys, command, "--help")[1]
+    advised = re.findall(r"--[a-z]+", said)
+    assert advised
+    assert all(option in shown for option in advised)
 
 
 def test_sample_into_a_folder_makes_shards_and_goes_on(capsys):

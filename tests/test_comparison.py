@@ -22,13 +22,16 @@ class Lopsided(Solver):
     order = 2
     evaluations = 2
 
+    def __init__(self, weight: float = 0.55) -> None:
+        self.weight = weight
+
     def __repr__(self) -> str:
         return "Lopsided()"
 
     def step(self, state: State, s0, s1):
         k0 = yield state.x, s0
         k1 = yield state.x + (s1 - s0) * k0, s1
-        return State(state.x + (s1 - s0) * (0.45 * k0 + 0.55 * k1))
+        return State(state.x + (s1 - s0) * ((1 - self.weight) * k0 + self.weight * k1))
 
 
 def made(floor: float = 0.0, samples: int = SAMPLES, **series: tuple[list[int], torch.Tensor, int | None]):
@@ -80,6 +83,26 @@ def test_a_solver_with_a_wrong_coefficient_is_flagged_and_the_true_ones_are_not(
     assert "NOT as stated" in planted.to_html()
 
 
+@pytest.mark.parametrize(
+    ("weight", "steps"),
+    [
+        (1.0, [10, 20, 40]),
+        (0.55, [20, 40, 80]),
+        (0.55, [10, 20, 40, 80]),
+        (0.6, [20, 30, 40]),
+        (0.55, [10, 15, 20, 30, 40]),
+    ],
+)
+def test_a_wrong_coefficient_that_long_steps_hide_is_never_as_stated_and_a_true_solver_is_not_flagged(weight, steps):
+    model = ods.exact.GaussianMixture.ring(8, std=0.1).model()
+    solvers = [Lopsided(weight), "ddim", "heun", "rk4", "dpmpp_2m", "unipc"]
+    found = ods.compare(model, solvers, steps, num_samples=8, reference_steps=800)
+    wrong, *true = found.orders.values()
+    assert wrong.verdict.startswith("cannot tell: slopes still")
+    assert wrong.sinking
+    assert not any(order.flagged or order.sinking for order in true)
+
+
 def test_a_last_step_other_than_the_references_keeps_a_solver_from_its_order():
     solvers = ["adams_bashforth", "adams_bashforth(full_end=False)"]
     found = ods.compare(RING, solvers, [40, 80, 160], num_samples=8, reference_steps=800)
@@ -121,6 +144,12 @@ def test_steps_that_are_too_long_for_the_order_take_no_part_in_it():
         ([10, 20, 40], (1.0, 1.0), "NOT as stated"),
         ([10, 20, 40], (1.6, 1.6), "NOT as stated"),
         ([10, 20, 40], (1.7, 1.9), "as stated"),
+        ([10, 20, 40], (1.97, 1.85), "cannot tell: slopes still fall; take more steps"),
+        ([10, 20, 40, 80], (2.6, 1.97, 1.66), "cannot tell: slopes still fall; take more steps"),
+        ([10, 20, 40], (1.8, 1.5), "cannot tell: slopes still fall; take more steps"),
+        ([10, 20, 40], (2.02, 1.95), "as stated"),
+        ([10, 20, 40], (2.2, 2.1), "as stated"),
+        ([10, 20, 40], (1.3, 1.55), "cannot tell: slopes still rise"),
         ([10, 20, 40], (2.9, 2.9), "more than stated"),
         ([10, 20, 40], (1.5, 1.0), "cannot tell: slopes still change"),
         ([10, 20], (1.0,), "cannot tell: two numbers of steps"),
@@ -224,6 +253,37 @@ def test_errors_that_the_reference_cannot_tell_apart_are_equal():
     assert [p.rank for p in vague.ranking(10).places] == [1, 1]
 
 
+def test_errors_that_are_not_clear_of_the_reference_are_told_apart_from_none_but_clear_ones_and_every_section_says_so():
+    with pytest.warns(UserWarning, match="raise reference_steps"):
+        found = ods.compare(RING, ["heun", "rk4"], [40, 80, 160], num_samples=8, reference_steps=10)
+    assert found.converged is False
+    assert "  yes  " not in found.best_table()
+    assert "79 evaluations: the error of heun is not clear of the reference" in found.best_table()
+    for nfe in (159, 319, 640):
+        assert found.ranking(nfe).verdict.startswith("cannot be told apart")
+        assert "; not clear of the reference: " in found.ranking(nfe).verdict
+        assert [p.rank for p in found.ranking(nfe).places] == [1, 1]
+    assert text(found, "Ranking").count("not clear of the reference") >= 3
+    shared = 1 + lognormal(1, 5)
+    errors = {"a": ([10], 0.001 * shared, None), "b": ([10], 0.005 * shared, None), "c": ([10], 9 * shared, None)}
+    ranking = made(floor=0.01, **errors).ranking(10)
+    assert [(p.solver, p.rank, p.clear) for p in ranking.places] == [("a", 1, False), ("b", 1, False), ("c", 3, True)]
+    assert ranking.verdict == "cannot be told apart: a, b; not clear of the reference: a, b"
+
+
+def test_the_best_for_a_budget_is_told_apart_where_the_ranking_says_so_and_only_there():
+    errors = torch.tensor([1.0, 2.0]).repeat(SAMPLES, 1)[:, :, None]
+    for samples, told, said in ((3, "no", "cannot be told from 3 samples"), (SAMPLES, "yes", "best: a")):
+        a, b = errors[:samples].unbind(1)
+        found = made(samples=samples, a=([10], a, None), b=([10], b, None))
+        assert text(found, "Best for a budget").splitlines()[1].split()[4] == told
+        assert said in text(found, "Ranking")
+        assert ("3 samples are too few" in found.best_table()) == (samples == 3)
+        alone = made(samples=samples, a=([10], a, None))
+        assert text(alone, "Best for a budget").splitlines()[1].split()[4] == "-"
+        assert "only a, nothing to tell it from" in text(alone, "Ranking")
+
+
 def test_an_error_less_by_under_a_thousandth_is_no_better():
     shared = lognormal(1, 5)
     for factor, contenders in ((0.9995, 2), (0.998, 1)):
@@ -296,3 +356,21 @@ def test_budgets_are_what_was_spent_with_similar_ones_taken_together():
     steps = [9, 10, 11, 17, 20, 22, 40]
     found = made(heun=(steps, power_law(2.0, steps), 2))
     assert found.sections()[-1].table.head == ("solver", "nfe 11", "nfe 20", "nfe 22", "nfe 40")
+
+
+def test_names_with_dollars_and_long_names_leave_the_figure_readable_and_each_series_has_its_own_marker():
+    steps = [10, 20]
+    long = "Weighed(" + ", ".join(f"factor_{i}=0.5" for i in range(8)) + ")"
+    found = replace(
+        made(**{long: (steps, power_law(2.0, steps), 2), "b": (steps, power_law(1.0, steps), 1)}), model=r"$\frac{$"
+    )
+    other = tuple(replace(c, grid="two", error=2 * c.error) for c in found.cells)
+    figure = replace(found, cells=found.cells + other).plot()
+    figure.draw_without_rendering()  # lays out, and reads formulas
+    [axis] = figure.axes
+    assert axis.get_title() == r"\$\frac{\$, 16 samples"
+    labels = [text.get_text() for text in axis.get_legend().get_texts()]
+    assert max(len(line) for label in labels for line in label.split("\n")) <= 40
+    assert axis.get_position().width > 0.35
+    lines = [line for line in axis.lines if len(line.get_xdata()) and not line.get_label().startswith("_")]
+    assert len({(line.get_color(), line.get_marker()) for line in lines}) == 4

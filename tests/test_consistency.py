@@ -6,6 +6,7 @@ import pytest
 import torch
 
 import odesampler as ods
+from odesampler.analysis.consistency import Consistency
 from tests.problems import gaussian
 
 MODEL = ods.load("digits")
@@ -40,6 +41,44 @@ def test_images_that_noise_makes_anew_are_not_consistent():
     assert not anew.consistent
     assert "not consistent: more steps make other images" in anew.table()
     assert ods.consistency(MODEL, steps, 4, solver="ddpm", noise="brownian", cond=COND).consistent
+
+
+@pytest.mark.parametrize("steps", [(16, 32, 40), (16, 17, 128), (10, 11, 12), (8, 64, 65), (10, 12, 40, 45, 200)])
+def test_any_numbers_of_steps_give_the_order_and_noise_drawn_anew_has_none(steps):
+    model = gaussian().model(ods.VE(0.1, 5.0), data_shape=(2,))
+    found = ods.consistency(model, steps, 3, solver="ddim", grid="log_snr")
+    assert found.rate.median().item() == pytest.approx(1, abs=0.2)
+    assert found.consistent
+    assert not made(steps, lambda n, z: z).consistent
+
+
+def made(steps, image, batch=5):
+    """The report of images that are given by number of steps and by noise of their own."""
+    z = torch.randn(len(steps), batch, 4000, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    return Consistency(tuple(steps), torch.stack([image(n, z[i]) for i, n in enumerate(steps)]), steps, "s", "m")
+
+
+@pytest.mark.parametrize(
+    ("rate", "law", "said"),
+    [
+        (0.5, "one direction", "the error falls as steps^-0.5 (median)\nconsistent"),
+        (0.5, "each its own", "the error falls as steps^-0.5 (median)\nconsistent"),
+        (0.18, "one direction", "the error hardly falls: as steps^-0.2 (median)\nnot consistent"),
+        (0.0, "each its own", "the error does not fall\nnot consistent"),
+        (-2.0, "one direction", "the error does not fall\nnot consistent"),
+        (12.0, "one direction", "the error falls as steps^-10.0 or faster (median)\nconsistent"),
+    ],
+)
+def test_errors_of_a_known_rate_are_said_to_fall_at_it(rate, law, said):
+    one = torch.linspace(-1, 1, 4000, dtype=torch.float64).expand(5, 4000)
+    found = made((2, 3, 8), lambda n, z: one + (n / 8) ** -rate * (one.cos() if law == "one direction" else z))
+    assert said in found.table()
+
+
+def test_the_largest_distance_is_that_of_the_farthest_sample():
+    found = made((10, 20, 40), lambda n, z: torch.arange(1.0, 6)[:, None].expand(5, 3).double() / n)
+    assert [r["largest"] for r in found.records()[:2]] == pytest.approx([5 / 10 - 5 / 40, 5 / 20 - 5 / 40])
+    assert found.records()[0]["to_finest"] == pytest.approx(3 / 10 - 3 / 40)
 
 
 def test_distances_down_to_rounding_are_consistent():

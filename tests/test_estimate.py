@@ -28,7 +28,7 @@ with_memory = pytest.mark.parametrize(
 @pytest.fixture
 def to_the_end(monkeypatch):
     """Sweeps go on however little they change."""
-    monkeypatch.setattr(defects, "ENOUGH", -1.0)
+    monkeypatch.setattr(defects, "SETTLED", -1.0)
 
 
 def truth(model, x, solver, n):
@@ -62,6 +62,38 @@ def test_the_estimate_is_the_error_within_a_factor_of_3_on_digits(solver, n):
     within_bounds(effectivity(found, ods.decode(DIGITS, found.latent).x - x))
 
 
+@pytest.mark.parametrize(("solver", "n"), [("ddim", 10), ("heun", 3), ("plms", 10)])
+def test_the_estimate_is_the_error_on_digits_without_labels_where_it_is_not_called_unsettled(solver, n):
+    x = HELD.images[:16]
+    found = ods.estimate_round_trip(DIGITS, x, solver, n)
+    ratio = effectivity(found, ods.decode(DIGITS, found.latent).x - x)
+    assert ((ratio > 0.5) & (ratio < 2))[found.settled].all()
+    assert found.settled.sum() >= (0 if solver == "plms" else 14)
+
+
+def test_a_sample_that_has_not_settled_is_marked_in_records_and_words():
+    found = ods.estimate_round_trip(DIGITS, HELD.images[:4], "ddim", 10, sweeps=4)
+    assert found.settled.tolist() == [r["settled"] for r in found.records()] == (found.changed < 0.2).tolist()
+    lost = int((~found.settled).sum())
+    assert 0 < lost < 4
+    assert sum("not settled" in row[3] for row in found.rows()) == lost
+    assert f"not settled, {lost} of 4: the last sweep changed it by 20% or more" in found.table()
+    guessed = ods.estimate_round_trip(DIGITS, HELD.images[:2], "ddim", 4, sweeps=0)
+    assert [row[3] for row in guessed.rows()] == ["-, not settled"] * 2
+
+
+def test_a_sweep_whose_answers_are_infinite_is_not_taken():
+    def network(x_t, t):
+        calls.append(1)
+        return model.network(x_t, t) / (len(calls) < 6)  # 4 up, 1 for the defects
+
+    calls, model, x = [], mixture().model(), mixture().sample(3)
+    watched = ods.Model(network, model.schedule, data_shape=(2,), sigma_min=model.range[0], sigma_max=model.range[1])
+    found = ods.estimate_round_trip(watched, x, "ddim", 4)
+    assert torch.equal(found.error, ods.estimate_round_trip(model, x, "ddim", 4, sweeps=0).error)
+    assert (found.sweeps, found.settled.any().item(), len(calls)) == (0, False, 6)
+
+
 def test_the_latent_that_comes_with_it_is_that_of_encode():
     x, cond = HELD.images[:2], {"label": HELD.labels[:2]}
     found = ods.estimate_round_trip(DIGITS, x, "heun", 4, cond=cond, convention="target", guidance_scale=2.0, sweeps=0)
@@ -90,21 +122,22 @@ def test_out_of_infinity_it_is_the_error_too(to_the_end):
         assert torch.allclose(found.error, truth(model, x, solver, 10), rtol=1e-8, atol=1e-12)
 
 
-def test_as_many_sweeps_as_steps_solve_the_linear_problem_exactly(to_the_end):
+@pytest.mark.parametrize("solver", ["ddim", "rk4", "dpmpp_2m", "plms"])
+def test_as_many_sweeps_as_steps_are_decoding_itself_however_large_its_error(solver, to_the_end):
     x, model = mixture().sample(6), mixture().model()
-    errors = [ods.estimate_round_trip(model, x, "ddim", 8, sweeps=n).error for n in (8, 12)]
-    assert torch.allclose(*errors, rtol=1e-10)
-    small = truth(model, x, "rk4", 30)
-    found = ods.estimate_round_trip(model, x, "rk4", 30, sweeps=30)
-    assert (found.error - small).norm() < 1e-3 * small.norm()
-    assert found.sweeps == 30
+    found = ods.estimate_round_trip(model, x, solver, 5, sweeps=5)
+    error = truth(model, x, solver, 5)
+    assert error.abs().max() > 0.01
+    assert torch.allclose(found.error, error, rtol=1e-8, atol=1e-12)
+    assert found.sweeps == 5
 
 
 def test_sweeps_end_when_they_change_little_and_say_how_little():
     x, model = mixture().sample(6), mixture().model()
     found = ods.estimate_round_trip(model, x, "heun", 30, sweeps=30)
     assert 1 < found.sweeps < 10
-    assert (found.changed < 0.05).all()
+    assert (found.changed < 0.2).all()
+    assert found.settled.all()
     before = ods.estimate_round_trip(model, x, "heun", 30, sweeps=found.sweeps - 1)
     difference = (found.error - before.error).norm(dim=1) / found.error.norm(dim=1)
     assert torch.allclose(found.changed, difference, rtol=1e-6)
@@ -134,18 +167,6 @@ def test_along_the_path_of_decoding_itself_no_step_misses_anything(name, width):
         assert torch.allclose(landed, point, rtol=1e-12, atol=1e-13)
 
 
-@with_memory
-def test_steps_and_derivatives_are_those_of_decoding_disturbed_at_its_points(name, width):
-    windows, generator = path(name), torch.Generator().manual_seed(1)
-    moves = [torch.randn(x.shape, generator=generator, dtype=x.dtype) for x in windows.x]
-    ends = []
-    for h in (1e-5, -1e-5):
-        points = tuple(x + h * v for x, v in zip(windows.x, moves, strict=True))
-        ends.append(Windows(windows.solver, width, windows.sigmas, points, mixture(), {}, (LOW, HIGH)).landed())
-    for pushed, up, down in zip(windows.pushed(moves), *ends, strict=True):
-        assert torch.allclose(pushed, (up - down) / 2e-5, rtol=1e-6, atol=1e-7)
-
-
 def test_it_takes_few_calls_where_decoding_takes_one_after_another():
     calls = []
 
@@ -159,14 +180,13 @@ def test_it_takes_few_calls_where_decoding_takes_one_after_another():
     after = calls[80:]
     assert len(after) == found.calls == 2 * (1 + found.sweeps)
     assert set(after) == {40 * 5}
-    assert found.evaluations == 80
-    assert found.derivatives == 80 * found.sweeps
+    assert found.evaluations == 80 * (1 + found.sweeps)
 
 
 def test_without_sweeps_errors_are_taken_to_shrink_as_noise_does():
     sigmas = tuple(geometric(5))[::-1]
     points = tuple(noise(2, seed=i) for i in range(6))
-    found = accumulated(Windows(ods.Euler(), 1, sigmas, points, mixture(), {}, (LOW, HIGH)), 0, Tally(), Tally())
+    found = accumulated(Windows(ods.Euler(), 1, sigmas, points, mixture(), {}, (LOW, HIGH)), 0, Tally())
     shrunk = [math.hypot(1, sigmas[0]) / math.hypot(1, s) for s in sigmas]
     assert torch.allclose(found.error, sum(r * d for r, d in zip(shrunk, found.defects, strict=False)))
     assert found.changed.isnan().all()
@@ -178,7 +198,8 @@ def test_the_report_has_a_row_and_a_record_for_each_sample_and_says_what_it_cost
     assert [r["sample"] for r in records] == [0, 1, 2]
     assert [r["rmse"] for r in records] == found.rmse.tolist()
     assert records[0]["sigma"] == found.sigmas[int(found.arriving[:, 0].argmax())]
-    assert "10 evaluations a sample" in found.table()
+    assert f"{10 * (1 + found.sweeps)} evaluations a sample" in found.table()
+    assert "not settled" not in found.table()
     [axis] = found.plot().axes
     assert (axis.get_xscale(), axis.get_yscale()) == ("log", "log")
     assert "rmse" in axis.get_ylabel()
@@ -203,12 +224,3 @@ def test_what_has_no_estimate_is_refused_before_the_model_is_asked(arguments, me
     model = ods.Model(never, ods.VP.linear(), data_shape=(2,))
     with pytest.raises(ValueError, match=message):
         ods.estimate_round_trip(model, **{"images": torch.zeros(2, 2), "num_steps": 5, **arguments})
-
-
-def test_a_network_without_derivatives_is_refused_rather_than_taken_for_flat():
-    def network(x_t, t):
-        return torch.from_numpy(gaussian().model().network(x_t, t).numpy().copy())
-
-    model = ods.Model(network, ods.VP.linear(), data_shape=(2,), name="of numpy")
-    with pytest.raises(ValueError, match="of numpy answers without a derivative"):
-        ods.estimate_round_trip(model, torch.zeros(2, 2), "ddim", 5)

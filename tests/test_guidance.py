@@ -1,6 +1,7 @@
 """Guidance: scale, rescaling and interval, against their formulas, diffusers, and the rows that the network sees."""
 
 import math
+import warnings
 
 import pytest
 import torch
@@ -20,6 +21,8 @@ LABEL = torch.tensor([1.0, 2.0, 3.0], dtype=torch.float64)
 EACH = torch.tensor([0.5, 1.0, 2.0], dtype=torch.float64)
 shared_and_each = pytest.mark.parametrize("sigma", [1.5, EACH], ids=["shared", "each"])
 DIGITS = ods.load("digits", dtype=torch.float64)
+HELD = ods.held_out("digits").images[:2]
+LABELLED = {"label": 1}
 
 
 @shared_and_each
@@ -168,7 +171,9 @@ def test_an_interval_saves_rows_but_counts_one_evaluation_a_sample_all_the_same(
     rows = []
     handle = DIGITS.network.register_forward_pre_hook(lambda _, inputs: rows.append(len(inputs[0])))
     guidance = Guidance(3.0, interval=(0.5, 5.0))
-    drawn = ods.sample(DIGITS, 2, solver="ddim", grid=[20.0, 6.0, 5.0, 1.0, 0.5, 0.4, 0.0], guidance_scale=guidance)
+    drawn = ods.sample(
+        DIGITS, 2, solver="ddim", grid=[20.0, 6.0, 5.0, 1.0, 0.5, 0.4, 0.0], guidance_scale=guidance, cond=LABELLED
+    )
     handle.remove()
     assert rows == [2, 2, 4, 4, 4, 2]
     assert drawn.nfe.tolist() == [6, 6]
@@ -250,9 +255,41 @@ def test_guidance_that_cannot_be_meant_is_refused(call, kind, message):
 def test_a_guidance_that_is_no_more_than_a_scale_makes_the_same_recipe():
     images = ods.held_out("digits").images[:1]
     plain, object_, listed, paired = (
-        ods.encode(DIGITS, images, num_steps=2, guidance_scale=g).recipe
+        ods.encode(DIGITS, images, num_steps=2, cond=LABELLED, guidance_scale=g).recipe
         for g in (2, Guidance(2), Guidance(2, interval=[1, 5]), Guidance(2.0, interval=(1.0, 5.0)))
     )
     assert plain == object_
     assert plain.guidance_scale == 2.0
     assert listed == paired != plain
+
+
+VERBS = {
+    "sample": lambda **how: ods.sample(DIGITS, 2, num_steps=2, **how),
+    "encode": lambda **how: ods.encode(DIGITS, HELD, num_steps=2, **how),
+    "round_trip": lambda **how: ods.round_trip(DIGITS, HELD, ["ddim", "heun"], 2, **how),
+    "round_trip with sources": lambda **how: ods.round_trip(DIGITS, HELD[:1], "ddim", 2, sources=True, **how),
+    "estimate": lambda **how: ods.estimate_round_trip(DIGITS, HELD, solver="ddim", num_steps=2, **how),
+    "error_sources": lambda **how: ods.error_sources(DIGITS, HELD, solver="ddim", num_steps=2, iterations=0, **how),
+    "compare": lambda **how: ods.compare(DIGITS, ["ddim"], [2, 3], num_samples=2, reference_steps=20, **how),
+    "likelihood": lambda **how: ods.log_likelihood(DIGITS, HELD, num_steps=4, solver="multistep", **how),
+    "consistency": lambda **how: ods.consistency(DIGITS, (2, 3, 4), 2, **how),
+    "interpolation_grid": lambda **how: ods.interpolation_grid(DIGITS, (0, 1), 3, num_steps=2, **how),
+    "trajectory_plane": lambda **how: ods.trajectory_plane(DIGITS, ["ddim", "heun"], 2, reference_steps=20, **how),
+}
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_guidance_without_a_condition_is_said_to_have_no_effect_once_a_call(verb):
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        VERBS[verb](guidance_scale=ods.Guidance(5.0))
+        said = [str(w.message) for w in caught if "no effect" in str(w.message)]
+        places = {w.filename for w in caught if "no effect" in str(w.message)}
+        VERBS[verb](guidance_scale=1.0)
+        VERBS[verb](guidance_scale=2.0, cond={"label": 3})
+    assert said == [
+        "guidance_scale=5 has no effect: no condition is given, so there is nothing to guide towards; "
+        "give cond={'label': ...}"
+    ]
+    assert places == {__file__}
+    assert sum("no effect" in str(w.message) for w in caught) == 1

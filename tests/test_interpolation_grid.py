@@ -72,6 +72,40 @@ def test_slerp_keeps_the_length_and_a_straight_line_is_flagged():
     assert slerp.angle.tolist() == pytest.approx([90, 90], abs=6)
 
 
+def test_ends_of_different_lengths_are_said_to_be_the_reason_where_slerp_is_taken_already():
+    """Between lengths of 1 and 0.1, 90 degrees apart, the great circle is longer than the line between these."""
+    a = torch.randn(1, 64, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    found = between(torch.cat([a, 0.1 * a.roll(1)]))
+    assert found.short.all()
+    assert "the ends differ in length" in found.table()
+    assert "take how" not in found.table()
+    record = found.records()[0]
+    lengths = found.latents[0].square().mean(1).sqrt()
+    straight = torch.lerp(lengths[0], lengths[-1], torch.linspace(0, 1, 5, dtype=torch.float64))
+    assert found.kept[0].tolist() == pytest.approx((lengths / straight).tolist())
+    assert record["kept_at_most"] == pytest.approx((lengths / straight).max().item())
+    assert record["kept_at_most"] > 1.1
+    assert record["kept"] == pytest.approx(1)
+    assert record["least_length"] == pytest.approx(lengths.min().item())
+    assert f"{record['kept_at_most']:.3f}" in found.rows()[0]
+
+
+def between(z):
+    """The report of the slerp between two latents, which are their own images, (2, d)."""
+    latents = ods.slerp(z[:1].expand(5, -1), z[1:].expand(5, -1), torch.linspace(0, 1, 5, dtype=torch.float64))[None]
+    turns = torch.zeros(1, 4, dtype=torch.bool)
+    return ods.InterpolationGrid(latents, latents, 1.0, turns, (("a", "b"),), False, "slerp", "m")
+
+
+def test_the_mean_and_the_largest_jump_are_told_apart():
+    z = torch.randn(2, 64, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    found = between(z * torch.tensor([[1.0], [3.0]], dtype=torch.float64))
+    jumps = (found.x[0, 1:] - found.x[0, :-1]).square().mean(1).sqrt()
+    record = found.records()[0]
+    assert record["mean_jump"] == pytest.approx(jumps.mean().item())
+    assert record["largest_jump"] == pytest.approx(jumps.max().item()) != pytest.approx(record["mean_jump"])
+
+
 def test_jumps_are_rms_distances_and_the_largest_is_told():
     """Between z and -z an odd map jumps evenly: along the circle by the chord, up to the factor of the data."""
     model = ods.exact.Gaussian(torch.zeros(16), 4.0).model(ods.VE(0.01, 100.0))
@@ -103,6 +137,8 @@ def test_the_picture_has_a_cell_an_image():
         ({"ends": (0, 1, 2)}, "needs two ends a row and num of 3 or more; got 3 ends"),
         ({"ends": (0, 1), "square": True}, "needs four ends"),
         ({"num": 2}, "got 2 ends, num=2"),
+        ({"ends": (0, 1, 2, 2)}, r"nothing lies between equal seeds: give others than \[2, 2\]"),
+        ({"ends": (0, 1, 2, 0), "square": True}, "nothing lies between equal seeds"),
         ({"how": "straight"}, 'how must be "slerp" or "linear"'),
         ({"solver": "ddpm"}, "draws noise"),
         ({"cond": {"lable": 1}}, "takes the conditions label"),
@@ -111,6 +147,11 @@ def test_the_picture_has_a_cell_an_image():
 def test_what_cannot_be_meant_is_refused(change, said):
     with pytest.raises(ValueError, match=said):
         ods.interpolation_grid(MODEL, **change)
+
+
+def test_the_rows_of_a_square_say_how_far_down_they_are():
+    figure = ods.interpolation_grid(MODEL, (0, 1, 2, 3), 3, square=True, num_steps=2).plot()
+    assert [axis.get_ylabel() for axis in figure.axes[::3]] == [f"left\n{v} down" for v in ("0.00", "0.50", "1.00")]
 
 
 def test_a_latent_settles_how_it_is_decoded():

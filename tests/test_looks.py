@@ -47,6 +47,21 @@ def test_an_even_error_is_gathered_nowhere(compared):
     )
 
 
+def test_no_error_at_all_is_gathered_nowhere(compared):
+    found = ods.error_maps(with_error(compared, torch.zeros(2, 1, 8, 8)))
+    assert found.maps[0].max() == 0
+    assert found.gathered[0].item() == 0.5
+    assert "gathered" not in found.table()
+    assert found.plot().axes[0].images[0].get_clim() == (0, 1)
+
+
+def test_the_colours_of_each_map_go_up_to_its_own_largest_error(compared):
+    found = ods.error_maps(compared)
+    drawn = [axis.images[0].get_clim() for axis in found.plot().axes if axis.images]
+    assert drawn == [(0, m.max().item()) for m in found.maps]
+    assert len(set(drawn)) > 1
+
+
 def test_the_maps_are_drawn_a_row_a_solver_with_their_largest_error(compared):
     figure = ods.error_maps(compared).plot()
     maps = [axis for axis in figure.axes if axis.images]
@@ -127,17 +142,72 @@ def test_a_path_out_of_infinity_starts_at_the_noise():
     assert whole == pytest.approx((end - z).square().mean().sqrt().item(), rel=1e-2)
 
 
+def test_a_grid_of_ones_own_is_walked_as_it_is_and_the_finest_path_ends_where_it_ends():
+    """Whatever its number of transitions; and an end above 0 is no error of the solver."""
+    gaussian = ods.exact.Gaussian(torch.linspace(-1, 1, 16, dtype=torch.float64), 0.3)
+    model = gaussian.model()
+    z = torch.randn(1, 16, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
+    top = model.range[1] / 2
+    own = tuple(top * (0.4 / top) ** (i / 40) for i in range(41))
+    for grid in (own, ods.Grid(own)):
+        found = ods.trajectory_plane(model, ["rk4"], grid=grid, x=z)
+        assert found.paths[0].sigmas == own
+        assert found.paths[-1].sigmas[:: len(found.paths[-1].sigmas) - 1] == pytest.approx((own[0], 0.4), rel=1e-12)
+        assert found.paths[0].miss < 1e-3
+    exact = gaussian.trajectory(model.schedule.from_model_scale(z, top), top, 0.4)
+    start = model.schedule.from_model_scale(z, top) / math.hypot(1, top)
+    apart = (exact / math.hypot(1, 0.4) - start).square().mean().sqrt().item()
+    place = found.paths[-1].place
+    assert (place[-1] - place[0]).norm().item() == pytest.approx(apart, rel=1e-4)
+    assert len(ods.trajectory_plane(model, ["ddim"], grid=(*own, 0.0), x=z).paths[0].place) == 42
+    assert [len(ods.trajectory_plane(model, "ddim", grid=name, x=z).paths[0].place) for name in (None, "karras")] == [
+        7,
+        7,
+    ]
+    with pytest.raises(ValueError, match="leave num_steps out"):
+        ods.trajectory_plane(model, ["rk4"], 6, grid=own, x=z)
+
+
+def test_the_plane_is_that_of_most_variance_with_the_image_up_and_to_the_right():
+    """Against a principal component analysis of its own; the record has the point farthest from the plane."""
+
+    def network(x_t, t):
+        speeds = torch.arange(1, 7, dtype=x_t.dtype)
+        pairs = x_t.unflatten(1, (6, 2))
+        return (pairs.flip(2) * torch.tensor([1.0, -1.0], dtype=x_t.dtype) * speeds[:, None]).flatten(1)
+
+    model = ods.Model(network, ods.VE(0.1, 3.0), data_shape=(12,))
+    for seed in range(4):
+        found = ods.trajectory_plane(model, ["heun"], 40, seed=seed, reference_steps=60)
+        path = found.paths[-1]
+        kept = ods.sample(
+            model, 1, seed=seed, solver="rk4", grid=path.sigmas, trajectory=True, state_dtype=torch.float64
+        )
+        points = torch.stack([x / math.hypot(1, s) for x, s in zip(kept.trajectory.x_t, path.sigmas, strict=True)])
+        variance = torch.linalg.eigvalsh(points.flatten(1).double().T.cov())
+        assert found.held == pytest.approx((variance[-2:].sum() / variance.sum()).item(), rel=1e-4)
+        assert (path.place[-1] - path.place[0]).min() >= 0
+        assert found.records()[0]["outside"] == found.paths[0].outside.max().item()
+
+
 @pytest.mark.parametrize(
     ("change", "said"),
     [
         ({"solvers": []}, "needs solvers; got none"),
         ({"x": torch.zeros(2, 1, 8, 8)}, "follows one latent"),
         ({"reference_steps": 7}, "reference_steps must be even"),
+        ({"solvers": "adaptive:dopri5"}, "chooses its own steps: take solvers that walk a grid"),
     ],
 )
 def test_a_plane_that_cannot_be_meant_is_refused(change, said):
     with pytest.raises(ValueError, match=said):
         ods.trajectory_plane(MODEL, **change)
+
+
+def test_a_path_that_draws_noise_is_said_to_be_one_of_many():
+    found = ods.trajectory_plane(MODEL, ["ddim", "ancestral"], 3, reference_steps=20)
+    assert "ancestral: draws noise, so that its path is one of many" in found.table()
+    assert "draws noise" not in ods.trajectory_plane(MODEL, ["ddim"], 3, reference_steps=20).table()
 
 
 def test_data_of_one_value_have_no_plane():
@@ -181,6 +251,17 @@ def test_grids_from_infinity_are_drawn_and_grids_for_encoding_end_above_0():
         ods.grid_picture(flow, [])
     with pytest.raises(ValueError, match="unknown grid"):
         ods.grid_picture(flow, "straight")
+
+
+def test_grids_of_one_step_are_drawn_without_steps_and_have_no_longest_one():
+    flow = ods.exact.Gaussian(torch.zeros(2), 1.0).model(ods.RectifiedFlow(), "flow")
+    for model in (MODEL, flow):
+        found = ods.grid_picture(model, num_steps=1)
+        (marks,) = found.plot().axes
+        assert marks.lines[-1].get_marker() == "<"
+        assert {row[-2:] for row in found.rows()} == {("-", "-")}
+        assert {record["longest_factor"] for record in found.records()} == {None}
+    assert len(ods.grid_picture(MODEL, ["log_snr", [100.0, 0.0]], 2).plot().axes) == 2
 
 
 def test_pictures_do_not_depend_on_the_layout_that_a_user_has_set(compared):

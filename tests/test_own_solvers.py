@@ -115,3 +115,33 @@ def test_what_is_no_solver_is_refused_where_one_is_wrapped():
         ods.Adaptive("dopri5")
     with pytest.raises(TypeError, match="takes a solver"):
         ods.Reversible("heun")
+
+
+def test_without_a_name_it_is_shown_by_its_class_and_its_settings_and_never_by_its_address():
+    assert spec_of(Mine(0.9)) == "Mine(factor=0.9)"
+    assert spec_of(Weighed(0.5)) == "Weighed(factor=0.5)"
+    found = ods.compare(MODEL, [Mine(0.9), "ddim"], [2, 4], num_samples=2, reference_steps=40)
+    assert [c.solver for c in found.cells] == ["Mine(factor=0.9)"] * 2 + ["ddim"] * 2
+    assert "0x" not in found.table() + found.to_csv()
+
+
+def test_two_solvers_of_one_class_name_are_not_taken_for_one_and_one_solver_is_not_taken_for_two():
+    class Other(Mine):
+        def step(self, state, s0, s1):
+            return ods.State(state.x + 0.5 * (s1 - s0) * (yield state.x, s0))
+
+    Other.__name__ = "Mine"
+    found = ods.compare(MODEL, [Mine(), Other()], 3, num_samples=2, reference_steps=40)
+    assert [c.solver for c in found.cells] == ["Mine(factor=1.0)", "Mine(factor=1.0) #2"]
+    assert not torch.equal(found.cells[0].x, found.cells[1].x)
+    same = Mine()
+    with pytest.raises(ValueError, match="asked for twice"):
+        ods.compare(MODEL, [same, same], 3, num_samples=2)
+
+
+def test_a_class_named_as_one_of_ours_is_not_saved_as_ours(tmp_path):
+    kind = type("heun", (Mine,), {"__init__": lambda self: setattr(self, "_f", 1)})
+    kind.step = lambda self, state, s0, s1: ods.Euler().step(state, s0, s1)
+    assert spec_of(kind()) == "own heun()"
+    with pytest.raises(ValueError, match="solver"):
+        ods.encode(MODEL, IMAGES, solver=kind(), num_steps=2).save(tmp_path / "z.safetensors")

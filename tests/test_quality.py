@@ -68,6 +68,29 @@ def test_real_digits_pass_and_each_planted_fault_is_named():
     assert "nearest real" in bad(torch.rand(200, 1, 8, 8) * 2 - 1)
 
 
+def test_exact_copies_of_any_real_images_are_copies_all_of_them():
+    """Also where there are far more real images than samples, of which each half holds few of the originals."""
+    found = ods.quality(HELD.images[:60], HELD.images[:200])
+    assert found["copies"].samples.tolist() == [1.0] * 20
+    assert found["copies"].real.max() < 0.2
+    assert "copies are looked for among all real images" in found.table()
+    half = ods.quality(torch.cat([HELD.images[:30], training_images("digits").images[:30]]), HELD.images[:200])
+    assert half["copies"].samples.mean() == pytest.approx(0.5, abs=0.06)
+
+
+def test_noise_that_few_images_cannot_tell_from_real_ones_is_not_called_real():
+    noise = draws(20, 64, 0).reshape(20, 1, 8, 8)
+    found = ods.quality(noise, HELD.images[:200])
+    row = next(row for row in found.rows() if row[0] == "frechet")
+    assert row[-1] == "too few images"
+    assert "too few images: real halves of 10 have Frechet distances of up to" in found.table()
+    more = ods.quality(noise.repeat(10, 1, 1, 1), HELD.images)
+    assert not more.too_few
+    centred = (HELD.images - HELD.images.mean(0)).flatten(1).double().numpy()
+    leading = np.linalg.svd(centred, compute_uv=False)[: more.dimensions]
+    assert more.variance == pytest.approx((leading**2).sum() / (len(centred) - 1), rel=1e-6)
+
+
 def test_copies_are_found_among_the_data_and_among_what_the_model_was_trained_on():
     seen, new = training_images("digits").images, HELD.images
     assert bad(new[:200]) == {"copies"}
@@ -111,6 +134,43 @@ def test_supplied_features_are_what_is_measured():
     assert not found["frechet"].bad
     assert not found["sliced"].bad
     assert ods.quality(shifted[:180], HELD.images[180:])["sliced"].bad
+
+
+def test_features_may_be_a_torch_module_which_sees_few_images_at_once_and_keeps_no_gradients():
+    torch.manual_seed(0)
+    module, seen = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 3)), []
+    module.register_forward_hook(lambda _m, x, y: seen.append((len(x[0]), y.requires_grad)))
+    data = HELD.images.repeat(2, 1, 1, 1)[:600]
+    found = ods.quality(HELD.images[:100], data, features=module)
+    assert seen == [(100, False), (256, False), (256, False), (88, False)]
+    weight, bias = (p.detach() for p in module.parameters())
+    by_hand = ods.quality(
+        HELD.images[:100], data, features=lambda x: (x.flatten(1).double() @ weight.T.double() + bias).numpy()
+    )
+    assert torch.allclose(found["frechet"].samples, by_hand["frechet"].samples, rtol=1e-3, atol=1e-6)
+    with pytest.raises(ValueError, match=r"\(n, d\) of 256 images; got \(255, 64\)"):
+        ods.quality(HELD.images[:100], data, features=lambda x: x[:255].flatten(1))
+
+
+def test_what_a_device_returns_is_brought_back():
+    """A tensor on another device has no `numpy` of its own; here one that refuses until it is on the CPU."""
+
+    class Elsewhere(torch.Tensor):
+        def __array__(self, *_args, **_kwargs):
+            raise TypeError("can't convert a tensor of another device")
+
+        def cpu(self):
+            return self.as_subclass(torch.Tensor)
+
+    x = HELD.images[:100]
+    found = ods.quality(
+        x,
+        HELD.images[100:],
+        features=lambda images: images[..., 0].flatten(1).as_subclass(Elsewhere),
+        labels=HELD.labels[:100],
+        classifier=lambda images: torch.zeros(len(images), dtype=torch.long).as_subclass(Elsewhere),
+    )
+    assert found["accuracy"].samples.mean() == pytest.approx((HELD.labels[:100] == 0).double().mean().item(), abs=0.05)
 
 
 def test_the_report_shows_the_samples_nearest_to_real_images():

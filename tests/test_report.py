@@ -118,7 +118,12 @@ def test_a_page_has_the_parts_of_a_page_and_says_all_names_as_they_are(text):
     assert f"odesampler {HOSTILE}" in found.texts("dd")
     assert ods.__version__ in found.texts("dd")
     assert torch.__version__ in found.texts("dd")
-    assert [a["aria-label"] for a in found.attributes("svg")] == [s.title for s in Found().sections()]
+    figures = [f"Figure: {s.title}" for s in Found().sections()]
+    said = [Found.title, f"Second {HOSTILE}: One {HOSTILE}. Another.", "Third"]
+    assert [a["aria-label"] for a in found.attributes("svg")] == said, "what is to be seen, too"
+    boxes = [a for a in found.attributes("div") if a.get("class") == "wide"]
+    assert [a["aria-label"] for a in boxes] == [f"Table: {Found.title}", *figures]
+    assert {(a["role"], a["tabindex"]) for a in boxes} == {("region", "0")}, "a keyboard scrolls them"
     assert {a["role"] for a in found.attributes("svg")} == {"img"}
 
 
@@ -290,7 +295,9 @@ def test_a_pages_table_carries_ranks_and_heads_that_a_keyboard_reaches(text):
     assert [a.get("data-rank") for a in found.attributes("td")] == ["2", "1", "0", "0", "0", None, "1", None, "1"]
     assert [a.get("class") for a in found.attributes("td")][:3] == [None, "n", "n"]
     assert [a["scope"] for a in found.attributes("th")] == ["col"] * 3
-    assert len(found.texts("button")) == 3 + 1
+    assert len(found.texts("button")) == 1, "the heads are no buttons until the script has made them such"
+    assert len([a for a in found.attributes("table") if "data-sortable" in a]) == 1
+    assert "data-sortable" not in Found()._repr_html_()
     assert tables.html(("a",), [], sortable=True).count("<tr>") == 1
 
 
@@ -336,6 +343,15 @@ def test_columns_for_other_programs_have_all_digits_and_nothing_for_nothing(tmp_
     assert csv.splitlines()[2] == """"<b>&""'</script>",,"""
 
 
+def test_a_report_without_rows_is_an_empty_file_and_no_empty_line(tmp_path):
+    class Empty(Found):
+        def records(self):
+            return []
+
+    assert Empty().to_csv(tmp_path / "none.csv") == ""
+    assert (tmp_path / "none.csv").read_bytes() == b""
+
+
 def test_pandas_gets_numbers():
     frame = Found().to_pandas()
     assert list(frame.columns) == ["solver", "steps", "error"]
@@ -356,6 +372,23 @@ def test_a_page_is_written_whole_and_says_what_is_known_of_how(tmp_path):
     assert "<dt>device</dt><dd>cuda</dd>" in text
     with pytest.raises(OSError, match="nowhere"):
         Found().to_html(tmp_path / "nowhere" / "out.html")
+
+
+def test_what_latents_should_be_stays_above_them_however_one_sorts():
+    model = ods.load("digits")
+    report = ods.diagnose(model, ods.encode(model, ods.held_out("digits").images[:3], num_steps=3))
+    text = report.to_html()
+    above, _, below = text.partition("<table")[2].partition("</thead>")
+    assert "<td>N(0, 1)</td>" in above
+    assert ">+-</td>" in above
+    assert "data-rank" not in above
+    body = Parsed("<table>" + below.partition("</table>")[0] + "</table>")
+    width = len(report.head)
+    assert [a.get("data-rank") for a in body.attributes("td")][::width] == ["0", "1", "2"]
+
+
+def test_what_is_known_of_how_need_not_be_words():
+    assert "<dt>n</dt><dd>3</dd>" in Found().to_html(made={"n": 3})
 
 
 def test_a_round_trip_with_pictures_is_a_page_of_modest_size():

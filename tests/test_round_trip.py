@@ -26,7 +26,7 @@ def test_the_report_measures_what_encode_and_decode_give():
     assert trip.nfe == 20
     assert torch.allclose(trip.psnr, -10 * torch.log10(trip.rmse**2 / 4))
     assert f"{trip.rmse.quantile(0.5):.2e}" in report.table()
-    assert report.to_csv().splitlines()[0].startswith("solver,steps,dtype,guidance,convention,nfe")
+    assert report.to_csv().splitlines()[0].startswith("solver,steps,dtype,guidance,convention,grid,nfe")
     assert report._repr_html_().count("<tr>") == 5
 
 
@@ -68,9 +68,36 @@ def test_one_solver_need_not_be_a_list():
     assert len(ods.round_trip(MODEL, RING.sample(2), "ddim", 3).trips) == 1
 
 
-def test_points_in_the_plane_make_a_table_and_no_picture():
-    with pytest.raises(ValueError, match="a picture needs images"):
-        ods.round_trip(MODEL, RING.sample(2), "ddim", 3).plot()
+def test_points_in_the_plane_have_a_picture_of_error_by_evaluations_alone():
+    report = ods.round_trip(MODEL, RING.sample(2), ["ddim", "alf"], [5, 10])
+    [axis] = report.plot().axes
+    assert [line.get_label() for line in axis.lines] == ["ddim", "alf"]
+    assert axis.lines[0].get_xdata().tolist() == [10, 20]
+    assert axis.lines[0].get_ydata() == pytest.approx([t.rmse.quantile(0.5).item() for t in report.trips[:2]])
+    assert "<svg" in report.to_html()
+    with pytest.raises(ValueError, match="leave samples out"):
+        report.plot(samples=RING.sample(2))
+    with pytest.raises(ValueError, match="no solver came back"):
+        replace(report, trips=(), failures={"ddim": "NaN"}).plot()
+
+
+@pytest.mark.parametrize("count", [1, 3])
+def test_nothing_that_is_written_in_a_picture_of_few_images_is_cut_off_or_touches_its_neighbour(count):
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+    x = torch.rand(count, 1, 8, 8, dtype=torch.float64) - 0.5
+    figure = ods.round_trip(ods.exact.Empirical(x, 0.3).model(), x, ["ddim", "alf"], [5, 10]).plot()
+    FigureCanvasAgg(figure).draw()
+    _, strips, errors = figure.subfigs
+    written = [t for axis in strips.axes for t in (axis.title, axis.xaxis.label, axis.yaxis.label) if t.get_text()]
+    ticks = [t for t in errors.axes[0].get_xticklabels() if t.get_text()]
+    assert len(ticks) > 2
+    written += [*ticks, errors.axes[0].xaxis.label, *errors.axes[0].get_legend().get_texts()]
+    places = [t.get_window_extent() for t in written]
+    for i, place in enumerate(places):
+        assert place.x0 >= 0
+        assert place.x1 <= figure.bbox.x1
+        assert not any(place.overlaps(other) for other in places[:i]), written[i].get_text()
 
 
 @pytest.mark.parametrize(
@@ -156,6 +183,20 @@ def test_what_does_not_vary_has_no_column_but_is_in_the_records():
     assert report.records()[0]["ssim"] is None
 
 
+def test_what_holds_for_all_rows_and_is_no_default_is_said_below_the_table_once():
+    x, model = torch.tensor([[0.3, -0.2], [1.0, 0.5]]), replace(labelled(), sigma_min=LOW, sigma_max=HIGH)
+    how = {"guidance_scale": 2.5, "grid": "karras", "state_dtype": torch.float32, "cond": {"label": 0.5}}
+    said = "guidance 2.5, grid karras, state float32"
+    report = ods.round_trip(model, x, "ddim", 4, **how, convention=["source", "target"])
+    assert report.sections()[0].table.notes[0] == f"{said}, cond label"
+    assert {r["grid"] for r in report.records()} == {r["grid"] for r in report.per_sample().records()} == {"karras"}
+    several = ods.round_trip(model, x, "ddim", 4, **{**how, "guidance_scale": [1, 2.5]}, convention="target")
+    assert several.sections()[0].table.notes[0] == "grid karras, state float32, convention target, cond label"
+    for verb, more in ((ods.error_sources, {"iterations": 0, "conventions": ()}), (ods.estimate_round_trip, {})):
+        assert verb(model, x, "ddim", 4, **how, **more).sections()[0].table.notes[0] == f"{said}, cond label"
+    assert not any("grid" in n for n in ods.round_trip(MODEL, RING.sample(2), "ddim", 4).sections()[0].table.notes)
+
+
 def test_each_sample_has_its_own_numbers():
     x = torch.rand(3, 1, 6, 5, dtype=torch.float64) - 0.5
     report = ods.round_trip(ods.exact.Empirical(x, 0.3).model(data_range=(-1.0, 0.5)), x, ["ddim", "alf"], [4])
@@ -177,7 +218,7 @@ def test_each_sample_has_its_own_numbers():
     assert medians["ddim"]["latent_p"] == sorted(r["latent_p"] for r in each[:3])[1]
     lines = report.per_sample().to_csv().splitlines()
     assert len(lines) == 7
-    assert lines[0].startswith("solver,steps,dtype,guidance,convention,sample,nfe,mse")
+    assert lines[0].startswith("solver,steps,dtype,guidance,convention,grid,sample,nfe,mse")
     assert len(report.per_sample().rows()) == 6
 
 

@@ -194,7 +194,9 @@ def test_numbers_of_numpy_go_to_disk_as_numbers(tmp_path):
     for threshold in (two, DynamicThreshold(one, two)):
         guidance = Guidance(two, one, (one, two))
         with pytest.warns(UserWarning, match="floor"):
-            latent = ods.encode(model, noise(), num_steps=2, guidance_scale=guidance, clip_denoised=threshold)
+            latent = ods.encode(
+                model, noise(), num_steps=2, cond={"label": 1}, guidance_scale=guidance, clip_denoised=threshold
+            )
         latent.save(tmp_path / "z.safetensors")
         assert ods.Latent.load(tmp_path / "z.safetensors").recipe == latent.recipe
 

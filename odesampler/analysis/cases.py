@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from odesampler.analysis.reference import quantile, rms
 from odesampler.analysis.report import Report, Section, Table
 from odesampler.conventions import AnyConvention, upward
 from odesampler.grid import Grid
@@ -19,7 +20,7 @@ from odesampler.guidance import AnyGuidance
 from odesampler.inversion import decode, encode, refuse_what_cannot_be_encoded
 from odesampler.latent import Latent
 from odesampler.model import Model
-from odesampler.plan import AnyGrid, AnySolver, Plan, make_plan
+from odesampler.plan import AnyGrid, AnySolver, Plan, checked_cond, make_plan
 from odesampler.precision import finest_dtype
 from odesampler.registry import spec_of
 
@@ -51,6 +52,20 @@ class Case:
         """The solver, as the user named it."""
         return self.solver if isinstance(self.solver, str) else spec_of(self.solver)
 
+    @property
+    def settings(self) -> str:
+        """What is not as it is by default, but for the solver and its steps; nothing: all is."""
+        grid = self.grid if isinstance(self.grid, str) else getattr(self.grid, "name", "of given sigmas")
+        dtype = str(self.state_dtype).removeprefix("torch.")
+        found = {
+            f"guidance {self.guidance_scale}": self.guidance_scale != 1,
+            f"grid {grid}": self.grid is not None,
+            f"state {dtype}": self.state_dtype is not None,
+            f"convention {self.convention}": self.convention is not None,
+            f"cond {' '.join(self.cond or ())}": bool(self.cond),
+        }
+        return ", ".join(words for words, said in found.items() if said)
+
     def plan(self, model: Model) -> Plan:
         """How it will be decoded. Raises as `encode`, before any model is called."""
         plan = make_plan(
@@ -71,21 +86,30 @@ class Case:
     def walked(self, model: Model, images: Tensor) -> Walked:
         """Carry `images` (batch, *shape) up and down again."""
         began = time.perf_counter()
-        latent = encode(
+        latent = self.encoded(model, images)
+        back = decode(model, latent, max_batch=self.max_batch)
+        assert latent.nfe is not None  # fresh from encode
+        return Walked(latent, back.x.cpu(), latent.nfe + back.nfe, time.perf_counter() - began)
+
+    def encoded(self, model: Model, images: Tensor) -> Latent:
+        """Carry `images` (batch, *shape) up."""
+        return encode(
             model,
             images,
             solver=self.solver,
             num_steps=self.num_steps,
             grid=self.grid,
-            cond=self.cond,
+            cond=checked_cond(model, self.cond, len(images)),  # in full: of missing ones the analysis has warned
             guidance_scale=self.guidance_scale,
             convention=self.convention,
             state_dtype=self.state_dtype,
             max_batch=self.max_batch,
         )
-        back = decode(model, latent, max_batch=self.max_batch)
-        assert latent.nfe is not None  # fresh from encode
-        return Walked(latent, back.x.cpu(), latent.nfe + back.nfe, time.perf_counter() - began)
+
+
+def missed_by_grey(images: Tensor, data_range: tuple[float, float] | None) -> float:
+    """Median rmse of plain grey, the middle of the data, for `images`: what is farther off than that is lost."""
+    return quantile(rms(images.cpu().double() - sum(data_range or (0.0, 0.0)) / 2), 0.5)
 
 
 def doubled(grid: Grid) -> Grid:

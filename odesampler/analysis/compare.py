@@ -22,16 +22,17 @@ from torch import Tensor
 from odesampler.analysis.cell import Cell
 from odesampler.analysis.comparison import Comparison
 from odesampler.analysis.reference import CLEAR, Reference, checked_reference, plans, rms, solved
+from odesampler.analysis.settings import made_with
 from odesampler.analysis.side_by_side import Ran, Samples, side_by_side
 from odesampler.grid import Grid
-from odesampler.guidance import AnyGuidance
+from odesampler.guidance import AnyGuidance, warn_of_nothing_to_guide_to
 from odesampler.integrate import OnGrid
 from odesampler.model import Model
 from odesampler.noise import seeds_for
 from odesampler.plan import AnyGrid, AnySolver, Plan, checked_batch, checked_cond, checked_model, make_plan
 from odesampler.precision import finest_dtype
 from odesampler.program import Course, Loop, Solver
-from odesampler.registry import find_solver, spec_of
+from odesampler.registry import distinct_names, find_solver
 from odesampler.sampling import checked_count, checked_shape
 from odesampler.threshold import AnyThreshold
 
@@ -118,6 +119,7 @@ def compare(
     asked = _listed(solvers, (str, Solver, Loop), "solvers")
     cases = _cases(model, asked, num_steps, _grids(grid), _tolerances(tolerances), options)
     samples = _samples(model, num_samples, seed, x, cond)
+    warn_of_nothing_to_guide_to(model, cond, guidance_scale)
     given = reference.reference if isinstance(reference, Comparison) else reference
     known = None if given is None else checked_reference(model, given, samples, guidance_scale, clip_denoised)
     both = plans(model, reference_steps, lambda grid: _plan(model, "rk4", None, grid, options))
@@ -134,7 +136,8 @@ def compare(
             f"{known.floor:.1e}: raise reference_steps={reference_steps}, or compute the network in float64",
             stacklevel=2,
         )
-    return Comparison(cells, failures, known, model.name, calls, time.perf_counter() - began)
+    made = made_with(seed=seed if x is None else None, x=x, cond=cond, **how, state_dtype=state_dtype)
+    return Comparison(cells, failures, known, model.name, calls, time.perf_counter() - began, made)
 
 
 def _cases(
@@ -148,10 +151,9 @@ def _cases(
     """All cells to come, each with a plan that this model can carry out."""
     steps = None if num_steps is None else _listed(num_steps, (int,), "num_steps")
     cases: list[_Case] = []
-    for solver in solvers:
+    for solver, name in zip(solvers, distinct_names(solvers), strict=True):
         named = None if solver == DEFAULT else solver
         found = find_solver("euler" if named is None else named)  # defaults cost one evaluation a step, as Euler does
-        name = solver if isinstance(solver, str) else spec_of(solver)
         if isinstance(found, Loop) and not found.takes_steps:
             for tolerance in tolerances or (None,):
                 loop = _with_tolerance(found, tolerance)

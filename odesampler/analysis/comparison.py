@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from odesampler.analysis import tables
-from odesampler.analysis.bootstrap import LEVEL, Resamples
+from odesampler.analysis.bootstrap import FEWEST, LEVEL, Resamples, basis
 from odesampler.analysis.cell import Cell
 from odesampler.analysis.orders import Order, measured_order, orders_section
 from odesampler.analysis.ranking import Ranking, places, ranking_section
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
 Name: TypeAlias = "tuple[str, str]"  # of a solver, and of its grid
 TINY = 1e-300  # what an error of 0 is taken for where it needs a logarithm
+TOLD = {True: "yes", False: "no", None: "-"}
 SIMILAR = 1.25  # budgets that differ by less are one
 
 
@@ -41,6 +42,7 @@ class Comparison(Report):
     model: str
     calls: int  # batched calls of the model, all cells together, without the reference
     seconds: float
+    made: str = ""  # the settings that the table does not show
 
     @property
     def title(self) -> str:
@@ -85,6 +87,7 @@ class Comparison(Report):
             if order.flagged:
                 notes.append(f"{name} is NOT of the order that it states: {order.claim}")
         notes.append(f"reference: {self.reference}" + (f"; {self.convergence}" if self.cells else ""))
+        notes += [self.made] if self.made else []
         return [*notes, f"{self.calls} calls of the model, shared; {self.seconds:.1f} s with the reference"]
 
     def clear(self, cell: Cell) -> bool:
@@ -262,11 +265,16 @@ class Comparison(Report):
                 found.append((nfe, best))
         rankings = [self.ranking(nfe) for nfe, _ in found]
         rows = [
-            (f"{nfe}", c.solver, c.grid, c.steps, "yes" if len(ranking.contenders) == 1 else "no", f"{c.median:.2e}")
+            (f"{nfe}", c.solver, c.grid, c.steps, TOLD[ranking.told], f"{c.median:.2e}")
             for (nfe, c), ranking in zip(found, rankings, strict=True)
         ]
         head = ("evaluations", "least error", "grid", "steps", "told apart", "error (median)")
-        return Table(head, rows, [f"told apart: it has the least error in {LEVEL:.0%} of the resamples"])
+        told = f"told apart: it has the least error in {LEVEL:.0%} of the resamples; -: it is the only one"
+        if len(self.reference.x) < FEWEST:
+            told += f". {basis(len(self.reference.x))}"
+        unclear = "is not clear of the reference, whose own error it may be: raise reference_steps"
+        vague = [f"{nfe} evaluations: the error of {c.solver} {unclear}" for nfe, c in found if not self.clear(c)]
+        return Table(head, rows, [told, *vague])
 
     def plot(self) -> Figure:
         """Error against evaluations, on logarithmic axes, with the quartiles, the orders and the reference's own error.

@@ -1,9 +1,12 @@
 """Consistency: whether more steps make the same images better, or other images.
 
-    between(n, m) = rms(x with n steps - x with m steps), the same latents;    rate = -d log(between) / d log(n)
+    between(n, m) = rms(x with n steps - x with m steps), the same latents;    error(n) = c n^-rate
+
+    one direction:  between(n, m) = |error(n) - error(m)|;    each its own:  sqrt(error(n)^2 + error(m)^2)
 
 The latents of an ODE are codes: with other numbers of steps they decode to the same images but for the solver's error,
-which falls at its order. A sampler that draws its noise anew, such as DDPM, makes other images each time: rate 0.
+which falls at its order, in one direction. A sampler that draws its noise anew, such as DDPM, makes other images each
+time, all equally far from each other: rate 0. The rate is that of the law which fits the distances better.
 
 References:
     Song, Meng, Ermon 2021, Denoising Diffusion Implicit Models, arXiv:2010.02502, section 5.2 and Figure 5.
@@ -22,19 +25,23 @@ from torch import Tensor
 
 from odesampler.analysis.reference import quantile, rms
 from odesampler.analysis.report import Report, Section, Table
+from odesampler.analysis.settings import made_with
 from odesampler.grid import check_num_steps
-from odesampler.guidance import AnyGuidance
+from odesampler.guidance import AnyGuidance, guided, warn_of_nothing_to_guide_to
 from odesampler.model import Model
-from odesampler.plan import AnyGrid, AnySolver, checked_model
+from odesampler.plan import AnyGrid, AnySolver, checked_cond, checked_model
 from odesampler.precision import finest_dtype
 from odesampler.registry import find_solver, spec_of
-from odesampler.sampling import sample
+from odesampler.sampling import checked_count, sample
 from odesampler.threshold import AnyThreshold
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 LEAST_RATE = 0.25  # half of what a path of noise gives to a solver of strong order 1/2
+SMALL_RATE = 0.05  # as good as none
+MOST_RATE = 10.0  # no solver here has an order above 8
+MOST_OF_NOISE = 1.5  # the highest strong order here: what falls faster has one direction
 ROUNDING = 1e-6  # distances below this many standard deviations of the images are none
 
 
@@ -47,6 +54,7 @@ class Consistency(Report):
     nfe: tuple[int, ...]  # evaluations of a sample, for each number of steps
     solver: str
     model: str
+    made: str = ""  # the settings that the table does not show
 
     @property
     def to_finest(self) -> Tensor:
@@ -60,11 +68,11 @@ class Consistency(Report):
 
     @property
     def rate(self) -> Tensor:
-        """(batch,) how fast `to_next` falls, as a power of the steps, first pair to last; inf: down to rounding."""
-        first, last = self.to_next[0], self.to_next[-1]
+        """(batch,) the power of the steps at which the error falls, -10 to 10; inf: down to rounding."""
         size = self.x.double().std().item()
-        rate = (first / last).log() / math.log(self.num_steps[-2] / self.num_steps[0])
-        return rate.where(last > ROUNDING * size, math.inf)
+        pairs = [*pairwise(self.num_steps), *((n, self.num_steps[-1]) for n in self.num_steps[:-2])]
+        found = torch.cat([self.to_next, self.to_finest[:-1]]).clamp(min=ROUNDING * size)
+        return _fitted(pairs, found).where(self.to_next[-1] > ROUNDING * size, math.inf)
 
     @property
     def consistent(self) -> bool:
@@ -87,16 +95,12 @@ class Consistency(Report):
             )
             for r in self.records()
         ]
-        rate = quantile(self.rate.clamp(max=1e3), 0.5)
-        fall = "the distance to the next "
-        fall += f"falls as steps^{-rate:.1f} (median)" if rate < 1e3 else "falls to rounding"
-        said = [fall, "consistent: more steps make the same images better"]
-        if not self.consistent:
-            fall = f"the distance to the next does not fall, or hardly: as steps^{-rate:.1f} (median)"
-            why = "where noise is drawn anew, or the steps are still too few for the solver"
-            said = [fall, f"not consistent: more steps make other images; so it is {why}"]
         words = "Root mean square distances of images from the same latents, in units of the data."
-        parts = [Section(self.title, words, Table(head, rows, said), self.plot)]
+        parts = [
+            Section(
+                self.title, words, Table(head, rows, [*self._said(), *([self.made] if self.made else [])]), self.plot
+            )
+        ]
         if self.x.ndim == 5:
             parts.append(
                 Section(
@@ -104,6 +108,19 @@ class Consistency(Report):
                 )
             )
         return parts
+
+    def _said(self) -> list[str]:
+        rate = quantile(self.rate.clamp(max=1e3), 0.5)
+        fall = "falls to rounding"
+        if rate < SMALL_RATE:
+            fall = "does not fall"
+        elif rate < 1e3:
+            fall = f"{'falls' if self.consistent else 'hardly falls:'} as steps^-{rate:.1f}"
+            fall += " (median)" if rate < MOST_RATE else " or faster (median)"
+        if self.consistent:
+            return [f"the error {fall}", "consistent: more steps make the same images better"]
+        why = "where noise is drawn anew, or the steps are still too few for the solver"
+        return [f"the error {fall}", f"not consistent: more steps make other images; so it is {why}"]
 
     def records(self) -> list[dict[str, Any]]:
         """A record for each number of steps; the last has none to be compared with."""
@@ -137,6 +154,18 @@ class Consistency(Report):
 
         columns = [f"{n} steps" for n in self.num_steps]
         return table_of_images(self.x.transpose(0, 1), columns, ["" for _ in self.x[0]])
+
+
+def _fitted(pairs: Sequence[tuple[int, int]], between: Tensor) -> Tensor:
+    """(batch,) the rate whose law is nearest to the distances (pairs, batch): least squares of logarithms."""
+    rates = torch.linspace(-MOST_RATE, MOST_RATE, 2000, dtype=torch.float64)  # an even number: 0 is not among them
+    low, high = torch.tensor(pairs, dtype=torch.float64).log().T[..., None]
+    ratio = (-rates * (high - low)).exp()  # of the errors, (pairs, rates)
+    noise = rates <= MOST_OF_NOISE
+    errors = torch.cat([(1 - ratio).abs(), (1 + ratio[:, noise] ** 2).sqrt()], dim=1)
+    rates = torch.cat([rates, rates[noise]])
+    off = between.log()[..., None] - (errors.log() - rates * low)[:, None]
+    return rates[(off - off.mean(0)).square().sum(0).argmin(1)]
 
 
 def consistency(
@@ -191,24 +220,20 @@ def consistency(
         raise ValueError(f"{name} chooses its own steps: take one that walks a grid")
     if grid is not None and not isinstance(grid, str):
         raise ValueError("a grid with a number of steps of its own cannot be walked in others: give its name")
-    found = [
-        sample(
-            checked_model(model),
-            6 if num_samples is None and x is None else num_samples,
-            solver=solver,
-            num_steps=n,
-            grid=grid,
-            seed=seed,
-            noise=noise,
-            x=x,
-            cond=cond,
-            guidance_scale=guidance_scale,
-            clip_denoised=clip_denoised,
-            state_dtype=state_dtype or finest_dtype(model.device),
-            max_batch=max_batch,
-            progress=progress,
-        )
-        for n in steps
-    ]
+    count = checked_count(6 if num_samples is None and x is None else num_samples, x)
+    conditions = checked_cond(checked_model(model), cond, count)
+    guided(model, guidance_scale)  # raises where this model cannot be guided so
+    warn_of_nothing_to_guide_to(model, cond, guidance_scale)
+    how: dict[str, Any] = {"grid": grid, "x": x, "guidance_scale": guidance_scale, "clip_denoised": clip_denoised}
+    made = made_with(
+        **how,
+        cond=cond,
+        seed=seed if x is None else None,
+        noise=None if noise == "independent" else noise,
+        state_dtype=state_dtype,
+    )
+    how |= {"cond": conditions, "state_dtype": state_dtype or finest_dtype(model.device)}
+    how |= {"seed": seed, "noise": noise, "max_batch": max_batch, "progress": progress}
+    found = [sample(model, count, solver=solver, num_steps=n, **how) for n in steps]
     images = torch.stack([one.x.cpu() for one in found])
-    return Consistency(tuple(steps), images, tuple(int(one.nfe.max()) for one in found), name, model.name)
+    return Consistency(tuple(steps), images, tuple(int(one.nfe.max()) for one in found), name, model.name, made)

@@ -2,14 +2,15 @@
 
     e_i = z_i - y_i,   z_N = y_N            decoding z, encoding y
     d_i = step(y_{i+1}) - y_i               defect: what one step down misses
-    e_i = d_i + M_i e_{i+1} + ...           M_i the step's derivative; what is left out is of second order in e
 
-No d_i waits for another. The recurrence is solved for all i at once too, by sweeps
+No d_i waits for another. They are added up by sweeps, each of which takes all steps again, in one go, from where
+decoding is thought to be by then:
 
-    e_i' = d_i + M_i e_{i+1} + m_i (e'_{i+1} - e_{i+1}),    m_i = <M_i e_{i+1}, e_{i+1}> / <e_{i+1}, e_{i+1}>
+    e_i' = step(y_{i+1} + e_{i+1}) - y_i + m_i (e'_{i+1} - e_{i+1})
+    m_i  = <step(y_{i+1} + e_{i+1}) - step(y_{i+1}), e_{i+1}> / <e_{i+1}, e_{i+1}>
 
 in which only numbers, no networks, go from step to step: m_i, one for each sample, says how much a step magnifies what
-arrives at it. Each sweep asks for the derivatives of all steps in one go; N of them solve it exactly, few suffice.
+arrives at it. N sweeps are decoding itself, few suffice, but for solvers that remember many points.
 
 References:
     Hairer, Norsett, Wanner, Solving Ordinary Differential Equations I, II.3 (local errors, and how they are carried).
@@ -20,6 +21,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import pairwise
 from typing import NamedTuple
 
@@ -29,7 +31,7 @@ from torch import Tensor
 from odesampler.analysis.windows import Windows
 from odesampler.drive import Tally
 
-ENOUGH = 0.05  # a sweep that changes the error by a smaller part is the last
+SETTLED = 0.2  # a sweep that changes the error by a smaller part is the last: the next would change far less
 
 
 class Accumulated(NamedTuple):
@@ -38,13 +40,13 @@ class Accumulated(NamedTuple):
     defects: list[Tensor]  # d_i, (batch, *shape) each, in the equation's scale, for all sigmas but the last
     error: Tensor  # e_0, (batch, *shape)
     gains: Tensor  # (steps, batch) float64: m_i, by how much a step magnifies the error that arrives at it
-    changed: Tensor  # (batch,) by what part of itself the last sweep changed the error
+    changed: Tensor  # (batch,) by what part of itself the last sweep changed the error; NaN: none did
     sweeps: int
 
 
-def accumulated(windows: Windows, most: int, landed: Tally, pushed: Tally) -> Accumulated:
-    """The error of decoding in at most `most` sweeps, whose steps and derivatives are counted apart."""
-    ends = windows.landed(landed)
+def accumulated(windows: Windows, most: int, tally: Tally) -> Accumulated:
+    """The error of decoding in at most `most` sweeps; infinite answers, far off the path, end them."""
+    ends = windows.landed(tally)
     defects = [end - y for end, y in zip(ends, windows.x[:-1], strict=True)]
     batch = len(defects[0])
     units = [math.hypot(1, s) if math.isfinite(s) else 1.0 for s in windows.sigmas]
@@ -53,9 +55,14 @@ def accumulated(windows: Windows, most: int, landed: Tally, pushed: Tally) -> Ac
     nowhere = [nothing] * len(windows.x)
     error, sweeps = _swept(defects, nowhere[:-1], nowhere, gains), 0
     changed = torch.full((batch,), math.nan, dtype=torch.float64, device=nothing.device)
-    while sweeps < most and not bool((changed < ENOUGH).all()):
+    while sweeps < most and not bool((changed < SETTLED).all()):
+        there = replace(windows, x=tuple(y + e for y, e in zip(windows.x, error, strict=True)))
+        try:
+            carried = [after - end for after, end in zip(there.landed(tally), ends, strict=True)]
+        except FloatingPointError:
+            changed = torch.full_like(changed, math.inf)
+            break
         sweeps += 1
-        carried = windows.pushed(error, pushed)
         gains = [_gain(after, before) for after, before in zip(carried, error[1:], strict=True)]
         before, error = error, _swept(defects, carried, error, gains)
         changed = _norm(error[0] - before[0]) / _norm(error[0]).clamp(min=torch.finfo(torch.float64).tiny)

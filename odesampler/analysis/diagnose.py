@@ -20,6 +20,7 @@ from torch import Tensor
 from odesampler.analysis.normality import Measure, measures
 from odesampler.analysis.reference import CLEAR, grids_between, quantile, rms
 from odesampler.analysis.report import Report, Section, Table
+from odesampler.analysis.settings import made_with, shown_cond
 from odesampler.data_range import check_images
 from odesampler.grid import Grid
 from odesampler.inversion import check_model
@@ -53,6 +54,7 @@ class Diagnosis(Report):
     error: LatentError | None
     size: int  # values of one latent
     model: str
+    made: str = ""  # how the latents were made
 
     @property
     def normal(self) -> Tensor:
@@ -74,7 +76,7 @@ class Diagnosis(Report):
             (str(i), *(_cell(v) for v in values), *(f"{e:.1e}" for e in off), self._verdict(i))
             for i, (values, off) in enumerate(self._values())
         ]
-        return [Section(self.title, table=Table(head, [expected, error, *found], self._notes()))]
+        return [Section(self.title, table=Table(head, [expected, error, *found], self._notes(), 2))]
 
     def records(self) -> list[dict[str, Any]]:
         """A record for each latent."""
@@ -106,7 +108,7 @@ class Diagnosis(Report):
         if self.error is not None:
             floor = quantile(self.error.difference, 0.5)
             notes.append(f"errors from {self.error.how}; half as many differ by {floor:.1e}")
-        return notes
+        return [*notes, *([self.made] if self.made else [])]
 
 
 def diagnose(
@@ -158,7 +160,15 @@ def diagnose(
     exact = None if images is None else _exact(model, latent, images, reference_steps, max_batch, progress)
     found = measures(latent.x / model.schedule.latent_scale(latent.recipe.sigmas[0]))
     reasons = _reasons(found, level, latent.x.detach().flatten(1).isfinite().all(1).tolist())
-    return Diagnosis({m.name: m for m in found}, reasons, level, exact, latent.x[0].numel(), model.name)
+    recipe = latent.recipe
+    made = made_with(
+        solver=recipe.solver,
+        num_steps=len(recipe.sigmas) - 1,
+        cond=shown_cond(model, latent.cond),
+        guidance_scale=recipe.guidance_scale,
+        clip_denoised=recipe.clip_denoised,
+    )
+    return Diagnosis({m.name: m for m in found}, reasons, level, exact, latent.x[0].numel(), model.name, made)
 
 
 def _reasons(found: tuple[Measure, ...], level: float, finite: list[bool]) -> tuple[tuple[str, ...], ...]:

@@ -34,10 +34,10 @@ class ErrorMaps(Report):
 
     @property
     def gathered(self) -> Tensor:
-        """(solves,) the least share of the pixels that holds half of the error; 1/2 where it is even everywhere."""
+        """(solves,) the least share of the pixels that holds half of the error; 1/2 where it is even, or 0."""
         falling = self.maps.flatten(1).sort(dim=1, descending=True).values.cumsum(1)
         within = falling < falling[:, -1:] / 2 * (1 - 1e-12)
-        return (within.sum(1) + 1) / self.maps[0].numel()
+        return ((within.sum(1) + 1) / self.maps[0].numel()).where(falling[:, -1] > 0, 0.5)
 
     @property
     def title(self) -> str:

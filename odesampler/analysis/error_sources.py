@@ -1,13 +1,16 @@
 """Where the error of a round trip comes from, measured one by one.
 
-    discretisation   (E_N - E_2N) / (1 - 2^-p)      E_N what N steps miss, p the solver's order: Richardson's estimate
+    discretisation   (E_N - E_2N) / (1 - 2^-q)      E_N what N steps miss: Richardson's estimate; q see `trip_order`
+    order            log2 |z_N - z_2N| / |z_2N - z_4N|      z_N the latent of N steps: one way
+    tolerance        the rest, where encoding solved the equations of decoding: then steps miss nothing
     rounding         |E(x + ulp) - E(x)| / sqrt 2   E where each value of x is moved by one unit in the last place
     model            the growth of a small change up and down the equation, see `growth`
     convention       what comes back when encoded as `conventions` has it otherwise
     where            what each step misses, and what of it arrives, see `estimate`
 
-2N steps go by the same grid, each of its steps cut in two. A unit in the last place is one of the coarser of state and
-network: moving by it draws all roundings anew, while a smooth map hardly moves.
+2N steps go by the same grid, each of its steps cut in two. The order is told one way, since the way down takes back
+what leads in the error of the way up where p is even: the round trip has order p + 1 then. A unit in the last place is
+one of the coarser of state and network: moving by it draws all roundings anew, while a smooth map hardly moves.
 
 References:
     Hairer, Norsett, Wanner, Solving Ordinary Differential Equations I, II.4 (step doubling). Parker 1997, Monte Carlo
@@ -18,30 +21,34 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
-from odesampler.analysis.cases import Case, Walked, doubled
+from odesampler.analysis.cases import Case, Walked, doubled, missed_by_grey
 from odesampler.analysis.estimate import SWEEPS, estimated
-from odesampler.analysis.growth import growths
+from odesampler.analysis.growth import growths, own_grid
+from odesampler.analysis.reference import rms
 from odesampler.analysis.sources import ErrorSources, Other
 from odesampler.conventions import AnyConvention
 from odesampler.data_range import check_images
 from odesampler.defaults import STEPS
-from odesampler.guidance import AnyGuidance
+from odesampler.guidance import AnyGuidance, warn_of_nothing_to_guide_to
 from odesampler.integrate import OnGrid
 from odesampler.model import Model
+from odesampler.noise import Streams
 from odesampler.plan import AnyGrid, AnySolver, Plan, checked_batch, checked_cond, checked_model
 from odesampler.precision import finest_dtype
 from odesampler.program import Invertible
-from odesampler.registry import spec_of
+from odesampler.registry import find_solver, spec_of
 
+Found = TypeVar("Found")
 CONVENTIONS = ("source", "target", "implicit")
 ITERATIONS = 4
+MIRRORED = 2  # the highest order of steps whose levels are mirrored: their first error cancels about the middle
 
 
 def error_sources(
@@ -62,7 +69,8 @@ def error_sources(
     """Take a round trip, and measure what makes its error: the steps, rounding, the model, the convention; and where.
 
     Args:
-        model: The model; torch must be able to differentiate its network, forward and backward.
+        model: The model. Where torch cannot differentiate its network, forward and backward, the report has no growth
+            and no estimate, and says why.
         images: (batch, *shape), float, in the model's data range. A few: this takes many round trips.
         solver: As for `encode`, one of ours with a number of steps.
         num_steps: As for `encode`.
@@ -72,19 +80,21 @@ def error_sources(
         convention: As for `encode`.
         state_dtype: As for `encode`.
         conventions: Those to compare with, for a solver that has a choice; "implicit" costs as much as ten round trips.
-        iterations: The most of them for each growth; each costs about 25 evaluations a step. 0: growth is not measured.
-        max_batch: As for `encode`.
+        iterations: The most of them for each growth; each costs about 800 evaluations. 0: growth is not measured.
+        max_batch: As for `encode`. Without it all steps of all samples are asked about in one call, for "where".
 
     Returns:
         An `ErrorSources`, which says in words what dominates, and has the numbers of each image.
 
     Raises:
-        ValueError: What cannot be meant, before any model is called; a solver that chooses its own steps.
+        ValueError: What cannot be meant, before any model is called; a solver that chooses its own steps, or states no
+            order.
     """
     check_images(checked_batch(checked_model(model), images, "images"), model.data_range, model.name)
     if type(iterations) is not int or iterations < 0:
         raise ValueError(f"iterations must be a whole number, 0 or more; got {iterations!r}")
-    steps = STEPS if num_steps is None and (grid is None or isinstance(grid, str)) else num_steps
+    own = not getattr(find_solver(solver), "takes_steps", True)  # such a one is refused for what it is, below
+    steps = STEPS if num_steps is None and not own and (grid is None or isinstance(grid, str)) else num_steps
     case = Case(solver, steps, grid, cond, guidance_scale, convention, state_dtype, max_batch)
     plan = case.plan(model)
     if not isinstance(plan.loop, OnGrid):
@@ -92,49 +102,92 @@ def error_sources(
             f"{spec_of(plan.loop)} chooses its own steps, or takes them in another library, so they cannot be doubled "
             "or looked at: give num_steps and one of our solvers"
         )
+    if plan.loop.solver.order < 1:
+        raise ValueError(
+            f"{spec_of(plan.loop)} states the order {plan.loop.solver.order}, by which no error falls with the steps: "
+            "its order must be 1 or more"
+        )
     others = [] if isinstance(plan.loop.solver, Invertible) else [replace(case, convention=c) for c in conventions]
     for other in others:
         other.plan(model)
     checked_cond(model, cond, len(images))
-    return sources_of(replace(model, data_range=None), images, case, others, iterations)
+    warn_of_nothing_to_guide_to(model, cond, guidance_scale)
+    return sources_of(replace(model, data_range=None), images, case, others, iterations, model.data_range)
 
 
-def sources_of(model: Model, images: Tensor, case: Case, others: Sequence[Case], iterations: int) -> ErrorSources:
+def sources_of(
+    model: Model,
+    images: Tensor,
+    case: Case,
+    others: Sequence[Case],
+    iterations: int,
+    data_range: tuple[float, float] | None,
+) -> ErrorSources:
     """The sources for a case whose arguments have been checked, compared with those of `others`."""
     plan = case.plan(model)
     assert isinstance(plan.loop, OnGrid)
     whole, grid = case.walked(model, images), doubled(plan.grid)
     fine = replace(case, num_steps=None, grid=grid).walked(model, images)
     error, finer = (w.x - images.to("cpu", w.x.dtype) for w in (whole, fine))
-    share = 1 / (1 - 2.0**-plan.loop.solver.order)
+    finest_latent = replace(case, num_steps=None, grid=doubled(grid)).encoded(model, images).x
+    up = whole.latent.recipe.convention
+    order = min(plan.loop.solver.order, MIRRORED if up == "target" else math.inf)
+    q = trip_order(error, finer, order, up)
     moved = _moved(images, _coarser(model, plan))
-    again = case.walked(model, moved).x - moved.to("cpu", whole.x.dtype)
+    shaken = case.walked(model, moved)
+    again = shaken.x - moved.to("cpu", whole.x.dtype)
     finest = finest_dtype(model.device)
     other = torch.float64 if plan.state_dtype == torch.float32 else torch.float32
     states = None if finest == torch.float32 else replace(case, state_dtype=other).walked(model, images).x - whole.x
     cond = checked_cond(model, case.cond, len(images))
-    try:
-        estimate, why = estimated(model, images, case, plan, SWEEPS), ""
-    except ValueError as refused:
-        estimate, why = None, str(refused)
+    estimate, no_estimate = _or_why(lambda: estimated(model, images, case, plan, SWEEPS))
+    growth, no_growth = _or_why(
+        lambda: growths(model, own_grid(model, plan), images, cond, iterations, case.max_batch) if iterations else None
+    )
     return ErrorSources(
         error=error,
         finer=finer,
-        discretisation=share * (error - finer),
-        latent_change=share * (whole.latent.x - fine.latent.x).cpu(),
+        discretisation=None if whole.latent.defect is not None else (error - finer) / (1 - 2 ** -_each(q, error)),
+        latent_change=(whole.latent.x - fine.latent.x).cpu() / (1 - 2.0**-order),
+        finer_latent_change=(fine.latent.x - finest_latent).cpu() / (1 - 2.0**-order),
+        latent_rounding=(shaken.latent.x - whole.latent.x).cpu() / math.sqrt(2),
         rounding=(again - error) / math.sqrt(2),
         states=states,
         other_dtype=str(other).removeprefix("torch."),
         others=tuple(_compared(model, images, whole, one) for one in others),
-        growth=growths(model, plan, images, cond, iterations, case.max_batch) if iterations else None,
+        growth=growth,
+        why_no_growth=no_growth,
         estimate=estimate,
-        why_no_estimate=why,
-        order=plan.loop.solver.order,
+        why_no_estimate=no_estimate,
+        grey=missed_by_grey(images, data_range),
+        order=int(order),
         exact=isinstance(plan.loop.solver, Invertible),
         dtypes=(str(plan.state_dtype).removeprefix("torch."), str(_coarser(model, plan)).removeprefix("torch.")),
         how=f"{case.name}, {plan.grid.num_steps} steps, {whole.latent.recipe.convention}",
+        settings=replace(case, convention=None).settings,  # `how` has it
         model=model.name,
     )
+
+
+def trip_order(error: Tensor, finer: Tensor, order: float, convention: str) -> Tensor:
+    """(batch,) float64: the order of a round trip of a solver of this order, from what N and 2N steps miss.
+
+    One higher than the solver's where that is even, up goes the way that comes down, and this is what is measured.
+    """
+    higher = torch.log2(rms(error) / rms(finer)) > order + 0.5
+    return order + higher.double() * (order % 2 == 0 and convention == "source")
+
+
+def _or_why(measured: Callable[[], Found]) -> tuple[Found | None, str]:
+    """What needs derivatives of the network, or why there is none: not every network has them."""
+    try:
+        return measured(), ""
+    except (ValueError, RuntimeError) as refused:  # NotImplementedError among them, by functions without a jvp
+        return None, str(refused) or type(refused).__name__
+
+
+def _each(value: Tensor, like: Tensor) -> Tensor:
+    return value.to(like.dtype).reshape(-1, *[1] * (like.ndim - 1))
 
 
 def _compared(model: Model, images: Tensor, whole: Walked, case: Case) -> Other:
@@ -158,7 +211,6 @@ def _coarser(model: Model, plan: Plan) -> torch.dtype:
 
 def _moved(images: Tensor, dtype: torch.dtype) -> Tensor:
     """`images` with each value moved by a unit in its last place in `dtype`, or in that of 1, up or down by chance."""
-    generator = torch.Generator().manual_seed(0)
-    signs = torch.randint(0, 2, images.shape, generator=generator).to(images.device) * 2 - 1
+    signs = Streams([0] * len(images)).draw(images).sign()  # for a sample the same whatever batch it is in
     fine = images.to(torch.float64 if images.device.type != "mps" else torch.float32)
     return fine + torch.finfo(dtype).eps * fine.abs().clamp(min=1.0) * signs

@@ -32,11 +32,14 @@ class GridPicture(Report):
 
     @property
     def gaps(self) -> tuple[float, ...]:
-        """How many even steps, in log sigma, the longest of each grid is; those from infinity and to 0 left out."""
+        """How many even steps, in log sigma, the longest of each grid is; those from infinity and to 0 left out.
+
+        NaN for a grid that has no other steps.
+        """
         found = []
         for grid in self.grids:
             factors = [math.log(a / b) for a, b in steps_of(grid)]
-            found.append(max(factors) / (sum(factors) / len(factors)) if factors else 1.0)
+            found.append(max(factors) / (sum(factors) / len(factors)) if factors else math.nan)
         return tuple(found)
 
     @property
@@ -48,7 +51,10 @@ class GridPicture(Report):
         """A row for each grid; the picture."""
         head = ("grid", "steps", "from", "to", "last above 0", "middle", "longest factor", "in even steps")
         digits = ("", "d", ".4g", ".4g", ".4g", ".3g", ".3g", ".2f")
-        rows = [tuple(format(v, how) for v, how in zip(r.values(), digits, strict=True)) for r in self.records()]
+        rows = [
+            tuple("-" if v is None else format(v, how) for v, how in zip(r.values(), digits, strict=True))
+            for r in self.records()
+        ]
         notes = ["sigmas; middle: the sigma of the middle of the grid; factor: sigma before a step over sigma after it"]
         uneven = [grid.name for grid, gap in zip(self.grids, self.gaps, strict=True) if gap > GAP]
         if uneven:
@@ -56,7 +62,7 @@ class GridPicture(Report):
         return [Section(self.title, table=Table(head, rows, notes), draw=self.plot)]
 
     def records(self) -> list[dict[str, Any]]:
-        """A record for each grid."""
+        """A record for each grid; None where no step has a length in log sigma."""
         return [
             {
                 "grid": grid.name,
@@ -65,8 +71,8 @@ class GridPicture(Report):
                 "to": grid[-1],
                 "last_above_0": min(s for s in grid if s > 0),
                 "middle": grid[grid.num_steps // 2],
-                "longest_factor": max((a / b for a, b in steps_of(grid)), default=math.nan),
-                "longest_in_even_steps": gap,
+                "longest_factor": max((a / b for a, b in steps_of(grid)), default=None),
+                "longest_in_even_steps": None if math.isnan(gap) else gap,
             }
             for grid, gap in zip(self.grids, self.gaps, strict=True)
         ]

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
-from odesampler.analysis.pictures import COLOURS, DASHES, MARKERS, SMALLEST, show
+from odesampler.analysis.pictures import COLOURS, DASHES, MARKERS, SMALLEST, plain, show
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -37,9 +37,9 @@ def table_of_images(images: Tensor, columns: Sequence[str], rows: Sequence[str])
     for line, row, name in zip(axes, images, rows, strict=True):
         for axis, image in zip(line, row, strict=True):
             show(axis, image[None])
-        line[0].set_ylabel(name, fontsize=8, rotation=0, ha="right", va="center")
+        line[0].set_ylabel(plain(name), fontsize=8, rotation=0, ha="right", va="center")
     for axis, name in zip(axes[0], columns, strict=True):
-        axis.set_title(name, fontsize=8)
+        axis.set_title(plain(name), fontsize=8)
     return figure
 
 
@@ -63,7 +63,7 @@ def consistency_figure(found: Consistency) -> Figure:
     axis.grid(visible=True, which="major", linewidth=0.4)
     axis.set_xlabel("steps")
     axis.set_ylabel("rms distance (units of the data)")
-    axis.set_title(f"{found.solver} on {found.model}, {found.x.shape[1]} latents", fontsize=10)
+    axis.set_title(f"{plain(found.solver)} on {plain(found.model)}, {found.x.shape[1]} latents", fontsize=10)
     axis.legend(fontsize=9, frameon=False, loc="center left", bbox_to_anchor=(1.0, 0.5))
     return figure
 
@@ -86,7 +86,7 @@ def along_figure(found: InterpolationGrid) -> Figure:
                 "color": COLOURS[i],
                 "marker": MARKERS[i],
                 "markersize": 4,
-                "label": a if found.square else f"{a} to {b}",
+                "label": plain(a if found.square else f"{a} to {b}"),
             }
         lengths.plot(place, length.tolist(), **style)
         jumps.plot(middles, jump.tolist(), **style)

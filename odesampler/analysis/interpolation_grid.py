@@ -2,8 +2,9 @@
 
     row: x(w) = slerp(a, b, w);        square: x(w, v) = slerp(slerp(a, c, v), slerp(b, d, v), w)
 
-A model knows latents of the length that N(0, 1) has, and no others. Slerp keeps the length; the straight line between
-two independent draws is shorter, by 1 / sqrt(2) in its middle, and its images lose contrast.
+A model knows latents of the length that N(0, 1) has, and no others. Slerp keeps the length of ends of equal length, as
+draws of many values have; the straight line between two such is shorter, by 1 / sqrt(2) in its middle where they are
+independent, and its images lose contrast.
 
 References:
     Song, Meng, Ermon 2021, Denoising Diffusion Implicit Models, arXiv:2010.02502, section 5.3, Figure 6, appendix D.5.
@@ -20,7 +21,8 @@ from torch import Tensor
 
 from odesampler.analysis.reference import rms
 from odesampler.analysis.report import Report, Section, Table
-from odesampler.guidance import AnyGuidance
+from odesampler.analysis.settings import made_with, shown_cond
+from odesampler.guidance import AnyGuidance, warn_of_nothing_to_guide_to
 from odesampler.interpolation import slerp
 from odesampler.inversion import decode
 from odesampler.latent import Latent
@@ -50,6 +52,7 @@ class InterpolationGrid(Report):
     square: bool  # rows are neighbours too
     how: str
     model: str
+    made: str = ""  # the settings that the table does not show
 
     @property
     def length(self) -> Tensor:
@@ -87,11 +90,11 @@ class InterpolationGrid(Report):
 
     def sections(self) -> Sequence[Section]:
         """A row for each path; the images; length and jumps along the paths."""
-        head = ("from", "to", "angle (deg)", "least length", "kept", "mean jump", "largest jump")
-        digits = ("", "", ".0f", ".3f", ".3f", ".3f", ".3f")
+        head = ("from", "to", "angle (deg)", "least length", "kept", "at most", "mean jump", "largest jump")
+        digits = ("", "", ".0f", ".3f", ".3f", ".3f", ".3f", ".3f")
         rows = [tuple(format(v, how) for v, how in zip(r.values(), digits, strict=False)) for r in self.records()]
         notes = [
-            "length: |latent| / sqrt(d), 1 for noise; kept: the least part of the ends' lengths",
+            "length: |latent| / sqrt(d), 1 for noise; kept: the least and the largest part of the ends' lengths",
             "jumps: rms distance of neighbours, in units of the data",
         ]
         if bool(self.turns.any()):
@@ -101,10 +104,12 @@ class InterpolationGrid(Report):
             )
         if bool(self.short.any()):
             most = (self.kept - 1).abs().max().item()
+            why = 'take how="slerp"' if self.how == "linear" else "the ends differ in length"
             notes.append(
                 f"{int(self.short.sum())} of {len(self.short)} paths leave the lengths that the model knows, by up to "
-                f'{most:.0%}: take how="slerp"'
+                f"{most:.0%}: {why}"
             )
+        notes += [self.made] if self.made else []
         parts = [Section(self.title, table=Table(head, rows, notes), draw=self.plot)] if self.x.ndim == 5 else []
         along = Section(
             "Along the paths",
@@ -119,6 +124,7 @@ class InterpolationGrid(Report):
             "angle": self.angle,
             "least_length": self.length.amin(1),
             "kept": self.kept.amin(1),
+            "kept_at_most": self.kept.amax(1),
             "mean_jump": self.jumps.mean(1),
             "largest_jump": self.jumps.amax(1),
             "short": self.short,
@@ -138,7 +144,9 @@ class InterpolationGrid(Report):
         from odesampler.analysis.grid_pictures import table_of_images
 
         columns = [f"{i / (self.x.shape[1] - 1):.2f}" for i in range(self.x.shape[1])]
-        return table_of_images(self.x, columns, ["" if self.square else f"{a}\nto {b}" for a, b in self.names])
+        return table_of_images(
+            self.x, columns, [a.replace(", ", "\n") if self.square else f"{a}\nto {b}" for a, b in self.names]
+        )
 
     def plot_along(self) -> Figure:
         """Length of the latents and jumps of the images along each row."""
@@ -190,7 +198,7 @@ def interpolation_grid(
     """
     checked_model(model)
     count = len(ends)
-    _check_ends(count, num, square, how)
+    _check_ends(ends, num, square, how)
     between: Between = slerp if how == "slerp" else _line
     which = _nearest(count, num, square)
     run: dict[str, Any] = {"max_batch": max_batch, "progress": progress}
@@ -205,20 +213,20 @@ def interpolation_grid(
         points, top = _between_latents(ends, which, spread), ends.recipe.sigmas[0]
         latents, x, conditions = points.x, decode(model, points, **run).x, dict(points.cond)
         names = [f"image {i}" for i in range(count)]
+        recipe = ends.recipe
+        made = made_with(solver=recipe.solver, cond=shown_cond(model, ends.cond), guidance_scale=recipe.guidance_scale)
     else:
-        options: dict[str, Any] = {
-            "solver": solver,
-            "num_steps": num_steps,
-            "grid": grid,
-            "guidance_scale": guidance_scale,
-        }
+        options: dict[str, Any] = {"solver": solver, "num_steps": num_steps, "grid": grid}
+        options["guidance_scale"] = guidance_scale
         options |= {"clip_denoised": clip_denoised, "state_dtype": finest_dtype(model.device)}
         top = _top(model, options)
+        warn_of_nothing_to_guide_to(model, cond, guidance_scale)
         drawn = Streams(seeds_for(list(ends), count)).draw(torch.empty(count, *checked_shape(model)))
         latents = spread(drawn.double() * model.schedule.latent_scale(top))
         conditions = {k: v[which] for k, v in checked_cond(model, cond, count).items()}
         x = sample(model, x=latents.to(finest_dtype(model.device)), cond=conditions, **options, **run).x
         names = [f"seed {i}" for i in ends]
+        made = made_with(**{**options, "state_dtype": None}, cond=cond)
     columns = (len(x) // num, num)
     images, latents = (v.cpu().reshape(*columns, *v.shape[1:]) for v in (x, latents))
     return InterpolationGrid(
@@ -230,15 +238,26 @@ def interpolation_grid(
         square,
         how,
         model.name,
+        made,
     )
 
 
-def _check_ends(count: int, num: int, square: bool, how: str) -> None:
+def _check_ends(ends: Sequence[int] | Latent, num: int, square: bool, how: str) -> None:
+    count = len(ends)
     if num < 3 or (count != 4 if square else count < 2 or count % 2):
         wanted = "four ends" if square else "two ends a row"
         raise ValueError(f"interpolation_grid needs {wanted} and num of 3 or more; got {count} ends, num={num}")
     if how not in ("slerp", "linear"):
         raise ValueError(f'how must be "slerp" or "linear"; got {how!r}')
+    if not isinstance(ends, Latent):
+        _refuse_equal(list(ends), square)
+
+
+def _refuse_equal(seeds: list[int], square: bool) -> None:
+    """Raises: ValueError: both ends of a row are one latent, so that nothing lies between; in a square any two."""
+    for row in [seeds] if square else zip(seeds[::2], seeds[1::2], strict=True):
+        if len(set(row)) < len(row):
+            raise ValueError(f"nothing lies between equal seeds: give others than {list(row)}")
 
 
 def _pairs(names: Sequence[str], num: int, square: bool) -> tuple[tuple[str, str], ...]:

@@ -31,10 +31,11 @@ from torch import Tensor
 from odesampler.adaptive import Adaptive
 from odesampler.analysis.density import log_density
 from odesampler.analysis.likelihoods import Likelihood
+from odesampler.analysis.settings import made_with
 from odesampler.data_range import check_images
 from odesampler.divergence import KINDS, PROBES, draw_probes
 from odesampler.grid import Grid
-from odesampler.guidance import AnyGuidance
+from odesampler.guidance import AnyGuidance, warn_of_nothing_to_guide_to
 from odesampler.inversion import refuse_stochastic
 from odesampler.model import Model
 from odesampler.noise import Streams, seeds_for
@@ -88,7 +89,7 @@ def log_likelihood(
     draws: int = 1,
     seed: int | Sequence[int] = 0,
     state_dtype: torch.dtype | None = None,
-    check: bool = False,
+    check: bool | None = None,
     max_batch: int | None = None,
     progress: bool = False,
 ) -> Likelihood:
@@ -115,7 +116,8 @@ def log_likelihood(
         seed: As for `sample`, of noise and probes.
         state_dtype: As for `encode`.
         check: Solve the first draw again with every second step, or ten times the tolerances, and tell the difference:
-            about the error of that solve, which is larger than that of the other. Costs half as much again.
+            about the error of that solve, which is larger than that of the other. Costs up to half as much again; by
+            default done wherever the steps are ours, since a likelihood of too few steps looks like any other.
         max_batch: As for `sample`. The passes back keep what the network computed for so many rows.
         progress: Show a progress bar.
 
@@ -143,10 +145,11 @@ def log_likelihood(
         state_dtype=state_dtype or finest_dtype(model.device),
     )
     _refuse(plan)
+    warn_of_nothing_to_guide_to(model, cond, guidance_scale)
     found = _measured(
         model,
         plan,
-        _coarser(plan) if check else None,
+        _coarser(plan) if check or (check is None and _ours(plan)) else None,
         x_t.detach().to(model.device, plan.state_dtype),
         checked_cond(model, cond, len(x_t)),
         Streams(seeds_for(seed, len(x_t))),
@@ -154,6 +157,10 @@ def log_likelihood(
         max_batch=max_batch,
         progress=progress,
     )
+    made = made_with(
+        seed=seed if estimate.probes or estimate.levels else None, cond=cond, guidance_scale=guidance_scale, grid=grid
+    )
+    found = replace(found, how=", ".join(filter(None, [found.how, made])))
     for doubt in found.doubts():
         if "did not arrive" not in doubt:  # said by the solve, with the reasons
             warnings.warn(doubt, RuntimeWarning, stacklevel=2)
@@ -201,20 +208,33 @@ def _refuse(plan: Plan) -> None:
             f"{spec_of(plan.loop)} couples two values that drift apart in log p, by hundreds of nats on a trained "
             "network: take a solver that is not exactly invertible, such as 'dopri5' or 'multistep'"
         )
-    if math.isinf(plan.grid[0]) and len(plan.grid) < 3:
-        raise ValueError("a likelihood from sigma = infinity needs 2 steps or more: the first leads out of infinity")
+    least = 3 if math.isinf(plan.grid[0]) else 2
+    if plan.loop.takes_steps and plan.grid.num_steps < least:
+        raise ValueError(
+            f"a likelihood takes {least} steps or more, so that half of them can tell what the steps leave open; "
+            f"got num_steps={plan.grid.num_steps}"
+        )
+
+
+def _ours(plan: Plan) -> bool:
+    return plan.loop.takes_steps or isinstance(plan.loop, Adaptive)
 
 
 def _coarser(plan: Plan) -> Plan:
-    """`plan` with every second step, or with ten times the tolerances. Raises: ValueError: its steps are not ours."""
+    """`plan` with every second step, or with ten times the tolerances. Raises: ValueError: its steps are not ours.
+
+    Out of infinity both take the same first step.
+    """
     if isinstance(plan.loop, Adaptive):
         return replace(plan, loop=replace(plan.loop, rtol=10 * plan.loop.rtol, atol=10 * plan.loop.atol))
-    if not plan.loop.takes_steps or plan.grid.num_steps < 4:
+    if not plan.loop.takes_steps:
         raise ValueError(
-            f"check compares with half the steps, of 4 or more, or with other tolerances of our own adaptive solvers; "
-            f"got {spec_of(plan.loop)} with {plan.grid.num_steps} steps"
+            "check compares with half the steps, or with other tolerances of our own adaptive solvers; "
+            f"got {spec_of(plan.loop)}"
         )
-    return replace(plan, grid=Grid((*plan.grid.sigmas[:-1:2], plan.grid[-1]), plan.grid.name))
+    first = int(math.isinf(plan.grid[0]))
+    sigmas = plan.grid.sigmas
+    return replace(plan, grid=Grid((*sigmas[:first], *sigmas[first:-1:2], sigmas[-1]), plan.grid.name))
 
 
 def _measured(

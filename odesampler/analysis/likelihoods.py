@@ -88,7 +88,10 @@ class Likelihood(Report):
         head = ("image", "log p (nats)", "+- (nats)", *checked, "bits/dim", "+- (bits)", "nfe")
         digits = (".0f", ".2f", ".2f", *(".2f" for _ in checked), ".3f", ".3f", ".0f")
         rows = [
-            tuple(format(value, how) for value, how in zip(record.values(), digits, strict=True))
+            tuple(
+                "-" if math.isnan(value) else format(value, how)
+                for value, how in zip(record.values(), digits, strict=True)
+            )
             for record in self.records()
         ]
         mean = self.bits_per_dim.nanmean().item()

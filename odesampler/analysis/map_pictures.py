@@ -6,7 +6,7 @@ import math
 from typing import TYPE_CHECKING, Any
 
 from odesampler.analysis.grid_picture import GridPicture, steps_of
-from odesampler.analysis.pictures import COLOURS, DASHES, MARKERS
+from odesampler.analysis.pictures import COLOURS, DASHES, MARKERS, WIDE, plain
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -42,7 +42,7 @@ def error_maps_figure(found: ErrorMaps) -> Figure:
             axis.set_yticks([])
             axis.set_title(steps if steps.startswith("tol") else f"{steps} steps", fontsize=8)
             axis.set_xlabel(f"largest {one.max().item():.1e}", fontsize=8)
-        line[0].set_ylabel(label, fontsize=9, rotation=0, ha="right", va="center")
+        line[0].set_ylabel(plain(label), fontsize=9, rotation=0, ha="right", va="center")
     beside = figure.add_axes((1 - 0.75 / wide, 0.25 / high, 0.12 / wide, 1 - 0.5 / high))
     bar = figure.colorbar(ScalarMappable(cmap="cividis"), cax=beside)
     bar.set_label("mean |error| / largest of the map", fontsize=8)
@@ -60,7 +60,7 @@ def trajectory_figure(found: TrajectoryPlane) -> Figure:
     finest = found.paths[-1]
     for i, path in enumerate(found.paths):
         style: dict[str, Any] = {"color": COLOURS[i % 6], "marker": MARKERS[i % len(MARKERS)], "markersize": 4}
-        style |= {"linestyle": DASHES[i % len(DASHES)], "linewidth": 1.2, "label": path.solver}
+        style |= {"linestyle": DASHES[i % len(DASHES)], "linewidth": 1.2, "label": plain(path.solver, WIDE)}
         if path is finest:
             style |= {"color": "0.2", "marker": "", "linestyle": "-", "linewidth": 2.5, "alpha": 0.5, "zorder": 0}
         plane.plot(*path.place.T.tolist(), **style)
@@ -82,18 +82,20 @@ def trajectory_figure(found: TrajectoryPlane) -> Figure:
 
 
 def grids_figure(found: GridPicture) -> Figure:
-    """Marks at the sigmas, a line for each grid; below, the factor of each step at its geometric middle."""
+    """Marks at the sigmas, a line for each grid; below, the factor of each step at its geometric middle, if any."""
     from matplotlib.figure import Figure
 
     count = len(found.grids)
-    figure = Figure(figsize=(8.0, 3.4 + 0.32 * count))
+    heights = [0.32 * count + 0.2, *([2.6] if any(map(steps_of, found.grids)) else [])]
+    figure = Figure(figsize=(8.0, 0.6 + sum(heights)))
     figure.set_layout_engine("constrained")
-    marks, factors = figure.subplots(2, 1, sharex=True, height_ratios=[0.32 * count + 0.2, 2.6])
-    finite = [s for grid in found.grids for s in grid if 0 < s < math.inf]
+    axes: Any = figure.subplots(len(heights), 1, sharex=True, height_ratios=heights, squeeze=False)[:, 0]
+    marks = axes[0]
+    finite = [s for grid in found.grids for s in grid if 0 < s < math.inf] or [1.0]
     low, high = min(finite), max(finite)
-    width = (high / low) ** 0.06
+    width = (high / low) ** 0.06 if high > low else 2.0
     for i, grid in enumerate(found.grids):
-        style: dict[str, Any] = {"color": COLOURS[i % 7], "label": grid.name}
+        style: dict[str, Any] = {"color": COLOURS[i % 7], "label": plain(grid.name, WIDE)}
         inside = [s for s in grid if 0 < s < math.inf]
         marks.plot(inside, [i] * len(inside), "|", markersize=14, markeredgewidth=2, color=style["color"])
         if grid[0] == math.inf:
@@ -101,18 +103,18 @@ def grids_figure(found: GridPicture) -> Figure:
         if grid[-1] == 0:
             marks.plot(low / width, i, "<", color=style["color"])
         steps = steps_of(grid)
-        middles = [math.sqrt(a * b) for a, b in steps]
-        factors.plot(
-            middles, [a / b for a, b in steps], marker=MARKERS[i % len(MARKERS)], markersize=4, linewidth=1.2, **style
-        )
-    marks.set_yticks(range(count), [grid.name for grid in found.grids], fontsize=9)
+        middles, lengths = [math.sqrt(a * b) for a, b in steps], [a / b for a, b in steps]
+        for axis in axes[1:]:
+            axis.plot(middles, lengths, marker=MARKERS[i % len(MARKERS)], markersize=4, linewidth=1.2, **style)
+    marks.set_yticks(range(count), [plain(grid.name) for grid in found.grids], fontsize=9)
     marks.set_ylim(count - 0.5, -0.5)
     marks.set_title("sigmas; < goes on to 0, > comes from infinity", fontsize=9, loc="left")
-    factors.set_xscale("log")
-    factors.set_yscale("log")
-    factors.set_xlim(low / width**2, high * width**2)
-    factors.set_xlabel("sigma = std / alpha")
-    factors.set_ylabel("factor of a step")
-    factors.grid(visible=True, which="major", linewidth=0.4)
-    factors.legend(fontsize=9, frameon=False, loc="center left", bbox_to_anchor=(1.0, 0.5))
+    marks.set_xscale("log")
+    marks.set_xlim(low / width**2, high * width**2)
+    axes[-1].set_xlabel("sigma = std / alpha")
+    for axis in axes[1:]:
+        axis.set_yscale("log")
+        axis.set_ylabel("factor of a step")
+        axis.grid(visible=True, which="major", linewidth=0.4)
+        axis.legend(fontsize=9, frameon=False, loc="center left", bbox_to_anchor=(1.0, 0.5))
     return figure

@@ -4,7 +4,9 @@ it is what the solver states.
     order of a sample = -d log(error) / d log(steps), by least squares;     of a solver: the median over the samples
 
 The line is straight only where steps are short enough, so it is fitted to the finest steps whose local slopes agree,
-where there are such. Its interval is that of other samples (`bootstrap`); it knows nothing of a line that is bent.
+where there are such. Its interval is that of other samples (`bootstrap`); it knows nothing of a line that is bent. So
+what is said of the stated order goes by the finest slope and its own interval, and by whether slopes still fall: where
+a term of a lower order is small, they begin near the stated order and sink away from it.
 
 The line through the median errors scatters more, since another sample is in the middle at other steps, and the
 intervals of its bootstrap hold the truth too often.
@@ -24,6 +26,8 @@ from odesampler.analysis.reference import quantile
 from odesampler.analysis.report import Section, Table
 
 APART = 0.35  # orders: slopes that agree differ by less, and an order is not as stated where it is less by more
+NEAR = 0.1  # orders: a slope that falls and is less than stated by more has not come to rest there
+FLAT = 0.01  # orders: slopes that change by less neither rise nor fall
 SPAN = 2  # the most of the steps by the least, for slopes to tell anything
 WORDS = (
     "The order that a solver shows on this network, over the finest steps between which the local slopes agree, "
@@ -45,11 +49,28 @@ class Order:
     slopes: tuple[float, ...]  # local, between neighbours of all clear errors, from coarse to fine
     stated: int | None  # by the solver; None: by none, or not of this equation
     settled: bool  # the slopes between `steps` agree: what is measured is an order
+    last_high: float  # the upper end of the interval of the finest slope; inf: too few samples
 
     @property
     def flagged(self) -> bool:
-        """Below the order that the solver states: the whole interval, by far, where there is an order to measure."""
-        return self.settled and self.stated is not None and self.high < self.stated - APART
+        """Below the order that the solver states, where there is an order to measure: by far, and the finest slope too.
+
+        Both with their whole intervals; slopes that rise may do so once more, by as much.
+        """
+        if not self.settled or self.stated is None:
+            return False
+        return max(self.high, self.last_high + max(self._rise, 0)) < self.stated - APART
+
+    @property
+    def sinking(self) -> bool:
+        """Whether the slopes fall, and the finest, with its interval where there is one, is below the stated order."""
+        if self.stated is None or self._rise > -FLAT:
+            return False
+        return (self.last_high if math.isfinite(self.last_high) else self.slopes[-1]) < self.stated - NEAR
+
+    @property
+    def _rise(self) -> float:
+        return self.slopes[-1] - self.slopes[-2] if len(self.slopes) > 1 else 0.0
 
     @property
     def verdict(self) -> str:
@@ -60,10 +81,14 @@ class Order:
             return "cannot tell: slopes still change" if len(self.slopes) > 1 else "cannot tell: two numbers of steps"
         if self.flagged:
             return "NOT as stated"
+        if self.sinking:
+            return "cannot tell: slopes still fall; take more steps"
         off = self.value - self.stated
         if abs(off) <= APART:
             return "as stated"
-        return "more than stated" if off > 0 else "cannot tell: wide interval"
+        if off > 0:
+            return "more than stated"
+        return "cannot tell: " + ("slopes still rise" if self.high < self.stated - APART else "wide interval")
 
     @property
     def claim(self) -> str:
@@ -89,11 +114,13 @@ def measured_order(steps: list[int], errors: Tensor, resamples: Resamples, state
     slopes = [quantile(slope, 0.5) for slope in (-e.diff() / n.diff()).unbind(1)]
     first = _settled(steps, slopes)
     used = slice(first or 0, None)
-    orders = fitted(n[used], e[:, used])
-    low, high = -math.inf, math.inf
+    orders, finest = fitted(n[used], e[:, used]), fitted(n[-2:], e[:, -2:])
+    low, high, last_high = -math.inf, math.inf, math.inf
     if len(errors) >= FEWEST:
-        low, high = (end.item() for end in interval(resamples.medians(orders[:, None])))
-    return Order(quantile(orders, 0.5), low, high, tuple(steps[used]), tuple(slopes), stated, first is not None)
+        ends = interval(resamples.medians(torch.stack([orders, finest], 1)))
+        (low, _), (high, last_high) = (end.tolist() for end in ends)
+    value = quantile(orders, 0.5)
+    return Order(value, low, high, tuple(steps[used]), tuple(slopes), stated, first is not None, last_high)
 
 
 def fitted(n: Tensor, e: Tensor) -> Tensor:

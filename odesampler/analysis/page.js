@@ -1,6 +1,11 @@
 "use strict";
 // Tables sort by the ranks that the cells were given, and only compare them. Cells without a rank stay last.
-for (const button of document.querySelectorAll("th button")) {
+// The heads are buttons only here, so that without this script none is dead.
+for (const cell of document.querySelectorAll("table[data-sortable] th")) {
+  const button = document.createElement("button");
+  button.type = "button";
+  button.append(...cell.childNodes);
+  cell.append(button);
   button.addEventListener("click", () => {
     const head = button.parentElement;
     const body = head.closest("table").tBodies[0];

@@ -39,7 +39,7 @@ def whole(
     title: str,
     sections: Sequence[Section],
     *,
-    made: Mapping[str, str] | None = None,
+    made: Mapping[str, object] | None = None,
     date: datetime | None = None,
 ) -> str:
     """A page of its own, complete.
@@ -99,16 +99,18 @@ def _section(number: int, name: str, section: Section) -> str:
 def _table(table: Table, name: str, *, sortable: bool) -> str:
     box = f'<div class="wide" role="region" tabindex="0" aria-label="Table: {escape(name)}">'
     notes = "".join(f'<p class="note">{escape(note)}</p>' for note in table.notes)
-    return f"{box}{tables.html(table.head, table.rows, sortable=sortable)}</div>{notes}"
+    return f"{box}{tables.html(table.head, table.rows, sortable=sortable, fixed=table.expected)}</div>{notes}"
 
 
 def _figure(number: int, section: Section) -> str:
     assert section.draw is not None
     try:
-        picture = svg.inline(section.draw, f"part-{number}", section.title)
+        label = " ".join(f"{section.title}: {section.words}".split()) if section.words else section.title
+        picture = svg.inline(section.draw, f"part-{number}", label)
     except Exception as error:  # of whatever draws: the numbers are worth more than the picture
         return _lost(error)
-    return f'<figure><div class="wide">{picture}</div><figcaption>{escape(section.title)}</figcaption></figure>'
+    box = f'<div class="wide" role="region" tabindex="0" aria-label="Figure: {escape(section.title)}">'
+    return f"<figure>{box}{picture}</div><figcaption>{escape(section.title)}</figcaption></figure>"
 
 
 def _lost(error: Exception) -> str:
@@ -128,12 +130,12 @@ def _png(section: Section) -> str:
     )
 
 
-def _foot(made: Mapping[str, str], date: datetime) -> str:
+def _foot(made: Mapping[str, object], date: datetime) -> str:
     import torch
 
     machine = f"{platform.python_version()} on {platform.system()} {platform.machine()}"
     facts = {"odesampler": __version__, "torch": torch.__version__, "Python": machine, **made}
-    lines = "".join(f"<dt>{escape(name)}</dt><dd>{escape(value)}</dd>" for name, value in facts.items())
+    lines = "".join(f"<dt>{escape(name)}</dt><dd>{escape(str(value))}</dd>" for name, value in facts.items())
     when = date.astimezone(timezone.utc).isoformat(timespec="seconds").replace("+00:00", "Z")
     lines += f'<dt>date</dt><dd><time datetime="{when}">{when}</time></dd>'
     words = "Each number here was computed in the run that made this page, save those said to be a paper's."

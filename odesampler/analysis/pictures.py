@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from textwrap import wrap
 from typing import TYPE_CHECKING, Any
 
 import numpy
 from torch import Tensor
+
+from odesampler.analysis.reference import quantile
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -19,24 +22,37 @@ COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#0
 MARKERS = "osD^vPX*"
 DASHES = ("-", "--", ":", "-.")
 TILE = 0.42  # inches, of an image in a strip: four strips of six are as wide as a page
+WIDTH = 7.6  # inches, the least: narrower figures cut off what is written in them
+WIDE = 40  # characters, of a line in a legend: longer ones leave no room for the axes
 SMALLEST = 1e-17  # where an error of exactly 0 is drawn on a logarithmic axis
+
+
+def plain(name: str, width: int | None = None) -> str:
+    """A name of the user's for a figure: dollars are dollars, no formula; in lines of `width`, if given."""
+    lines = wrap(name, width, break_on_hyphens=False) if width else [name]
+    return "\n".join(lines).replace("$", r"\$")
 
 
 def round_trip_figure(report: RoundTrip, num_images: int, samples: Tensor | None) -> Figure:
     """Samples, if given; for each solver at its most steps originals, latents, reconstructions, errors; rmse by nfe."""
     from matplotlib.figure import Figure
 
+    if report.originals.ndim != 4:
+        figure = Figure(figsize=(WIDTH, 3.4))  # inches
+        figure.set_layout_engine("constrained")
+        _error_axes(figure.subplots(1, 1), report)
+        return figure
     by_steps = sorted(report.trips, key=lambda t: t.num_steps or 0)
     names = dict.fromkeys(map(report.series, report.trips))  # in the order given
     best = [[t for t in by_steps if report.series(t) == name][-1] for name in names]
     count = min(num_images, len(report.originals))
     heights = [0.0 if samples is None else 1.0, TILE * len(best) * 1.6 + 0.5, 3.4]  # inches
-    figure = Figure(figsize=(1.1 + 4 * (TILE * count + 0.25), sum(heights)))
+    figure = Figure(figsize=(max(WIDTH, 1.1 + 4 * (TILE * count + 0.25)), sum(heights)))
     figure.set_layout_engine("constrained", w_pad=0.12)  # inches between the four columns
     parts: Any = figure.subfigures(3, 1, height_ratios=[max(h, 0.01) for h in heights])
     if samples is not None:
         axis = parts[0].subplots(1, 1)
-        axis.set_title(f"drawn from {report.model}", fontsize=10)
+        axis.set_title(f"drawn from {plain(report.model)}", fontsize=10)
         show(axis, samples[: 4 * count])
     axes = parts[1].subplots(len(best), 4, squeeze=False)
     for row, trip in zip(axes, best, strict=True):
@@ -55,7 +71,7 @@ def _strip_row(axes: Any, originals: Tensor, trip: Trip, name: str, count: int) 
     for axis, images in zip(axes, strips, strict=True):
         show(axis, images, "gray" if axis is not axes[3] else "RdBu_r")
     steps = "own steps" if trip.num_steps is None else f"{trip.num_steps} steps"
-    lines = name.replace(", ", "\n", 1)
+    lines = plain(name.replace(", ", "\n", 1))
     axes[0].set_ylabel(f"{lines}\n{steps}", fontsize=9, rotation=0, ha="right", va="center")
     axes[3].set_xlabel(f"full colour = ±{limit:.1e}", fontsize=8)
 
@@ -86,10 +102,11 @@ def _error_axes(axis: Any, report: RoundTrip) -> None:
     """Median rmse against evaluations, one line a solver."""
     for i, name in enumerate(dict.fromkeys(map(report.series, report.trips))):
         mine = sorted((t for t in report.trips if report.series(t) == name), key=lambda t: t.nfe)
-        curve(axis, [t.nfe for t in mine], [t.rmse.median().item() for t in mine], i, label=name)
+        curve(axis, [t.nfe for t in mine], [quantile(t.rmse, 0.5) for t in mine], i, label=plain(name, WIDE))
     _by_evaluations(axis, [t.nfe for t in report.trips])
     axis.set_xlabel("model evaluations, encoding and decoding together")
-    axis.set_ylabel("round-trip rmse (median), data in [-1, 1]")
+    units = "data in [-1, 1]" if report.originals.ndim == 4 else "units of the data"
+    axis.set_ylabel(f"round-trip rmse (median), {units}")
 
 
 def comparison_figure(found: Comparison) -> Figure:
@@ -102,12 +119,12 @@ def comparison_figure(found: Comparison) -> Figure:
     figure = Figure(figsize=(7.6, 4.2))  # inches
     figure.set_layout_engine("constrained")
     axis = figure.subplots(1, 1)
-    solvers, grids = ([*dict.fromkeys(getattr(c, name) for c in found.cells)] for name in ("solver", "grid"))
+    series, grids = [*found.orders], [*dict.fromkeys(c.grid for c in found.cells)]
     for (solver, grid), order in found.orders.items():
         mine = sorted((c for c in found.cells if (c.solver, c.grid) == (solver, grid)), key=lambda c: c.cost)
         label = found.series(solver, grid) + ("" if order is None else f" (order {order.short})")
-        style = {"linestyle": DASHES[grids.index(grid) % len(DASHES)], "label": label}
-        i, costs = solvers.index(solver), [c.cost for c in mine]
+        style = {"linestyle": DASHES[grids.index(grid) % len(DASHES)], "label": plain(label, WIDE)}
+        i, costs = series.index((solver, grid)), [c.cost for c in mine]
         curve(axis, costs, [c.median for c in mine], i, hollow=[not found.clear(c) for c in mine], **style)
         low, high = ([max(q, SMALLEST) for q in ends] for ends in zip(*(c.quartiles for c in mine), strict=True))
         axis.fill_between(costs, low, high, color=COLOURS[i % len(COLOURS)], alpha=0.12, linewidth=0)
@@ -119,7 +136,7 @@ def comparison_figure(found: Comparison) -> Figure:
     _by_evaluations(axis, [c.cost for c in found.cells])
     axis.set_xlabel("model evaluations a sample")
     axis.set_ylabel("error (median, quartiles)")
-    axis.set_title(f"{found.model}, {len(found.reference.x)} samples", fontsize=10)
+    axis.set_title(f"{plain(found.model)}, {len(found.reference.x)} samples", fontsize=10)
     return figure
 
 

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 VALUES = ("samples", "low", "high", "real", "real_low", "real_high")
 ENDS = (0.05, 0.95)  # of the intervals
 ENOUGH = 2  # images for each feature, below which a Frechet distance is mostly bias
+BLIND = 0.5  # of the data's variance: where halves of real data are as far apart, a Frechet distance tells nothing
 
 
 class _Kind(NamedTuple):
@@ -26,10 +27,10 @@ class _Kind(NamedTuple):
 
 
 KINDS = {
-    "frechet": _Kind("Frechet distance (squared units of the features)", 1, "spread otherwise"),
-    "sliced": _Kind("sliced Wasserstein distance (units of the features)", 1, "spread otherwise"),
+    "frechet": _Kind("Frechet distance (squared units of the features)", 1, "mean or spread differs"),
+    "sliced": _Kind("sliced Wasserstein distance (units of the features)", 1, "distribution differs"),
     "nearest real": _Kind("distance to nearest real image (units of the data)", 1, "far from all real"),
-    "copies": _Kind("share that nearly is a real image", 1, "copies"),
+    "copies": _Kind("share that nearly is one of all real images", 1, "copies"),
     "nearest other": _Kind("distance to nearest other sample (units of the data)", -1, "less varied"),
     "nearer to training": _Kind("share nearer to training than to data", 1, "leans to training"),
     "accuracy": _Kind("share of the class asked for", -1, "wrong classes"),
@@ -74,7 +75,9 @@ class Quality(Report):
     half: int  # images in each set that was measured
     dimensions: int  # of the features
     features: str  # of what the Frechet distance is
+    variance: float  # of these over the data, all together: the Frechet distance of their mean, again and again
     nearest: tuple[Tensor, Tensor]  # (shown, *shape): samples nearest to a real image, and these images
+    seed: int  # of the halves
     sizes: tuple[int, ...]  # samples, data, and training images where they were given
 
     def __getitem__(self, name: str) -> Mark:
@@ -83,13 +86,22 @@ class Quality(Report):
 
     @property
     def too_few(self) -> bool:
-        """Whether there are too few images for the features: the Frechet distance says little then."""
-        return self.half < ENOUGH * self.dimensions
+        """Whether there are too few images for the Frechet distance: for so many features, or to tell anything."""
+        return self.half < ENOUGH * self.dimensions or self._blind
+
+    @property
+    def _blind(self) -> bool:
+        return self["frechet"].floor[1] > BLIND * self.variance
 
     def doubts(self) -> list[str]:
         """What speaks against the samples, or against these numbers, a line each."""
         said = [f"{mark.name}: {mark.kind.said}" for mark in self.marks if mark.bad]
-        if self.too_few:
+        if self._blind:
+            said.append(
+                f"too few images: real halves of {self.half} have Frechet distances of up to "
+                f"{self['frechet'].floor[1]:.2g}, and their mean again and again is at {self.variance:.2g}; give more"
+            )
+        elif self.too_few:
             said.append(
                 f"too few images: a Gaussian fit in {self.dimensions} dimensions needs {ENOUGH * self.dimensions} or "
                 f"more, and these halves have {self.half}; give more, or fewer features"
@@ -112,7 +124,10 @@ class Quality(Report):
             )
             for r, mark in zip(self.records(), self.marks, strict=True)
         ]
-        how = f"halves of {self.half} images; Frechet distance of {self.dimensions} dimensions, {self.features}"
+        how = (
+            f"{len(self.marks[0].samples)} halves of {self.half} images, seed={self.seed}; Frechet distance of "
+            f"{self.dimensions} dimensions, {self.features}; copies are looked for among all real images"
+        )
         parts = [
             Section(
                 self.title,

@@ -4,8 +4,9 @@
 
 Distances of sets are biased, the more the smaller the sets are, so one alone says nothing. Both of these have sets of
 the same size, and one of them is what real data get. They are taken again and again for other halves: the spread over
-halves is that which the whole sets' distance would have if they were drawn anew. What is worse than real data is said
-where the two intervals, 5 % to 95 %, do not meet.
+halves is that which the whole sets' distance would have if they were drawn anew, where both sets are equally large; the
+halves of unequal ones, of the smaller one's size, are spread wider, so that less is said. What is worse than real data
+is said where the two intervals, 5 % to 95 %, do not meet.
 
 References:
     Shao, Wu 1989, A general theory for jackknife variance estimation, Annals of Statistics 17 (halves).
@@ -27,7 +28,8 @@ from odesampler.analysis.qualities import Mark, Quality
 
 MOST_FEATURES = 64  # of our own, where none are supplied
 SHOWN = 10  # samples beside the real images that they are nearest to
-COPY = 0.5  # a sample this many median distances from a real image is as good as that image
+CHUNK = 256  # images that features are taken of at once
+COPY = 0.4  # a sample this many median distances from a real image is as good as that image
 
 Array: TypeAlias = NDArray[np.float64]
 Pick: TypeAlias = NDArray[np.int64]
@@ -50,9 +52,9 @@ def quality(
     Args:
         samples: (n, *shape), such as `sample(...).x`.
         data: Real ones, (m, *shape), best those that the model was not trained on.
-        features: Called with a batch (n, *shape), returns (n, d): what the Frechet distance and the sliced Wasserstein
-            distance are taken of. By default the values themselves, and for the Frechet distance, where there are too
-            many of them, their principal components over `data`.
+        features: Called with batches (n, *shape) of at most 256, returns (n, d), as torch modules do: what the Frechet
+            distance and the sliced Wasserstein distance are taken of. By default the values themselves, and for the
+            Frechet distance, where there are too many of them, their principal components over `data`.
         labels: What class each sample should be of, (n,); needs `classifier`.
         classifier: Called with a batch, returns labels (n,); or anything with a `predict` that takes arrays
             (n, values), as scikit-learn's do. Needs `labels`.
@@ -105,7 +107,8 @@ def quality(
         found.append(marks)
     made = tuple(Mark(name, *(torch.tensor([m[name][i] for m in found]) for i in (0, 1))) for name in found[0])
     pairs = apart.nearest(SHOWN)
-    return Quality(made, half, narrow[0].shape[1], what, (samples[pairs[0]], data[pairs[1]]), tuple(map(len, sets)))
+    shown, variance = (samples[pairs[0]], data[pairs[1]]), float(narrow[1].var(0, ddof=1).sum())
+    return Quality(made, half, narrow[0].shape[1], what, variance, shown, seed, tuple(map(len, sets)))
 
 
 class _Apart:
@@ -124,8 +127,10 @@ class _Apart:
         others = [_least(self.of_samples, s, s, own=True), _least(self.of_data, a, a, own=True)]
         medians = {"nearest real": to_real, "nearest other": others}
         found = {name: [float(np.median(d)) for d in both] for name, both in medians.items()}
-        if self.to_training is None:
-            return {**found, "copies": _copies(to_real)}
+        if self.to_training is None:  # of all images, not of half of them: a copy of any is one
+            real = np.arange(len(self.of_data))
+            every = [self.to_data[s].min(1), _least(self.of_data, real, real, own=True)[a]]
+            return {**found, "copies": _copies(every)}
         seen = [d[i] for d, i in zip(self.to_training, (s, a), strict=True)]
         nearer = [float((x < y).mean() + (x == y).mean() / 2) for x, y in zip(seen, to_real, strict=True)]
         return {**found, "copies": _copies(seen), "nearer to training": nearer}
@@ -178,10 +183,18 @@ def _checked(images: Tensor, like: Tensor, name: str) -> Tensor:
 
 
 def _features(features: Callable[[Tensor], Any], images: Tensor) -> Array:
-    found = np.asarray(features(images.float()), dtype=np.float64)
-    if found.ndim != 2 or len(found) != len(images):
-        raise ValueError(f"features must return (n, d) of {len(images)} images; got {found.shape}")
-    return found
+    found = []
+    for part in torch.split(images.float(), CHUNK):
+        with torch.no_grad():
+            found.append(_array(features(part)).astype(np.float64))
+        if found[-1].ndim != 2 or len(found[-1]) != len(part):
+            raise ValueError(f"features must return (n, d) of {len(part)} images; got {found[-1].shape}")
+    return np.concatenate(found)
+
+
+def _array(found: Any) -> NDArray[Any]:
+    """What somebody's function returned, from whatever device."""
+    return np.asarray(found.detach().cpu() if isinstance(found, Tensor) else found)
 
 
 def _right(classifier: Any, images: Tensor, labels: Any) -> NDArray[np.bool_]:
@@ -192,8 +205,9 @@ def _right(classifier: Any, images: Tensor, labels: Any) -> NDArray[np.bool_]:
     if hasattr(classifier, "predict"):
         read = classifier.predict(images.float().flatten(1).numpy())
     else:
-        read = classifier(images.float())
-    read = np.asarray(read)
+        with torch.no_grad():
+            read = classifier(images.float())
+    read = _array(read)
     if read.shape != wanted.shape:
         raise ValueError(f"a classifier must return labels, {wanted.shape}; got {read.shape}: take scores.argmax(1)")
     right: NDArray[np.bool_] = read == wanted

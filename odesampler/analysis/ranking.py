@@ -3,7 +3,8 @@
     error of a solver = the least median of its solves within the budget;     rank = 1 + how many have less
 
 The same in resamples of the samples (`bootstrap`), the same for all solvers. Only what is best in 95 % of them is
-called the best. Errors that differ by less than a thousandth, or than what the reference leaves open, are equal.
+called the best. Errors that differ by less than a thousandth, or than what the reference leaves open, are equal; so are
+all that are not clear of the reference (`reference.CLEAR`): they are as much its own as the solvers'.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import torch
 from torch import Tensor
 
 from odesampler.analysis.bootstrap import FEWEST, LEVEL, basis, interval
+from odesampler.analysis.reference import CLEAR
 from odesampler.analysis.report import Report, Section, Table
 
 EQUAL = 1e-3  # relative: nobody chooses a solver for less
@@ -34,6 +36,7 @@ class Place:
     low: int  # the interval of ranks
     high: int
     best: float | None  # of the resamples, in what part it is the best; None: too few samples to say
+    clear: bool  # of the reference's own error
 
 
 @dataclass(frozen=True, repr=False)
@@ -58,14 +61,28 @@ class Ranking(Report):
         return tuple(likely[: int((sums < LEVEL - 1e-9).sum()) + 1])
 
     @property
+    def told(self) -> bool | None:
+        """Whether one is the best, and can be told from the others; None: there are no others."""
+        if len(self.places) == 1:
+            return None
+        return self.samples >= FEWEST and len(self.contenders) == 1
+
+    @property
     def verdict(self) -> str:
         """Which is the best, if that can be said."""
+        vague = [p.name for p in self.contenders if not p.clear]
+        return self._verdict + (f"; not clear of the reference: {', '.join(vague)}" if vague else "")
+
+    @property
+    def _verdict(self) -> str:
+        first = self.contenders[0]
+        if self.told is None:
+            return f"only {first.name}, nothing to tell it from"
         if self.samples < FEWEST:
             return f"cannot be told from {self.samples} samples; {FEWEST} are the fewest"
-        if len(self.contenders) > 1:
+        if not self.told:
             return f"cannot be told apart: {', '.join(p.name for p in self.contenders)}"
-        [best] = self.contenders
-        return f"best: {best.name}, in {best.best:.0%} of the resamples"
+        return f"best: {first.name}, in {first.best:.0%} of the resamples"
 
     def sections(self) -> Sequence[Section]:
         """A row a solver, by error."""
@@ -101,6 +118,7 @@ def places(
             1 if few else int(low[i]),
             len(errors) if few else int(high[i]),
             None if few else best[i].item(),
+            errors[i].item() >= CLEAR * floor,
         )
         for i, (name, called) in enumerate(names.items())
     ]
@@ -109,6 +127,7 @@ def places(
 
 def _ranks(errors: Tensor, floor: float) -> tuple[Tensor, Tensor]:
     """(rows, solvers), the first and the last rank that each may have among its equals."""
+    errors = errors.clamp(min=CLEAR * floor)
     less = errors[:, None, :] < (1 - EQUAL) * errors[:, :, None] - 2 * floor  # the reference is off in both
     return 1 + less.sum(2), errors.shape[1] - less.sum(1)
 

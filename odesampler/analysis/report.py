@@ -28,6 +28,7 @@ class Table:
     head: Sequence[str]
     rows: Sequence[Sequence[str]]
     notes: Sequence[str] = ()  # lines below it
+    expected: int = 0  # the first so many rows say what the others should be: they stay above them, however one sorts
 
 
 @dataclass(frozen=True)
@@ -96,7 +97,7 @@ class Report(ABC):
             raise ImportError("to_pandas needs pandas (pip install pandas); to_csv does without") from error
         return pandas.DataFrame.from_records([dict(record) for record in self.records()])
 
-    def to_html(self, path: str | Path | None = None, *, made: Mapping[str, str] | None = None) -> str:
+    def to_html(self, path: str | Path | None = None, *, made: Mapping[str, Any] | None = None) -> str:
         """One page with all sections that needs no other file and no network; written to `path`, if given.
 
         Args:

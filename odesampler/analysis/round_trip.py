@@ -24,7 +24,7 @@ from odesampler.analysis.round_trips import RANGE, RoundTrip, Trip
 from odesampler.conventions import AnyConvention
 from odesampler.data_range import check_images
 from odesampler.defaults import STEPS
-from odesampler.guidance import AnyGuidance, Guidance
+from odesampler.guidance import AnyGuidance, Guidance, warn_of_nothing_to_guide_to
 from odesampler.implicit import Implicit
 from odesampler.model import Model
 from odesampler.plan import AnyGrid, AnySolver, checked_batch, checked_cond, checked_model
@@ -86,7 +86,8 @@ def round_trip(
     cases = list(_cases(chosen, steps, varied, options))
     for case in cases:
         case.plan(model)
-    checked_cond(model, cond, len(images))
+    conditions = checked_cond(model, cond, len(images))
+    warn_of_nothing_to_guide_to(model, cond, *varied["guidance_scale"])
     trips, failures = [], {}
     for case in _shown(cases, progress):
         try:
@@ -96,10 +97,13 @@ def round_trip(
     found = []
     for case in _best(cases) if sources else ():
         try:
-            found.append(error_sources(model, images, **{f.name: getattr(case, f.name) for f in fields(case)}))
+            how = {f.name: getattr(case, f.name) for f in fields(case)}
+            found.append(error_sources(model, images, **{**how, "cond": conditions}))
         except FAILURES as error:
             failures[f"sources of {_told(case, set())}"] = str(error)
-    return RoundTrip(images.detach().cpu(), tuple(trips), failures, model.name, tuple(found))
+    constant = {k: values[0] for k, values in varied.items() if len(values) == 1}
+    settings = Case("", None, grid, cond, **constant).settings
+    return RoundTrip(images.detach().cpu(), tuple(trips), failures, model.name, settings, tuple(found))
 
 
 def _several(given: Any, one: Any, what: str) -> list[Any]:

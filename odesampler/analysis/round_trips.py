@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from odesampler.analysis.cases import Rows
+from odesampler.analysis.cases import Rows, missed_by_grey
 from odesampler.analysis.normality import measures
 from odesampler.analysis.reference import quantile
 from odesampler.analysis.report import Report, Section, Table
@@ -89,6 +89,11 @@ class Trip:
         return self.largest.max().item()
 
     @property
+    def lost(self) -> Tensor:
+        """(batch,) whether what came back is farther from the image than plain grey is from most."""
+        return ~(self.rmse <= missed_by_grey(self.images - self.error, self.data_range))
+
+    @property
     def psnr(self) -> Tensor:
         """(batch,) peak signal-to-noise ratio in dB; infinity where nothing is missing."""
         low, high = self.data_range
@@ -122,6 +127,7 @@ class RoundTrip(Report):
     trips: tuple[Trip, ...]
     failures: Mapping[str, str]  # solver and steps -> why it has no row
     model: str
+    settings: str = ""  # what holds for all and is not the default
     sources: tuple[Report, ...] = ()  # where the errors come from, if that was asked
 
     @property
@@ -131,12 +137,19 @@ class RoundTrip(Report):
 
     def sections(self) -> Sequence[Section]:
         """A row for each case, `nfe` counting both directions; the images; where the errors come from."""
-        drawn = self.originals.ndim == 4 and bool(self.trips)
         failed = [f"{name} failed: {why}" for name, why in self.failures.items()]
         rows = [_shown(trip, self.varied) for trip in self.trips]
         head = list(rows[0]) if rows else ["solver", "steps"]
-        table = Table(head, [list(row.values()) for row in rows], failed)
-        first = Section(self.title, table=table, draw=self.plot if drawn else None)
+        lost = [
+            f"lost: {self.series(t)}{t.name.removeprefix(t.solver)}: {n} of {len(t.error)} came back farther off than "
+            "plain grey would be"
+            for t in self.trips
+            if (n := int(t.lost.sum()))
+        ]
+        table = Table(
+            head, [list(row.values()) for row in rows], [*([self.settings] if self.settings else []), *lost, *failed]
+        )
+        first = Section(self.title, table=table, draw=self.plot if self.trips else None)
         return [first, *(section for report in self.sources for section in report.sections())]
 
     @property
@@ -163,6 +176,7 @@ class RoundTrip(Report):
                 "max_error": trip.worst,
                 "psnr": quantile(trip.psnr, 0.5),
                 "ssim": None if trip.ssim is None else quantile(trip.ssim, 0.5),
+                "lost": int(trip.lost.sum()),
                 "latent_mean": trip.latent.x.mean().item() / trip.scale,
                 "latent_std": trip.latent_std,
                 "latent_p": quantile(trip.noise["latent_p"], 0.5),
@@ -176,6 +190,7 @@ class RoundTrip(Report):
         found = []
         for trip in self.trips:
             columns = {"nfe": trip.evaluations, "mse": trip.mse, "rmse": trip.rmse, "max_error": trip.largest}
+            columns |= {"lost": trip.lost}
             columns |= {"psnr": trip.psnr} | ({} if trip.ssim is None else {"ssim": trip.ssim}) | trip.noise
             for i, values in enumerate(zip(*(c.tolist() for c in columns.values()), strict=True)):
                 found.append({**_case(trip), "sample": i, **dict(zip(columns, values, strict=True))})
@@ -184,17 +199,21 @@ class RoundTrip(Report):
     def plot(self, num_images: int = 6, samples: Tensor | None = None) -> Figure:
         """Originals, latents, reconstructions and errors of each solver at its most steps, and error by evaluations.
 
+        Of data that are no images, (channels, height, width), the error by evaluations alone.
+
         Args:
             num_images: Images shown for each solver.
             samples: Images drawn from the model, (n, *shape), to show above.
 
         Raises:
-            ValueError: The data are no images, (channels, height, width), or no solver came back.
+            ValueError: No solver came back, or samples that are no images.
         """
-        if self.originals.ndim != 4 or not self.trips:
+        if not self.trips:
+            raise ValueError(f"no solver came back, so there is nothing to draw: {dict(self.failures)}")
+        if samples is not None and self.originals.ndim != 4:
             raise ValueError(
-                f"a picture needs images, (batch, channels, height, width), and a solver that came back; "
-                f"got {tuple(self.originals.shape)} and {len(self.trips)} solvers"
+                f"samples are shown as images, (n, channels, height, width); the data here have shape "
+                f"{tuple(self.originals.shape[1:])}: leave samples out"
             )
         from odesampler.analysis.pictures import round_trip_figure
 
@@ -204,6 +223,7 @@ class RoundTrip(Report):
 def _case(trip: Trip) -> dict[str, Any]:
     """What tells a case from others."""
     facts = {"dtype": trip.dtype, "guidance": trip.guidance, "convention": trip.convention}
+    facts |= {"grid": trip.latent.recipe.grid}
     return {"solver": trip.solver, "steps": trip.num_steps, **facts}
 
 

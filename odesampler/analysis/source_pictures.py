@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
-from odesampler.analysis.pictures import COLOURS, SMALLEST, curve
+from odesampler.analysis.pictures import COLOURS, SMALLEST, curve, plain
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -20,7 +20,7 @@ def defect_figure(found: Estimate) -> Figure:
     """What each step misses, and what of it arrives at the image."""
     figure, axes = _figure(1)
     _defects(axes[0], found)
-    axes[0].set_title(f"{found.how}, {found.model}: before decoding", fontsize=10)
+    axes[0].set_title(f"{plain(found.how)}, {plain(found.model)}: before decoding", fontsize=10)
     return figure
 
 
@@ -28,7 +28,7 @@ def sources_figure(found: ErrorSources) -> Figure:
     """Defects by sigma; growth of a small change by sigma. What there is of them."""
     figure, axes = _figure((found.estimate is not None) + (found.growth is not None))
     rest = list(axes)
-    rest[0].set_title(f"{found.how}, {found.model}", fontsize=10)
+    rest[0].set_title(f"{plain(found.how)}, {plain(found.model)}", fontsize=10)
     if found.estimate is not None:
         _defects(rest.pop(0), found.estimate)
     if found.growth is not None:

@@ -36,30 +36,31 @@ def text(head: Sequence[str], rows: Rows, notes: Sequence[str] = ()) -> str:
 
 
 def comma_separated(head: Sequence[str], rows: Rows, path: str | Path | None = None) -> str:
-    """The table as comma-separated values; written to `path`, if given, whole or not at all."""
+    """The table as comma-separated values; written to `path`, if given, whole or not at all. Nothing, of no columns."""
     out = io.StringIO()
-    csv.writer(out).writerows([head, *rows])
+    csv.writer(out).writerows([head, *rows] if head else [])
     if path is not None:
         with written_whole(path) as file:
             file.write(out.getvalue().encode())
     return out.getvalue()
 
 
-def html(head: Sequence[str], rows: Rows, *, sortable: bool = False) -> str:
+def html(head: Sequence[str], rows: Rows, *, sortable: bool = False, fixed: int = 0) -> str:
     """The table for a page or a notebook: columns of numbers have the class "n".
 
-    `sortable` makes the heads buttons and gives each cell its rank as `data-rank`, for a script to sort by.
+    `sortable` says so of the table and gives each cell its rank as `data-rank`: a script makes the heads buttons.
+    The first `fixed` rows belong to the head, and are not sorted.
     """
     columns = [[row[i] for row in rows] for i in range(len(head))]
     kinds = [' class="n"' if numeric(column) else "" for column in columns]
-    ranked = [ranks(column) if sortable else [None] * len(rows) for column in columns]
-    shown = [f'<button type="button">{escape(h)}</button>' if sortable else escape(h) for h in head]
-    top = "".join(f'<th scope="col"{kind}>{h}</th>' for kind, h in zip(kinds, shown, strict=True))
-    body = "".join(
+    ranked = [[None] * fixed + ranks(c[fixed:]) if sortable else [None] * len(rows) for c in columns]
+    top = "".join(f'<th scope="col"{kind}>{escape(h)}</th>' for kind, h in zip(kinds, head, strict=True))
+    lines = [
         "<tr>" + "".join(map(_cell, row, kinds, places)) + "</tr>"
         for row, places in zip(rows, zip(*ranked, strict=True), strict=True)
-    )
-    return f"<table><thead><tr>{top}</tr></thead><tbody>{body}</tbody></table>"
+    ]
+    top, body = f"<tr>{top}</tr>" + "".join(lines[:fixed]), "".join(lines[fixed:])
+    return f"<table{' data-sortable' if sortable else ''}><thead>{top}</thead><tbody>{body}</tbody></table>"
 
 
 def _cell(cell: str, kind: str, rank: int | None) -> str:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -18,14 +18,16 @@ from torch import Tensor
 
 from odesampler.analysis.reference import grids_between
 from odesampler.analysis.report import Report, Section, Table
-from odesampler.guidance import AnyGuidance
+from odesampler.analysis.settings import made_with
+from odesampler.grid import Grid, make_grid
+from odesampler.guidance import AnyGuidance, guided, warn_of_nothing_to_guide_to
 from odesampler.model import Model
 from odesampler.noise import seeds_for
 from odesampler.observe import Trajectory
-from odesampler.plan import AnyGrid, AnySolver, checked_batch, checked_model
+from odesampler.plan import AnyGrid, AnySolver, checked_batch, checked_cond, checked_model
 from odesampler.precision import finest_dtype
 from odesampler.program import Loop, Solver
-from odesampler.registry import spec_of
+from odesampler.registry import distinct_names, find_solver, spec_of
 from odesampler.sampling import sample
 from odesampler.schedule import Schedule
 from odesampler.threshold import AnyThreshold
@@ -56,6 +58,8 @@ class TrajectoryPlane(Report):
     paths: tuple[Path, ...]  # the last is the finest
     held: float  # the share of the finest path's variance that the plane holds
     model: str
+    made: str = ""  # the settings that the table does not show
+    drawing: tuple[str, ...] = ()  # the solvers that draw noise
 
     @property
     def curved(self) -> bool:
@@ -79,6 +83,11 @@ class TrajectoryPlane(Report):
             notes.append(
                 "paths leave the plane by more than a tenth of the finest path's length: the picture misses something"
             )
+        if self.drawing:
+            notes.append(
+                f"{', '.join(self.drawing)}: draws noise, so that its path is one of many, and its miss no error"
+            )
+        notes += [self.made] if self.made else []
         return [Section(self.title, table=Table(head, rows, notes), draw=self.plot)]
 
     def records(self) -> list[dict[str, Any]]:
@@ -104,7 +113,7 @@ class TrajectoryPlane(Report):
 def trajectory_plane(
     model: Model,
     solvers: AnySolver | Sequence[AnySolver] = ("ddim", "heun", "dpmpp_2m"),
-    num_steps: int = 6,
+    num_steps: int | None = None,
     *,
     grid: AnyGrid | None = None,
     seed: int = 0,
@@ -114,13 +123,13 @@ def trajectory_plane(
     clip_denoised: AnyThreshold = None,
     reference_steps: int = 200,
 ) -> TrajectoryPlane:
-    """The ways of several solvers from one latent, seen in the plane in which the finest one bends most.
+    """The ways of several solvers from one latent, seen in the plane that holds most of the finest one.
 
     Args:
         model: The model.
         solvers: Names or objects, as for `sample`, or one; all walk a grid.
-        num_steps: Transitions of each; few, so that there is something to see.
-        grid: As for `sample`.
+        num_steps: Transitions of each, 6 by default; few, to have something to see. Not with a grid of your own.
+        grid: As for `sample`; the finest path starts and ends where a grid of your own does.
         seed: Of the latent.
         x: The latent instead, (1, *shape), as for `sample`.
         cond: As for `sample`.
@@ -139,8 +148,20 @@ def trajectory_plane(
         raise ValueError("trajectory_plane needs solvers; got none")
     if x is not None and len(checked_batch(checked_model(model), x, "x")) != 1:
         raise ValueError(f"trajectory_plane follows one latent, (1, *shape); got {len(x)}: x[:1]")
-    finest, _ = grids_between(checked_model(model), *model.range, reference_steps, into_zero=True)
-    how: dict[str, Any] = {"cond": cond, "guidance_scale": guidance_scale, "clip_denoised": clip_denoised}
+    for solver in asked:
+        found = find_solver(solver)
+        if not getattr(found, "takes_steps", True):
+            raise ValueError(f"{spec_of(found)} chooses its own steps: take solvers that walk a grid")
+    if grid is None or isinstance(grid, str):
+        num_steps = 6 if num_steps is None else num_steps
+    finest = _finest(checked_model(model), grid, reference_steps)
+    guided(model, guidance_scale)  # raises where this model cannot be guided so
+    warn_of_nothing_to_guide_to(model, cond, guidance_scale)
+    how: dict[str, Any] = {
+        "cond": checked_cond(model, cond, 1),
+        "guidance_scale": guidance_scale,
+        "clip_denoised": clip_denoised,
+    }
     how |= {"seed": seeds_for(seed, 1), "x": x, "state_dtype": finest_dtype(model.device), "trajectory": True}
     cases: list[tuple[AnySolver, int | None, AnyGrid | None]] = [(solver, num_steps, grid) for solver in asked]
     cases.append(("rk4", None, finest))
@@ -149,8 +170,30 @@ def trajectory_plane(
         way = sample(model, 1, solver=solver, num_steps=steps, grid=walked, **how).trajectory
         assert way is not None
         ways.append((_in_one_scale(way, model.schedule), way.sigmas))
-    names = [solver if isinstance(solver, str) else spec_of(solver) for solver in asked] + [FINEST]
-    return _seen(names, ways, model.name)
+    names = [*distinct_names(asked), FINEST]
+    made = made_with(
+        grid=grid,
+        seed=seed if x is None else None,
+        x=x,
+        cond=cond,
+        guidance_scale=guidance_scale,
+        clip_denoised=clip_denoised,
+    )
+    drawing = tuple(
+        n for n, solver in zip(names, asked, strict=False) if getattr(find_solver(solver), "stochastic", False)
+    )
+    return replace(_seen(names, ways, model.name), made=made, drawing=drawing)
+
+
+def _finest(model: Model, grid: AnyGrid | None, num_steps: int) -> Grid:
+    """The grid of the finest path, from where a given `grid` starts to where it ends."""
+    low, high = model.range
+    end = 0.0
+    if grid is not None and not isinstance(grid, str):
+        given = make_grid(grid, model.schedule, 1, into_zero=True)
+        high, end = given[0], given[-1]
+    finest, _ = grids_between(model, end or low, high, num_steps, into_zero=end == 0)
+    return finest
 
 
 def _seen(names: Sequence[str], ways: Sequence[tuple[Tensor, tuple[float, ...]]], model: str) -> TrajectoryPlane:

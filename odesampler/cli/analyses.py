@@ -71,7 +71,7 @@ def roundtrip(
     )
     click.echo(found.table())
     for source in found.sources:
-        click.echo(f"\n{source.title}\n{source.sections()[0].words}")
+        click.echo(f"\n{source.title}\n{source.table()}")
     if not found.trips:
         raise click.ClickException("no solver came back, so there is no picture")
     cond = (
@@ -149,7 +149,7 @@ def compare(
 @click.option("--dequantise", type=int, help="Levels of the pixels, 256 for pictures.  [default: none, a density]")
 @click.option("--draws", type=int, default=1, show_default=True, help="With --dequantise: draws of the noise.")
 @click.option("--seed", type=int, default=0, show_default=True, help="Of the first image; the next has seed + 1.")
-@click.option("--check", is_flag=True, help="Solve again with half the steps, and tell the difference.")
+@click.option("--check/--no-check", default=None, help="Solve again with half the steps, and tell the difference.")
 @options(LABEL, GUIDANCE, BATCH, DEVICE)
 @click.option("--num", type=int, default=8, show_default=True, help="Held-out images, where no pictures are given.")
 @options(out_option(None, "Table to write, with all digits.", suffix=".csv"), REPORT)

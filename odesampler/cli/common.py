@@ -171,18 +171,18 @@ def loaded_model(name: str, device: str) -> Model:
     return model
 
 
-def images_of(model: Model, paths: Sequence[str], num: int, *, whole: bool = False) -> Tensor:
-    """Pictures from files; without paths, held-out images of the model."""
+def images_of(model: Model, paths: Sequence[str], num: int, *, whole: bool = False, option: str = "--num") -> Tensor:
+    """Pictures from files; without paths, held-out images of the model, as many as `option` says."""
     from odesampler.images import load
     from odesampler.zoo.models import held_out
 
     if paths:
         return load(paths, model.data_shape, whole=whole)
     if num < 1:
-        raise click.BadParameter(f"--num must be 1 or more; got {num}")
+        raise click.BadParameter(f"{option} must be 1 or more; got {num}")
     images = held_out(model.name).images
     if num > len(images):
-        raise click.BadParameter(f"--num {num}: {model.name} has {len(images)} held-out images")
+        raise click.BadParameter(f"{option} {num}: {model.name} has {len(images)} held-out images")
     return images[:num]
 
 
@@ -215,9 +215,9 @@ def check_arrived(x: Tensor) -> None:
     """Raises: click.ClickException: a sample is NaN, so nothing should be written."""
     late = int((~x.isfinite().flatten(1).all(1)).sum())
     if late:
-        raise click.ClickException(
-            f"{late} of {len(x)} samples did not arrive, so nothing was written: raise --rtol, --atol"
-        )
+        takes = {option.name for option in click.get_current_context().command.params}
+        advice = "raise --rtol, --atol" if "rtol" in takes else "take more --steps, or another --solver"
+        raise click.ClickException(f"{late} of {len(x)} samples did not arrive, so nothing was written: {advice}")
 
 
 def shown() -> bool:

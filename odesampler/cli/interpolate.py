@@ -69,7 +69,7 @@ def interpolate(
     cond = cond_of(loaded, label)
     run: dict[str, Any] = {"max_batch": max_batch, "progress": shown()}
     if paths or held_out is not None:
-        images = images_of(loaded, paths, held_out or 0)
+        images = images_of(loaded, paths, held_out or 0, option="--held-out")
         latent = ods.encode(loaded, images, cond=cond, **made, **run)
         check_arrived(latent.x)
         found = ods.interpolation_grid(loaded, latent, num, square=square, how=how, **run)
