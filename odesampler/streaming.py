@@ -26,7 +26,7 @@ from torch import Tensor
 from odesampler import images
 from odesampler.adaptive import Status
 from odesampler.files import written_whole
-from odesampler.guidance import rows_a_sample
+from odesampler.guidance import rows_a_sample, warn_of_nothing_to_guide_to
 from odesampler.inversion import encode, refuse_what_cannot_be_encoded
 from odesampler.latent import Recipe
 from odesampler.lossless import place_of, rows_at_once
@@ -111,6 +111,7 @@ def sample_many(
     plan = _planned(model, max_batch, into_zero=True, **{k: v for k, v in how.items() if k != "noise"})
     shards = Shards(Path(out), checked_count(num_samples, None), _checked_size(shard_size))
     noise_for(how.get("noise", "independent"), [0])
+    warn_of_nothing_to_guide_to(model, cond, plan.guidance_scale)
     if kind == "png" and (len(checked_shape(model)) != 3 or checked_shape(model)[0] not in (1, 3)):
         raise ValueError(f"png takes images, (1 or 3, height, width); {model.name} makes {model.data_shape}")
     seeds, conditions = _seeds(seed, shards.count), checked_cond(model, cond, shards.count)
@@ -176,6 +177,7 @@ def encode_many(
     numbers = {k: v for k, v in how.items() if k not in ("convention", "exact", "micro_batch")}
     plan = _planned(model, max_batch, into_zero=False, **{"state_dtype": finest_dtype(model.device), **numbers})
     refuse_what_cannot_be_encoded(plan)
+    warn_of_nothing_to_guide_to(model, cond, plan.guidance_scale)
     width = rows_a_sample(model, plan.guidance_scale)
     rows = rows_at_once(how.get("exact"), how.get("micro_batch"), max_batch, width, grad=False)
     shape, shards = checked_shape(model), Shards(Path(out), len(files), _checked_size(shard_size))

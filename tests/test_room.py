@@ -269,3 +269,15 @@ def test_where_bits_or_graphs_depend_on_it_auto_is_refused(tmp_path):
         ods.sample(model, 4, num_steps=2, max_batch="auto", grad=True)
     with pytest.raises(ValueError, match="instead of max_batch"):
         ods.encode(model, images, num_steps=2, max_batch="auto", micro_batch=1)
+
+
+def test_solves_side_by_side_take_auto_too_and_teach_the_same_room():
+    small = Small(5)
+    model, how = small.model(), {"num_samples": 4, "reference_steps": 20, "cond": {"label": 1.0}}
+    found = ods.compare(model, ["ddim", "heun"], [4], max_batch="auto", **how)
+    assert model.room.rows((2,), torch.device("cpu")) <= 5
+    whole = ods.compare(Small(10**6).model(), ["ddim", "heun"], [4], **how)
+    assert [c.median for c in found.cells] == pytest.approx([c.median for c in whole.cells])
+    small.asked.clear()
+    ods.sample(model, 4, num_steps=3, max_batch="auto", cond={"label": 1.0})
+    assert max(small.asked) <= 5, "it had been learned"
