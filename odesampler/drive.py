@@ -159,10 +159,12 @@ class _Calls:
 
     def answers(self, x: Tensor, sigma: float | Tensor, given: Mapping[str, Any]) -> list[Tensor]:
         """What the model answers about `x` (batch, *shape), in chunks; what is answered is not asked again."""
-        answers, done = list[Tensor](), 0
-        while done < len(x):
+        if self.max_batch is None and not self.pads:
+            return [self.model(x, sigma, **given)]
+        answers, done, total = list[Tensor](), 0, x.shape[0]  # len() of a tensor takes longer than an operation on it
+        while done < total:
             most = self.most(x)
-            size = min(len(x) - done, most or len(x))
+            size = min(total - done, most or total)
             rows = bucket(size, most) if self.pads else size
             part = slice(done, done + size)
             cond = {k: padded(_cut(v, part), rows) for k, v in given.items()}

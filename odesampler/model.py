@@ -137,7 +137,25 @@ class Model:
     @property
     def network_dtype(self) -> torch.dtype | None:
         """What the network is called with; None: the dtype of the state."""
-        return self.dtype or next((p.dtype for p in self._tensors() if p.is_floating_point()), None)
+        if self.dtype is not None or self._weight is None:
+            return self.dtype
+        owner, name = self._weight
+        dtype: torch.dtype = getattr(owner, name).dtype
+        return dtype
+
+    @cached_property
+    def _weight(self) -> tuple[nn.Module, str] | None:
+        """Where the first floating-point tensor of the network is kept: to search for it takes long for every call."""
+        modules = [*self.network.modules()] if isinstance(self.network, nn.Module) else []
+        kinds = (nn.Module.named_parameters, nn.Module.named_buffers)  # a table of the schedule may be finer
+        found = (
+            (m, name)
+            for kind in kinds
+            for m in modules
+            for name, p in kind(m, recurse=False)
+            if p.dtype.is_floating_point
+        )
+        return next(found, None)
 
     @property
     def answers_by_chance(self) -> bool:
@@ -227,7 +245,7 @@ class Model:
         """The network's answer (batch, *shape) to x_t (batch, *shape) at t, one or (batch,), in the dtype of `x_t`."""
         dtype = self.network_dtype or x_t.dtype
         clock = self._clock(t, x_t, torch.promote_types(dtype, torch.float32))
-        missing = {} if cond.keys() >= self.null_cond.keys() else self.nothing(len(x_t))
+        missing = {} if cond.keys() >= self.null_cond.keys() else self.nothing(x_t.shape[0])
         casting = torch.autocast(x_t.device.type, self.autocast) if self.autocast else nullcontext()
         with casting:
             out = self._called(x_t.to(dtype, memory_format=self._format), clock, **{**missing, **cond})
@@ -249,7 +267,7 @@ class Model:
         if isinstance(t, Tensor):
             return t.round().long() if self.round_t else t.to(dtype)
         value, kind = (round(t), torch.int64) if self.round_t else (t, dtype)
-        return torch.full((len(x_t),), value, dtype=kind, device=x_t.device)
+        return torch.full(x_t.shape[:1], value, dtype=kind, device=x_t.device)
 
     @cached_property
     def _called(self) -> Callable[..., Tensor]:
