@@ -134,9 +134,10 @@ def spec_of(solver: Solver | Loop) -> str:
         return f"adaptive:{both}"
     if isinstance(solver, (Torchdiffeq, Scipy)):
         return f"{type(solver).__name__.lower()}:{solver.method}{_arguments(solver, skip=('method',))}"
+    own_names = _own()
     for name, maker in SOLVERS.items():
-        made = maker() if name in _own() else _built_in(name)
-        if made == solver or (name in _own() and type(solver) is type(made) and vars(solver) == vars(made)):
+        made = maker() if name in own_names else _built_in(name)
+        if made == solver or (name in own_names and type(solver) is type(made) and vars(solver) == vars(made)):
             return name
     for name, maker in SOLVERS.items():
         if type(solver) is maker and is_dataclass(solver):
