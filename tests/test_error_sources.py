@@ -192,7 +192,7 @@ def test_rounding_is_flagged_where_it_makes_the_error_and_only_there():
     assert (double.dominant, double.flags) == ("discretisation", ())
     assert rms(double.rounding).max() < 1e-14
     difference = (single.error - double.error).double()
-    assert rms(difference).median() == pytest.approx(rms(single.states).median().item(), rel=0.05)
+    assert 1 / 2 < rms(single.states).median() / rms(difference).median() < 2  # each is a draw of rounding
     assert 1 / 3 < rms(single.rounding).median() / rms(difference).median() < 3
     assert single.other_dtype == "float64"
 
@@ -264,7 +264,8 @@ def test_what_equations_may_miss_is_put_down_to_their_tolerance_and_not_to_the_s
     assert "a smaller tolerance helps" in found.words()
     assert not {"discretisation", "observed_order"} & {*found.per_sample().records()[0]}
     assert "discretisation" not in [r["source"] for r in found.records()]
-    finest = quick(MODEL, x, "ddim", 20, convention="implicit(tolerance=0)", state_dtype=torch.float32)
+    many = RING.sample(16)  # of few the rounding of some may be none
+    finest = quick(MODEL, many, "ddim", 20, convention="implicit(tolerance=0)", state_dtype=torch.float32)
     assert finest.dominant == "rounding"
 
 
