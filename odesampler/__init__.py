@@ -91,6 +91,8 @@ if TYPE_CHECKING:
     from odesampler.solvers import StochasticMidpoint as StochasticMidpoint
     from odesampler.solvers import Torchdiffeq as Torchdiffeq
     from odesampler.solvers import TwoStep as TwoStep
+    from odesampler.streaming import encode_many as encode_many
+    from odesampler.streaming import sample_many as sample_many
     from odesampler.threshold import DynamicThreshold as DynamicThreshold
     from odesampler.zoo.models import held_out as held_out
     from odesampler.zoo.models import load as load
@@ -139,6 +141,7 @@ _HOMES = {
     "solvers.two_step": ("TwoStep",),
     "solvers.runge_kutta": ("Bosh3", "Dopri5", "Heun", "Midpoint", "RK4", "Ralston"),
     "solvers.external": ("Scipy", "Torchdiffeq"),
+    "streaming": ("encode_many", "sample_many"),
     "threshold": ("DynamicThreshold",),
     "zoo.models": ("held_out", "load", "models"),
 }

@@ -44,6 +44,11 @@ class Spreading:
         """Rows of the network for one sample."""
         return getattr(self.eps, "width", 1)
 
+    @property
+    def base(self) -> Model | None:
+        """The model under all that wraps it; None: a plain function."""
+        return getattr(self.eps, "base", None)
+
     def __call__(self, y: Tensor, sigma: float | Tensor, **cond: Tensor) -> Tensor:
         """dy / dsigma at `y` (batch, d + m); without probes m is 1, and the divergence exact."""
         probes = cond.pop(PROBES, None)

@@ -7,28 +7,49 @@ sample, evaluations are counted, answers are checked. It never sees a solver.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, TypeAlias, TypeVar, cast
 
 import torch
 from torch import Tensor
 
 from odesampler.combine import question, together
+from odesampler.compiled import bucket, padded
 from odesampler.model import Cond
 from odesampler.noise import Noise
 from odesampler.program import Draw, Program, Request, column
+from odesampler.room import AnyBatch, Room, attempted, check_max_batch, too_large
 
 T = TypeVar("T")
 Eps: TypeAlias = Callable[..., Tensor]  # eps(x, sigma, **cond): a Model, or any function of that form
 
 
-@dataclass
 class Tally:
-    """What a run cost."""
+    """What a run cost.
 
-    nfe: Tensor | None = None  # (batch,) evaluations of eps for each sample; a guided one counts once
-    calls: int = 0  # batched calls of the model
+    Args:
+        nfe: (batch,) evaluations to begin with, if there were any.
+    """
+
+    def __init__(self, nfe: Tensor | None = None) -> None:
+        self.calls = 0  # batched calls of the model that it answered
+        self._each, self._all = nfe, 0  # evaluations of some samples, (batch,), and of all: a number costs no operation
+
+    @property
+    def nfe(self) -> Tensor | None:
+        """(batch,) evaluations of eps for each sample; a guided one counts once. None: nothing was asked."""
+        return None if self._each is None else self._each + self._all
+
+    def count(self, x: Tensor, rows: Tensor | None) -> None:
+        """An evaluation for `rows`, or for all of `x`; the first question of a program is about its whole batch."""
+        if self._each is None:
+            self._each = torch.zeros(len(x), dtype=torch.int64, device=x.device)
+        if rows is None:
+            self._all += 1
+        else:
+            self._each[rows] += 1
 
 
 @dataclass
@@ -42,18 +63,23 @@ class _Watch:
     kept: list[tuple[str, Tensor]] = field(default_factory=list)
 
     def see(self, answer: Tensor, where: str) -> None:
-        self.kept.append((where, answer.sum(dtype=torch.promote_types(answer.dtype, torch.float32))))
+        total = answer.sum(dtype=torch.promote_types(answer.dtype, torch.float32))
         if answer.device.type == "cpu":
-            self.settle()
+            self.check([where], [total.item()])
+        else:
+            self.kept.append((where, total))
 
     def settle(self) -> None:
         kept, self.kept = self.kept, []
-        if not kept:
-            return
-        fine = [math.isfinite(total) for total in torch.stack([total for _, total in kept]).tolist()]
-        if not all(fine):
+        if kept:
+            self.check([where for where, _ in kept], torch.stack([total for _, total in kept]).tolist())
+
+    def check(self, where: Sequence[str], totals: Sequence[float]) -> None:
+        """Raises: FloatingPointError: a total is not finite; the first says where."""
+        bad = next((i for i, total in enumerate(totals) if not math.isfinite(total)), None)
+        if bad is not None:
             raise FloatingPointError(
-                f"the model's answer has NaN or infinity at {kept[fine.index(False)][0]}; "
+                f"the model's answer has NaN or infinity at {where[bad]}; "
                 "if this is half precision, try autocast=torch.bfloat16 or a float32 network"
             )
 
@@ -63,7 +89,7 @@ def run(
     model: Eps,
     cond: Cond | Sequence[Cond] = (),
     noise: Noise | None = None,
-    max_batch: int | None = None,
+    max_batch: AnyBatch = None,
     tally: Tally | None = None,
 ) -> list[T]:
     """Answer programs until all have returned, asking the model about all of them in one call a round.
@@ -74,7 +100,8 @@ def run(
             `told`, of the same form, where a request has one.
         cond: Conditions of the whole batch, or one mapping a program, each value batch first.
         noise: Streams for the samples of the whole batch; only stochastic solvers need them.
-        max_batch: The most rows to give the network at once; more are cut into chunks. None: no limit.
+        max_batch: The most rows to give the network at once; more are cut into chunks. None: no limit. "auto": no limit
+            but memory; where it runs out, half as many are tried, and remembered (`room`).
         tally: Counts evaluations, if given.
 
     Returns:
@@ -82,19 +109,13 @@ def run(
 
     Raises:
         ValueError: `max_batch` below 1; an answer of the wrong shape.
+        torch.cuda.OutOfMemoryError: Not even one sample fits into memory ("auto").
         FloatingPointError: An answer with NaN or infinity; names the sigma.
     """
-    if max_batch is not None and max_batch < 1:
-        raise ValueError(f"max_batch must be 1 or more, or None; got {max_batch}")
+    calls = _Calls.of(model, max_batch)
     joined: Program[Any] = programs[0] if len(programs) == 1 else together(*programs)
     conds = _joined_cond(cond)
-    width = getattr(model, "width", 1)
-    if max_batch is not None and max_batch < width:
-        raise ValueError(
-            f"guidance needs {width} rows for one sample: max_batch must be {width} or more; got {max_batch}"
-        )
     watch, tally = _Watch(), Tally() if tally is None else tally
-    chunk = None if max_batch is None else max_batch // width
     answer: Tensor | None = None
     while True:
         try:
@@ -106,37 +127,74 @@ def run(
             if isinstance(asked, Draw):
                 answer = _draw(asked, noise)
             else:
-                answer = _evaluate(model, asked, conds, chunk, tally)
+                answer = _evaluate(calls, asked, conds, tally)
                 watch.see(answer, _where(asked))
         except Exception as error:
             joined.throw(error)  # so that the traceback also shows which line of which solver asked
             raise
 
 
-def _evaluate(model: Eps, asked: Request, cond: Cond, chunk: int | None, tally: Tally) -> Tensor:
+@dataclass(frozen=True)
+class _Calls:
+    """How the model is called: with how many samples at once."""
+
+    model: Eps
+    width: int  # rows of the network for one sample
+    max_batch: AnyBatch
+    room: Room
+    pads: bool  # a compiled model: its calls are padded to a few sizes
+
+    @classmethod
+    def of(cls, model: Eps, max_batch: AnyBatch) -> _Calls:
+        """As `model` needs it, or the model that it wraps."""
+        base, width = getattr(model, "base", None), getattr(model, "width", 1)
+        check_max_batch(max_batch, width)
+        room, pads = (Room(), False) if base is None else (base.room, base.pads)
+        return cls(model, width, max_batch, room, pads)
+
+    def most(self, x: Tensor) -> int | None:
+        """The most samples in a call; None: any number."""
+        rows = self.room.rows(x.shape[1:], x.device) if self.max_batch == "auto" else self.max_batch
+        return None if rows is None else max(1, rows // self.width)
+
+    def answers(self, x: Tensor, sigma: float | Tensor, given: Mapping[str, Any]) -> list[Tensor]:
+        """What the model answers about `x` (batch, *shape), in chunks; what is answered is not asked again."""
+        if self.max_batch is None and not self.pads:
+            return [self.model(x, sigma, **given)]
+        answers, done, total = list[Tensor](), 0, x.shape[0]  # len() of a tensor takes longer than an operation on it
+        while done < total:
+            most = self.most(x)
+            size = min(total - done, most or total)
+            rows = bucket(size, most) if self.pads else size
+            part = slice(done, done + size)
+            cond = {k: padded(_cut(v, part), rows) for k, v in given.items()}
+            ask = partial(self.model, padded(_cut(x, part), rows), padded(_cut(sigma, part), rows), **cond)
+            answer = attempted(ask, x.device) if self.max_batch == "auto" else ask()
+            if isinstance(answer, str):
+                if rows == 1:
+                    raise too_large(x.shape[1:], self.width, x.device, answer)
+                self.room.halve(x.shape[1:], x.device, rows * self.width)
+            else:
+                answers.append(answer[:size] if rows > size else answer)
+                done += size
+        return answers
+
+
+def _evaluate(calls: _Calls, asked: Request, cond: Cond, tally: Tally) -> Tensor:
     x, sigma, rows, told = asked
     if isinstance(sigma, Tensor):
         sigma = column(sigma, x).flatten()
     mine: dict[str, Any] = {k: v if rows is None else v[rows.to(v.device)] for k, v in cond.items()}
     if told is not None:
         mine["told"] = column(told, x).flatten() if isinstance(told, Tensor) else told
-    size = len(x) if chunk is None else chunk
-    answers = []
-    for i in range(0, len(x), size):
-        part = slice(i, i + size)
-        answers.append(model(_cut(x, part), _cut(sigma, part), **{k: _cut(v, part) for k, v in mine.items()}))
-        tally.calls += 1
+    answers = calls.answers(x, sigma, mine)
+    tally.calls += len(answers)
     answer = answers[0] if len(answers) == 1 else torch.cat(answers)
     if answer.shape != x.shape:
         raise ValueError(
             f"eps must have the shape of x: asked at {_where(asked)} with {tuple(x.shape)}, got {tuple(answer.shape)}"
         )
-    if tally.nfe is None:  # the first question of a program is about its whole batch
-        tally.nfe = torch.zeros(len(x), dtype=torch.int64, device=x.device)
-    if rows is None:
-        tally.nfe += 1
-    else:
-        tally.nfe[rows] += 1
+    tally.count(x, rows)
     return answer
 
 

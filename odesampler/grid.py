@@ -11,6 +11,7 @@ import inspect
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from itertools import pairwise
 from numbers import Integral
 from typing import NamedTuple
@@ -182,6 +183,14 @@ def make_grid(
         if isinstance(grid, (int, float)) or any(isinstance(s, (str, Grid)) for s in grid):
             raise TypeError(f"grid must be a name, a Grid or a sequence of sigmas; got {grid!r}")
         return Grid(tuple(grid)).down()
+    check_num_steps(num_steps)
+    low = schedule.sigma_min if sigma_min is None else sigma_min
+    high = schedule.sigma_max if sigma_max is None else sigma_max
+    return _named(grid, schedule, int(num_steps), into_zero, low, high)
+
+
+@lru_cache(maxsize=256)  # the same few come back at every solve, and making one takes as long as a small network
+def _named(grid: str, schedule: Schedule, num_steps: int, into_zero: bool, low: float, high: float) -> Grid:
     name, arguments = parsed(grid, "grid")
     if name not in NAMED:
         raise ValueError(f"unknown grid {name!r}; known: {', '.join(NAMED)}, a Grid or a sequence of sigmas")
@@ -190,9 +199,6 @@ def make_grid(
         raise ValueError(
             f"the {name} grid takes {', '.join(takes) or 'no arguments'}; got {', '.join(sorted(unknown))}"
         )
-    check_num_steps(num_steps)
-    low = schedule.sigma_min if sigma_min is None else sigma_min
-    high = schedule.sigma_max if sigma_max is None else sigma_max
     if not 0 < low < high:
         raise ValueError(f"a named grid runs between 0 < sigma_min < sigma_max; got [{low:g}, {high:g}]")
     try:

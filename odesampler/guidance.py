@@ -83,6 +83,11 @@ class Guided:
     guidance: Guidance
     width: int = 2  # rows of the network for one sample
 
+    @property
+    def base(self) -> Model:
+        """The model under all that wraps it."""
+        return self.model
+
     def __call__(
         self, x: Tensor, sigma: float | Tensor, *, told: float | Tensor | None = None, **cond: Tensor
     ) -> Tensor:
@@ -100,7 +105,9 @@ class Guided:
         place = model.place(x, sigma, told)
         both = {k: torch.cat([cond.get(k, null[k]), null[k]]) for k in null}
         both |= {k: torch.cat([v, v]) for k, v in cond.items() if k not in null}
-        out = model.ask(torch.cat([place.x_t] * 2), torch.cat([place.t] * 2), both)
+        out = model.ask(
+            torch.cat([place.x_t] * 2), torch.cat([place.t] * 2) if isinstance(place.t, Tensor) else place.t, both
+        )
         conditional, unconditional = out.chunk(2)
         guided = self.guidance.combined(conditional, unconditional)
         if isinstance(sigma, Tensor) and interval is not None:

@@ -41,6 +41,7 @@ from odesampler.plan import (
 from odesampler.precision import finest_dtype
 from odesampler.program import State
 from odesampler.registry import spec_of
+from odesampler.room import AnyBatch
 from odesampler.sampling import Solution, arrived, is_reversible, to_solution
 from odesampler.solvers.fixed_point import FixedPoint
 from odesampler.threshold import AnyThreshold
@@ -60,7 +61,7 @@ def encode(
     atol: float | None = None,
     clip_denoised: AnyThreshold = None,
     state_dtype: torch.dtype | None = None,
-    max_batch: int | None = None,
+    max_batch: AnyBatch = None,
     exact: str | None = None,
     micro_batch: int | None = None,
     progress: bool = False,
@@ -149,7 +150,7 @@ def decode(
     latent: Latent,
     *,
     insist: bool = False,
-    max_batch: int | None = None,
+    max_batch: AnyBatch = None,
     progress: bool = False,
     trajectory: bool = False,
     grad: AnyGrad = False,
@@ -221,19 +222,20 @@ def _start(model: Model, latent: Latent, plan: Plan) -> State:
 
 
 def _batch_as_encoded(
-    model: Model, latent: Latent, plan: Plan, max_batch: int | None, insist: bool, grad: AnyGrad
-) -> int | None:
+    model: Model, latent: Latent, plan: Plan, max_batch: AnyBatch, insist: bool, grad: AnyGrad
+) -> AnyBatch:
     """The most rows to give the network at once, as when `latent` was made. Raises and warns as `decode`."""
     assert latent.sidecar is not None
     if grad:
         raise ValueError("this latent gives the images themselves back, which have no gradient: replace its sidecar")
+    lossless.refuse_auto(max_batch)
     width = rows_a_sample(model, plan.guidance_scale)
     max_batch = latent.sidecar.place["samples in a call"] * width if max_batch is None else max_batch
     latent.sidecar.check_place(lossless.place_of(model, len(latent), max_batch, width), insist)
     return max_batch
 
 
-def _sidecar(model: Model, latent: Latent, images: Tensor, max_batch: int | None, progress: bool) -> lossless.SideCar:
+def _sidecar(model: Model, latent: Latent, images: Tensor, max_batch: AnyBatch, progress: bool) -> lossless.SideCar:
     """What decoding `latent` misses of `images`."""
     assert latent.plan is not None  # fresh from encode
     solver, end = is_reversible(latent.plan), latent.plan.grid[-1]

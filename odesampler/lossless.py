@@ -23,6 +23,7 @@ from torch import Tensor
 from odesampler.model import Model
 from odesampler.plan import AnySolver
 from odesampler.registry import find_solver, spec_of
+from odesampler.room import AnyBatch
 from odesampler.solvers.alf import ALF
 from odesampler.solvers.fixed_point import FixedPoint
 
@@ -136,10 +137,14 @@ class SideCar:
         return decoded.detach().cpu().to(getattr(torch, self.dtype)).double()
 
 
-def place_of(model: Model, batch: int, max_batch: int | None, width: int) -> dict[str, Any]:
-    """What the bits of the network's answers depend on, for `batch` samples of `width` rows each."""
+def place_of(model: Model, batch: int, max_batch: AnyBatch, width: int) -> dict[str, Any]:
+    """What the bits of the network's answers depend on, for `batch` samples of `width` rows each.
+
+    With "auto", what is known by now of how many fit.
+    """
     device = model.device
-    at_once = batch if max_batch is None else min(batch, max_batch // width)
+    rows = model.room.rows(model.data_shape or (), device) if max_batch == "auto" else max_batch
+    at_once = batch if rows is None else min(batch, max(1, rows // width))
     place = {
         "samples in a call": at_once,
         "samples": None if at_once == 1 else batch,  # the last call may hold fewer
@@ -147,6 +152,8 @@ def place_of(model: Model, batch: int, max_batch: int | None, width: int) -> dic
         "network dtype": str(model.network_dtype),
         "autocast": str(model.autocast),
         "torch": torch.__version__,
+        "compiled": model.compile is not False,
+        "channels last": model.channels_last,
     }
     cpu = {
         "threads": torch.get_num_threads(),
@@ -165,9 +172,7 @@ def place_of(model: Model, batch: int, max_batch: int | None, width: int) -> dic
     return place | {"cpu": cpu, "cuda": cuda}.get(device.type, {})
 
 
-def rows_at_once(
-    exact: str | None, micro_batch: int | None, max_batch: int | None, width: int, grad: object
-) -> int | None:
+def rows_at_once(exact: str | None, micro_batch: int | None, max_batch: AnyBatch, width: int, grad: object) -> AnyBatch:
     """The most rows to give the network at once, `width` a sample.
 
     Raises:
@@ -177,6 +182,8 @@ def rows_at_once(
         raise ValueError(f"exact must be one of {', '.join(map(repr, KINDS))}, or None; got {exact!r}")
     if exact and grad:
         raise ValueError(f"exact={exact!r} gives the images themselves back, which have no gradient: leave one out")
+    if exact:
+        refuse_auto(max_batch)
     if micro_batch is None:
         return max_batch
     if exact is None or max_batch is not None:
@@ -187,6 +194,15 @@ def rows_at_once(
     if isinstance(micro_batch, bool) or not isinstance(micro_batch, int) or micro_batch < 1:
         raise ValueError(f"micro_batch must be a whole number of samples, 1 or more; got {micro_batch!r}")
     return micro_batch * width
+
+
+def refuse_auto(max_batch: AnyBatch) -> None:
+    """Raises: ValueError: a `max_batch` that depends on the memory that is free, where bits depend on it."""
+    if max_batch == "auto":
+        raise ValueError(
+            'max_batch="auto" depends on the memory that is free, and what comes back to the bit on max_batch: give a '
+            "number, or micro_batch=1 in encode"
+        )
 
 
 def check_lattice(x: Tensor) -> None:

@@ -21,9 +21,11 @@ import torch
 from torch import Tensor, nn
 
 from odesampler import prediction as predictions
+from odesampler.compiled import Compile, check_compile, compiled, wants_padding
 from odesampler.data_range import check_data_range
 from odesampler.precision import finest_dtype
 from odesampler.prediction import Prediction
+from odesampler.room import Room
 from odesampler.schedule import Schedule
 
 Cond: TypeAlias = Mapping[str, Tensor]  # model inputs beside x and sigma, each (batch, ...)
@@ -33,7 +35,7 @@ class Place(NamedTuple):
     """Where a network is asked, in its own terms. Scales are numbers, or broadcast against x_t, in its dtype."""
 
     x_t: Tensor  # (batch, *shape)
-    t: Tensor  # (batch,), the model's clock
+    t: float | Tensor  # the model's clock: of the batch, or (batch,)
     alpha: float | Tensor
     std: float | Tensor
     pure_noise: bool | Tensor  # alpha = 0, sigma = infinity: for the batch, or sample by sample
@@ -59,6 +61,11 @@ class Model:
         labels: Names of the classes, where `cond` has a "label".
         data_range: The least and the greatest value of its data, (-1, 1) for most, if known: images outside are noticed
             before they are encoded. No part of the fingerprint.
+        compile: Compile the network with torch.compile, when it is first asked. True, or options of torch.compile:
+            {"mode": "reduce-overhead"} lets it use CUDA graphs. Calls are padded to powers of two or `max_batch`, so
+            that it is not compiled for every size; with {"dynamic": True} it is compiled once for all, and none is.
+        channels_last: Store the network's weights, and the images that it is given, with channels last, as convolutions
+            in half precision on GPUs want them. On a CPU it may cost more than it gains.
 
     Raises:
         TypeError: A network that cannot be called, or no schedule.
@@ -78,6 +85,9 @@ class Model:
     name: str = "model"
     labels: tuple[str, ...] = ()
     data_range: tuple[float, float] | None = None
+    compile: Compile = False
+    channels_last: bool = False
+    room: Room = field(default_factory=Room, init=False, repr=False)  # for max_batch="auto"
 
     def __post_init__(self) -> None:
         if not callable(self.network) or not isinstance(self.schedule, Schedule):
@@ -87,6 +97,8 @@ class Model:
             )
         predictions.check(self.prediction)
         check_data_range(self.data_range)
+        check_compile(self.compile)
+        self._lay_out()
         low, high = self.range
         top = self.schedule.sigma_max
         if not (0 < low < high <= top):
@@ -107,6 +119,16 @@ class Model:
         return low, self.schedule.sigma_max if self.sigma_max is None else self.sigma_max
 
     @property
+    def base(self) -> Model:
+        """Itself: what wraps a model shows it under this name."""
+        return self
+
+    @property
+    def pads(self) -> bool:
+        """Whether the driver should pad calls to a few sizes."""
+        return wants_padding(self.compile)
+
+    @property
     def device(self) -> torch.device:
         """Where the network's parameters are; the CPU for a plain function."""
         tensor = next(self._tensors(), None)
@@ -115,7 +137,25 @@ class Model:
     @property
     def network_dtype(self) -> torch.dtype | None:
         """What the network is called with; None: the dtype of the state."""
-        return self.dtype or next((p.dtype for p in self._tensors() if p.is_floating_point()), None)
+        if self.dtype is not None or self._weight is None:
+            return self.dtype
+        owner, name = self._weight
+        dtype: torch.dtype = getattr(owner, name).dtype
+        return dtype
+
+    @cached_property
+    def _weight(self) -> tuple[nn.Module, str] | None:
+        """Where the first floating-point tensor of the network is kept: to search for it takes long for every call."""
+        modules = [*self.network.modules()] if isinstance(self.network, nn.Module) else []
+        kinds = (nn.Module.named_parameters, nn.Module.named_buffers)  # a table of the schedule may be finer
+        found = (
+            (m, name)
+            for kind in kinds
+            for m in modules
+            for name, p in kind(m, recurse=False)
+            if p.dtype.is_floating_point
+        )
+        return next(found, None)
 
     @property
     def answers_by_chance(self) -> bool:
@@ -150,8 +190,7 @@ class Model:
             return self.place(x, sigma)._replace(t=self.place(x, told).t)
         if not isinstance(sigma, Tensor):
             alpha, std, t = _levels(self.schedule, sigma)
-            clock = torch.full((len(x),), t, dtype=finest_dtype(x.device), device=x.device)
-            return Place(x if alpha == 0 else alpha * x, clock, alpha, std, alpha == 0)
+            return Place(x if alpha == 0 else alpha * x, t, alpha, std, alpha == 0)
         s = sigma.to(finest_dtype(sigma.device)).flatten()
         shape = (-1,) + (1,) * (x.ndim - 1)
         alphas, stds = (f(s).to(x.device, x.dtype).reshape(shape) for f in (self.schedule.alpha, self.schedule.std))
@@ -202,23 +241,49 @@ class Model:
         digest.update(f"{kind.__module__}.{kind.__qualname__}".encode())
         return digest.hexdigest()[:16]
 
-    def ask(self, x_t: Tensor, t: Tensor, cond: Cond) -> Tensor:
-        """The network's answer (batch, *shape) to x_t (batch, *shape) at t (batch,), in the dtype of `x_t`."""
+    def ask(self, x_t: Tensor, t: float | Tensor, cond: Cond) -> Tensor:
+        """The network's answer (batch, *shape) to x_t (batch, *shape) at t, one or (batch,), in the dtype of `x_t`."""
         dtype = self.network_dtype or x_t.dtype
-        clock = t.round().long() if self.round_t else t.to(torch.promote_types(dtype, torch.float32))
-        missing = {} if cond.keys() >= self.null_cond.keys() else self.nothing(len(x_t))
+        clock = self._clock(t, x_t, torch.promote_types(dtype, torch.float32))
+        missing = {} if cond.keys() >= self.null_cond.keys() else self.nothing(x_t.shape[0])
         casting = torch.autocast(x_t.device.type, self.autocast) if self.autocast else nullcontext()
         with casting:
-            out = self.network(x_t.to(dtype), clock, **{**missing, **cond})
+            out = self._called(x_t.to(dtype, memory_format=self._format), clock, **{**missing, **cond})
         if not isinstance(out, Tensor):
             raise TypeError(f"{self.name} answered with {type(out).__name__}; a network must answer with a tensor")
         if out.shape != x_t.shape:
+            sigma = self.schedule.sigma(torch.as_tensor(t).flatten()[0]).item()
             raise ValueError(
-                f"{self.name} was asked at sigma = {self.schedule.sigma(t[:1]).item():g} with x of shape "
-                f"{tuple(x_t.shape)} and answered with {tuple(out.shape)}; "
+                f"{self.name} was asked at sigma = {sigma:g} with x of shape {tuple(x_t.shape)} "
+                f"and answered with {tuple(out.shape)}; "
                 "a network must answer in the shape of its question (drop a learned variance first)"
             )
-        return out.to(x_t.dtype)
+        # States stay contiguous. CUDA graphs write every answer to the same place, where the next would replace it.
+        own = torch.contiguous_format if self.channels_last else torch.preserve_format
+        return out.to(x_t.dtype, copy=self.compile is not False, memory_format=own)
+
+    def _clock(self, t: float | Tensor, x_t: Tensor, dtype: torch.dtype) -> Tensor:
+        """(batch,) t as the network takes it; one number in one operation."""
+        if isinstance(t, Tensor):
+            return t.round().long() if self.round_t else t.to(dtype)
+        value, kind = (round(t), torch.int64) if self.round_t else (t, dtype)
+        return torch.full(x_t.shape[:1], value, dtype=kind, device=x_t.device)
+
+    @cached_property
+    def _called(self) -> Callable[..., Tensor]:
+        return compiled(self.network, self.compile)
+
+    @property
+    def _format(self) -> torch.memory_format:
+        return torch.channels_last if self.channels_last else torch.preserve_format
+
+    def _lay_out(self) -> None:
+        if not self.channels_last:
+            return
+        if self.data_shape is not None and len(self.data_shape) != 3:
+            raise ValueError(f"channels_last is for images, (channels, height, width); got data of {self.data_shape}")
+        if isinstance(self.network, nn.Module):
+            self.network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # not in torch's types
 
     def _tensors(self) -> Iterator[Tensor]:
         if isinstance(self.network, nn.Module):

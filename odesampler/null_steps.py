@@ -33,6 +33,11 @@ class NullGuided:
     sigmas: tuple[float, ...]  # falling: step i goes from i to i + 1
     width: int = 2
 
+    @property
+    def base(self) -> Model:
+        """The model under all that wraps it."""
+        return self.guided.base
+
     def __call__(self, x: Tensor, sigma: float | Tensor, **cond: Tensor) -> Tensor:
         """Guided noise; arguments as for `Model.__call__`, and "null.key" for some of the conditions."""
         if isinstance(sigma, Tensor):

@@ -28,6 +28,7 @@ from odesampler.noise import Noise
 from odesampler.observe import Progress, Recorder, Trajectory, tell_all
 from odesampler.program import Course, Loop, Observer, Program, Solved, Solver, State
 from odesampler.registry import loop_for, spec_of
+from odesampler.room import AnyBatch
 from odesampler.threshold import AnyThreshold, checked_threshold, thresholded
 
 AnyGrid: TypeAlias = "Grid | Sequence[float] | str"
@@ -119,7 +120,7 @@ def execute(
     rising: bool = False,
     cond: Mapping[str, Tensor] | None = None,
     noise: Noise | None = None,
-    max_batch: int | None = None,
+    max_batch: AnyBatch = None,
     progress: str | None = None,
     trajectory: bool = False,
     grad: AnyGrad = False,
@@ -133,6 +134,11 @@ def execute(
     if trajectory and not (plan.loop.takes_steps and plan.loop.observable):
         raise ValueError("a trajectory is recorded by our own solvers on a fixed grid: give num_steps, not tolerances")
     how = checked_grad(grad, plan.loop)
+    if grad and max_batch == "auto":
+        raise ValueError(
+            'max_batch="auto" has no effect with grad: what all calls computed is kept until the backward pass, '
+            "however few rows each had; give a number, or fewer samples"
+        )
     tally = Tally()
     recorder = Recorder(start.x, grid[0]) if trajectory else None
     steps = plan.loop.takes_steps

@@ -33,6 +33,7 @@ from odesampler.plan import AnySolver, Plan, checked_batch, checked_cond, checke
 from odesampler.precision import is_number
 from odesampler.program import Program
 from odesampler.registry import find_solver, spec_of
+from odesampler.room import AnyBatch
 from odesampler.roots import Search, find_roots
 
 QUARTER_LEVEL = 0.5 / 255  # of 8 bits, in images from -1 to 1: well within what rounds to the same byte
@@ -47,7 +48,7 @@ def polish(
     tolerance: float = QUARTER_LEVEL,
     encoder: AnySolver | None = None,
     insist: bool = False,
-    max_batch: int | None = None,
+    max_batch: AnyBatch = None,
     progress: bool = False,
 ) -> Latent:
     """Correct latents until they decode to their images.

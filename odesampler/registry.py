@@ -11,7 +11,7 @@ import re
 from collections.abc import Callable, Iterable
 from dataclasses import MISSING, fields, is_dataclass
 from difflib import get_close_matches
-from functools import partial
+from functools import cache, partial
 from importlib import import_module
 from inspect import isabstract
 from pkgutil import iter_modules
@@ -134,8 +134,10 @@ def spec_of(solver: Solver | Loop) -> str:
         return f"adaptive:{both}"
     if isinstance(solver, (Torchdiffeq, Scipy)):
         return f"{type(solver).__name__.lower()}:{solver.method}{_arguments(solver, skip=('method',))}"
+    own_names = _own()
     for name, maker in SOLVERS.items():
-        if maker() == solver or (name in _own() and type(solver) is type(maker()) and vars(solver) == vars(maker())):
+        made = maker() if name in own_names else _built_in(name)
+        if made == solver or (name in own_names and type(solver) is type(made) and vars(solver) == vars(made)):
             return name
     for name, maker in SOLVERS.items():
         if type(solver) is maker and is_dataclass(solver):
@@ -174,6 +176,12 @@ def _found_by(name: str) -> bool:
     except (ValueError, ImportError):
         return False
     return True
+
+
+@cache
+def _built_in(name: str) -> Solver:
+    """Made once: some try out what they are made of, and every solve looks for its name."""
+    return SOLVERS[name]()
 
 
 def _own() -> set[str]:

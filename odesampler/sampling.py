@@ -22,6 +22,7 @@ from odesampler.noise import noise_for, seeds_for
 from odesampler.observe import Trajectory
 from odesampler.plan import AnyGrid, AnySolver, Outcome, Plan, checked_batch, checked_cond, execute, make_plan
 from odesampler.program import Invertible, State
+from odesampler.room import AnyBatch
 from odesampler.threshold import AnyThreshold
 
 
@@ -60,7 +61,7 @@ def sample(
     atol: float | None = None,
     clip_denoised: AnyThreshold = None,
     state_dtype: torch.dtype | None = None,
-    max_batch: int | None = None,
+    max_batch: AnyBatch = None,
     progress: bool = False,
     trajectory: bool = False,
     grad: AnyGrad = False,
@@ -88,7 +89,8 @@ def sample(
         clip_denoised: Clamp the predicted image, after guidance, to [-clip, clip]; or an `ods.DynamicThreshold`. Off by
             default.
         state_dtype: torch.float32 (default) or float64; the network's own dtype is the model's affair.
-        max_batch: The most rows to give the network at once.
+        max_batch: The most rows to give the network at once. "auto": all, and where memory runs out half as many, and
+            so on; the model remembers. Samples are the same but for their last bits, which depend on it.
         progress: Show a progress bar.
         trajectory: Keep x at every step (fixed grids only).
         grad: Let the samples be differentiated in `x`, the network's parameters and floating-point conditions. True or

@@ -102,6 +102,14 @@ class VP(Schedule):
     def __repr__(self) -> str:
         return f"VP({_brief(self.alpha_bar)})"
 
+    def __hash__(self) -> int:
+        return self._hash
+
+    @cached_property
+    def _hash(self) -> int:
+        """Taken once: of a thousand numbers it costs more than the rest of a step, and each evaluation looks it up."""
+        return hash(self.alpha_bar)
+
     @classmethod
     def from_betas(cls, betas: Sequence[float] | Tensor) -> VP:
         """From DDPM's beta table: alpha_bar = cumulative product of 1 - beta, in float64."""

@@ -76,6 +76,11 @@ class Thresholded:
         """Rows of the network for one sample."""
         return getattr(self.model, "width", 1)
 
+    @property
+    def base(self) -> Any:
+        """The model under all that wraps it; None: a plain function."""
+        return getattr(self.model, "base", None)
+
     def __call__(self, x: Tensor, sigma: float | Tensor, **cond: Any) -> Tensor:
         """Noise that points at the bounded image; arguments as for `Model.__call__`.
 

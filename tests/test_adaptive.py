@@ -65,6 +65,19 @@ def test_one_sample_is_the_same_alone_and_among_63_others(solver):
 
 
 @every_adaptive_solver
+def test_the_start_is_asked_about_once(solver):
+    """To find the first step: a step that begins there has the answer."""
+    x, at_start = noise(8, scale=20.0), []
+
+    def eps(x, sigma):
+        at_start.append(isinstance(sigma, torch.Tensor) and bool((sigma == 20.0).any()))
+        return mixture().eps(x, sigma)
+
+    crossed(control(solver, 1e-2), x, 20.0, 1.0, eps)
+    assert sum(at_start) == 1
+
+
+@every_adaptive_solver
 def test_asks_only_for_samples_under_way(solver):
     problem, x = stiff_and_soft(64)
     spy = Spy(problem)

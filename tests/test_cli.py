@@ -6,10 +6,12 @@ import signal
 import subprocess
 import sys
 import warnings
+from pathlib import Path
 
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file
 
 import odesampler as ods
 from odesampler.cli import main
@@ -439,3 +441,50 @@ def test_a_solve_that_does_not_arrive_is_told_options_that_its_command_has(capsy
     advised = re.findall(r"--[a-z]+", said)
     assert advised
     assert all(option in shown for option in advised)
+
+
+def test_sample_into_a_folder_makes_shards_and_goes_on(capsys):
+    how = ["sample", "--num", 5, "--shard-size", 2, "--steps", 2, "--label", 3, "--out", "many", "--max-batch", "auto"]
+    code, out, _ = run(capsys, *how)
+    assert code == 0
+    assert "5 items, 3 of 3 shards made, complete" in out
+    alone = ods.sample(ods.load("digits"), 2, num_steps=2, cond={"label": 3}, seed=[2, 3])
+    assert torch.equal(load_file("many/00001.safetensors")["x"], alone.x)
+    assert "0 of 3 shards made, complete" in run(capsys, *how)[1]
+    code, _, err = run(capsys, *how, "--seed", 1)
+    assert code == 2
+    assert "many holds another run (seeds:" in err
+
+
+def test_sample_into_a_folder_writes_pictures_too(capsys):
+    code, _, _ = run(capsys, "sample", "--num", 3, "--steps", 2, "--kind", "png", "--out", "many")
+    assert code == 0
+    alone = ods.images.to_bytes(ods.sample(ods.load("digits"), 3, num_steps=2).x)
+    assert torch.equal(ods.images.to_bytes(ods.images.load("many/00000", (1, 8, 8))), alone)
+
+
+def test_encode_into_a_folder_skips_what_it_cannot_read_and_says_so(capsys):
+    ods.images.save_each(ods.held_out("digits").images[:4], "in")
+    Path("in/00001.png").write_text("nothing")
+    code, out, err = run(capsys, "encode", "in", "--steps", 3, "--shard-size", 3, "--out", "many", "--exact", "bits")
+    assert code == 0, err
+    assert "4 items, 2 of 2 shards made, complete" in out
+    assert "skipped in/00001.png: cannot read" in err
+    assert len(ods.Latent.load("many/00000.safetensors")) == 2
+
+
+@pytest.mark.parametrize(
+    ("command", "words"),
+    [
+        (["sample", "--shard-size", 4], "--shard-size is for a folder"),
+        (["sample", "--kind", "png"], "--kind is for a folder"),
+        (["encode", "--shard-size", 4], "--shard-size is for a folder"),
+        (["encode", "--out", "many"], "a folder is for pictures of your own"),
+        (["sample", "--out", "many.jpg"], "or be a folder"),
+        (["sample", "--max-batch", "lots"], "takes a number, or auto"),
+    ],
+)
+def test_what_belongs_to_folders_is_refused_for_files(capsys, command, words):
+    code, _, err = run(capsys, *command)
+    assert code == 2
+    assert words in err

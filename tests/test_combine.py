@@ -3,11 +3,12 @@
 import gc
 import math
 import threading
+import traceback
 
 import pytest
 import torch
 
-from odesampler.combine import for_rows, inverted, question, surviving, together, within
+from odesampler.combine import for_rows, inverted, knowing, question, surviving, together, within
 from odesampler.drive import run
 from odesampler.integrate import on_grid
 from odesampler.noise import Streams
@@ -254,3 +255,33 @@ def test_gradient_mode_is_carried_into_the_thread(grad):
     if grad:
         [back] = torch.autograd.grad(answer.sum(), x)
         assert back.abs().min() > 0
+
+
+def test_what_is_known_is_not_asked_again_and_nothing_else_is_taken_for_it():
+    x, sigma, known = noise(3), column(0.5, noise(3)), noise(3) + 7
+    asked = []
+
+    def eps(x, sigma):
+        asked.append((x, sigma))
+        return x * sigma
+
+    def program():
+        return [(yield x, sigma), (yield x.clone(), sigma), (yield x, 0.5), (yield x, sigma)]
+
+    found = by_hand(knowing(known, x, sigma, program()), eps)
+    assert [f is known for f in found] == [True, False, False, True]
+    assert len(asked) == 2
+    assert torch.equal(found[1], x * sigma)
+    assert torch.equal(found[2], x * 0.5)
+
+
+def test_an_error_of_the_model_shows_the_line_that_asked_through_what_is_known():
+    def program():
+        yield noise(3), 2.0
+        raise AssertionError("the error was not thrown in")
+
+    outer = knowing(noise(3), noise(3), column(0.5, noise(3)), program())
+    outer.send(None)
+    with pytest.raises(ZeroDivisionError) as raised:
+        outer.throw(ZeroDivisionError())
+    assert "yield noise(3), 2.0" in "".join(traceback.format_exception(raised.value))

@@ -9,7 +9,17 @@ import pytest
 
 import odesampler
 from odesampler.cli import main
-from tests.benchmarks import against_diffusers, defaults, exact_problems, inversion, reversible
+from tests.benchmarks import (
+    against_diffusers,
+    defaults,
+    exact_problems,
+    heterogeneous,
+    inversion,
+    loop_overhead,
+    reversible,
+    throughput,
+    time_to_error,
+)
 
 HELD = odesampler.held_out("digits")
 INVERSIONS = (lambda x, cond, n: inversion.bits(x, cond, (n,)), lambda x, cond, n: inversion.pairs(x, cond, (n,)))
@@ -20,6 +30,14 @@ IN_SMALL = {  # the benchmarks that the pages name: the same, in small
         f(odesampler.load("digits"), 2, 10, (3,)) for f in (reversible.sampling, reversible.encoding)
     ],
     "inversion": lambda: [f(HELD.images[:2], {"label": HELD.labels[:2]}, 3) for f in (*INVERSIONS, inversion.polished)],
+    "loop_overhead": lambda: loop_overhead.table((1, 1, 4, 4), 1),
+    "time_to_error": lambda: time_to_error.equal_steps(odesampler.load("digits"), 1, 4, 1),
+    "heterogeneous": lambda: heterogeneous.table("mixtures", heterogeneous.mixtures(4), (1e-3,)),
+    "throughput": lambda: [
+        throughput.batches((2,), 1),
+        throughput.memory((2,), (1,)),
+        throughput.processes((2,), 8, 1),
+    ],
     "against_diffusers": lambda: against_diffusers.table(against_diffusers.Problem("digits", 4, 40), 5, 1),
 }
 ROOT = Path(__file__).parent.parent

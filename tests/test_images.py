@@ -1,5 +1,9 @@
 """Pictures in and out."""
 
+import errno
+import os
+import time
+
 import pytest
 import torch
 from hypothesis import given
@@ -76,3 +80,25 @@ def test_a_failure_while_writing_leaves_what_was_there(tmp_path):
         fail()
     assert path.read_bytes() == b"before"
     assert [p.name for p in tmp_path.iterdir()] == ["f"]
+
+
+def test_each_picture_is_in_the_file_of_its_number(tmp_path):
+    batch = torch.rand(40, 3, 4, 5) * 2 - 1
+    paths = ods.images.save_each(batch, tmp_path / "each", first=7)
+    assert [p.name for p in paths] == [f"{i:05d}.png" for i in range(7, 47)]
+    assert torch.equal(ods.images.to_bytes(ods.images.load(tmp_path / "each")), ods.images.to_bytes(batch))
+
+
+def test_a_full_disk_is_raised_and_the_pictures_after_it_are_let_be(tmp_path, monkeypatch):
+    tried = []
+
+    def full(file):
+        tried.append(file)
+        time.sleep(0.002)  # as a disk does
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="No space left"):
+        ods.images.save_each(torch.zeros(2000, 1, 2, 2), tmp_path / "each")
+    assert len(tried) < 1500
+    assert list((tmp_path / "each").iterdir()) == []

@@ -114,3 +114,28 @@ def test_gradients_reach_the_parameters_and_none_is_kept_where_none_is_wanted():
     with torch.no_grad():
         [quiet] = run(on_grid(Heun(), noise(), geometric(2)), model=Model(net, VE()))
     assert not quiet.x.requires_grad
+
+
+def test_the_dtype_of_a_network_is_that_of_its_weights_now():
+    """Not of a finer table that it keeps, nor what it was when first asked."""
+
+    class Network(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.register_buffer("betas", torch.linspace(0, 1, 5, dtype=torch.float64))
+            self.inner = torch.nn.Linear(2, 2)
+
+        def forward(self, x_t, t):
+            return self.inner(x_t)
+
+    model = Model(Network(), VP.linear(), data_shape=(2,))
+    assert model.network_dtype == torch.float32
+    model.network.half()
+    assert model.network_dtype == torch.float16
+    model.network.inner = torch.nn.Linear(2, 2)
+    model.network.inner.load_state_dict(torch.nn.Linear(2, 2).double().state_dict(), assign=True)
+    assert Model(model.network, VP.linear()).network_dtype == torch.float64
+    only_a_table = torch.nn.Module()
+    only_a_table.register_buffer("betas", torch.ones(3, dtype=torch.float64))
+    only_a_table.forward = lambda x_t, t: x_t
+    assert Model(only_a_table, VP.linear()).network_dtype == torch.float64

@@ -23,6 +23,7 @@ from odesampler.model import Model
 from odesampler.plan import AnyGrid, AnySolver, Plan, checked_cond, make_plan
 from odesampler.precision import finest_dtype
 from odesampler.registry import spec_of
+from odesampler.room import AnyBatch
 
 
 class Walked(NamedTuple):
@@ -45,7 +46,7 @@ class Case:
     guidance_scale: AnyGuidance = 1.0
     convention: AnyConvention = None
     state_dtype: torch.dtype | None = None
-    max_batch: int | None = None
+    max_batch: AnyBatch = None
 
     @property
     def name(self) -> str:

@@ -33,6 +33,7 @@ from odesampler.plan import AnyGrid, AnySolver, Plan, checked_batch, checked_con
 from odesampler.precision import finest_dtype
 from odesampler.program import Course, Loop, Solver
 from odesampler.registry import distinct_names, find_solver
+from odesampler.room import AnyBatch
 from odesampler.sampling import checked_count, checked_shape
 from odesampler.threshold import AnyThreshold
 
@@ -76,7 +77,7 @@ def compare(
     state_dtype: torch.dtype | None = None,
     reference: Tensor | Reference | Comparison | None = None,
     reference_steps: int = REFERENCE_STEPS,
-    max_batch: int | None = None,
+    max_batch: AnyBatch = None,
     progress: bool = False,
 ) -> Comparison:
     """Sample with every solver on every grid at every number of steps, and measure how far each is from the truth.

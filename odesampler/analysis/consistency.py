@@ -32,6 +32,7 @@ from odesampler.model import Model
 from odesampler.plan import AnyGrid, AnySolver, checked_cond, checked_model
 from odesampler.precision import finest_dtype
 from odesampler.registry import find_solver, spec_of
+from odesampler.room import AnyBatch
 from odesampler.sampling import checked_count, sample
 from odesampler.threshold import AnyThreshold
 
@@ -182,7 +183,7 @@ def consistency(
     guidance_scale: AnyGuidance = 1.0,
     clip_denoised: AnyThreshold = None,
     state_dtype: torch.dtype | None = None,
-    max_batch: int | None = None,
+    max_batch: AnyBatch = None,
     progress: bool = False,
 ) -> Consistency:
     """Sample from the same latents with several numbers of steps, and measure how far the images are apart.

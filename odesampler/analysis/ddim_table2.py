@@ -28,6 +28,7 @@ from odesampler.grid import make_grid
 from odesampler.inversion import decode, encode
 from odesampler.model import Model
 from odesampler.plan import checked_batch, checked_cond, checked_model
+from odesampler.room import AnyBatch
 
 PAPER = {10: 0.014, 20: 0.0065, 50: 0.0023, 100: 0.0009, 200: 0.0004, 500: 0.0001, 1000: 0.0001}  # on CIFAR-10
 GRID = "leading"  # 0, k, 2k, ...: what the paper's code calls uniform
@@ -72,7 +73,7 @@ def ddim_table2(
     steps: Sequence[int] = tuple(PAPER),
     *,
     cond: Mapping[str, Any] | None = None,
-    max_batch: int | None = None,
+    max_batch: AnyBatch = None,
     progress: bool = False,
 ) -> DdimTable2:
     """Encode and decode `images` by DDIM with each number of times, and measure what is lost.

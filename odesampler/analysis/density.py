@@ -25,11 +25,12 @@ from odesampler.grid import Grid
 from odesampler.model import Model
 from odesampler.plan import Plan, eps_of, execute
 from odesampler.program import Program, Sigma, State
+from odesampler.room import AnyBatch
 from odesampler.sampling import arrived
 
 
 def log_density(
-    model: Model, plan: Plan, x_t: Tensor, cond: dict[str, Tensor], max_batch: int | None, progress: str | None
+    model: Model, plan: Plan, x_t: Tensor, cond: dict[str, Tensor], max_batch: AnyBatch, progress: str | None
 ) -> tuple[Tensor, Tensor]:
     """log p of x_t (batch, *shape), (batch, estimates) in float64 on the CPU, and the evaluations of each sample."""
     grid, d = plan.grid.up(), x_t[0].numel()
@@ -60,7 +61,7 @@ def log_density(
 
 
 def _at_infinity(
-    y: Tensor, s: float, eps: Spreading, d: int, cond: dict[str, Tensor], max_batch: int | None, tally: Tally
+    y: Tensor, s: float, eps: Spreading, d: int, cond: dict[str, Tensor], max_batch: AnyBatch, tally: Tally
 ) -> Tensor:
     """log of the density of x / sqrt(1 + s^2) at `s`, (batch, estimates), by one Euler step to 1 / sigma = 0.
 

@@ -28,6 +28,7 @@ from odesampler.latent import Latent
 from odesampler.model import Model
 from odesampler.plan import checked_batch, checked_cond, checked_model, clean_end, execute, make_plan
 from odesampler.precision import finest_dtype
+from odesampler.room import AnyBatch
 
 LEVEL = 0.01  # false alarms: how often true noise is called none
 REFERENCE_STEPS = 400
@@ -119,7 +120,7 @@ def diagnose(
     level: float = LEVEL,
     reference_steps: int = REFERENCE_STEPS,
     insist: bool = False,
-    max_batch: int | None = None,
+    max_batch: AnyBatch = None,
     progress: bool = False,
 ) -> Diagnosis:
     """Tell which latents are not noise, and why; and how far they are from the exact equation's.
@@ -180,7 +181,7 @@ def _reasons(found: tuple[Measure, ...], level: float, finite: list[bool]) -> tu
 
 
 def _exact(
-    model: Model, latent: Latent, images: Tensor, steps: int, max_batch: int | None, progress: bool
+    model: Model, latent: Latent, images: Tensor, steps: int, max_batch: AnyBatch, progress: bool
 ) -> LatentError:
     """The errors of `latent`, by a solve from `images` up to its sigma, and the same solve with half the steps."""
     high, low = latent.recipe.sigmas[0], latent.recipe.sigmas[-1]
@@ -198,7 +199,7 @@ def _exact(
     return LatentError(whole, error, off.double().abs().flatten(1).amax(1), how, difference)
 
 
-def _solved(model: Model, latent: Latent, images: Tensor, grid: Grid, max_batch: int | None, progress: bool) -> Tensor:
+def _solved(model: Model, latent: Latent, images: Tensor, grid: Grid, max_batch: AnyBatch, progress: bool) -> Tensor:
     """`images` carried up `grid` by RK4, under the latent's conditions and guidance; (batch, *shape), on the CPU."""
     plan = make_plan(
         model,

@@ -44,6 +44,7 @@ from odesampler.plan import AnyGrid, AnySolver, Plan, checked_batch, checked_con
 from odesampler.precision import finest_dtype
 from odesampler.program import Invertible
 from odesampler.registry import find_solver, spec_of
+from odesampler.room import AnyBatch
 
 Found = TypeVar("Found")
 CONVENTIONS = ("source", "target", "implicit")
@@ -64,7 +65,7 @@ def error_sources(
     state_dtype: torch.dtype | None = None,
     conventions: Sequence[AnyConvention] = CONVENTIONS,
     iterations: int = ITERATIONS,
-    max_batch: int | None = None,
+    max_batch: AnyBatch = None,
 ) -> ErrorSources:
     """Take a round trip, and measure what makes its error: the steps, rounding, the model, the convention; and where.
 

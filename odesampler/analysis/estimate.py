@@ -44,6 +44,7 @@ from odesampler.plan import (
 )
 from odesampler.program import Invertible, Loop, Solver
 from odesampler.registry import spec_of
+from odesampler.room import AnyBatch
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -135,7 +136,7 @@ def estimate_round_trip(
     convention: AnyConvention = None,
     state_dtype: torch.dtype | None = None,
     sweeps: int = SWEEPS,
-    max_batch: int | None = None,
+    max_batch: AnyBatch = None,
 ) -> Estimate:
     """Encode `images`, and say what decoding will miss of them, without decoding.
 

@@ -36,6 +36,7 @@ from odesampler.model import Model
 from odesampler.noise import Streams
 from odesampler.plan import Plan, clean_end, eps_of
 from odesampler.program import Solver, State
+from odesampler.room import AnyBatch
 from odesampler.solvers.runge_kutta import Heun
 
 STEP = Heun()
@@ -61,7 +62,7 @@ class _Way:
     points: tuple[Tensor, ...]  # where each step starts, (batch, *shape), in the equation's scale
     sigmas: tuple[float, ...]  # one more
     cond: Mapping[str, Tensor]
-    max_batch: int | None
+    max_batch: AnyBatch
     solver: Solver
 
     def pushed(self, v: Tensor) -> list[Tensor]:
@@ -103,7 +104,7 @@ def growths(
     images: Tensor,
     cond: Mapping[str, Tensor],
     iterations: int,
-    max_batch: int | None,
+    max_batch: AnyBatch,
     solver: Solver = STEP,
 ) -> tuple[Growth, Growth]:
     """Growth up the plan's grid from `images` (batch, *shape), and down from where they lead, by steps of `solver`."""

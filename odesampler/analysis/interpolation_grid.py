@@ -30,6 +30,7 @@ from odesampler.model import Model
 from odesampler.noise import Streams, seeds_for
 from odesampler.plan import AnyGrid, AnySolver, checked_cond, checked_model, make_plan
 from odesampler.precision import finest_dtype
+from odesampler.room import AnyBatch
 from odesampler.sampling import checked_shape, sample
 from odesampler.threshold import AnyThreshold
 
@@ -168,7 +169,7 @@ def interpolation_grid(
     cond: Mapping[str, Any] | None = None,
     guidance_scale: AnyGuidance = 1.0,
     clip_denoised: AnyThreshold = None,
-    max_batch: int | None = None,
+    max_batch: AnyBatch = None,
     progress: bool = False,
 ) -> InterpolationGrid:
     """Images between latents.

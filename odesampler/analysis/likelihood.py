@@ -50,6 +50,7 @@ from odesampler.plan import (
 )
 from odesampler.precision import finest_dtype
 from odesampler.registry import spec_of
+from odesampler.room import AnyBatch
 from odesampler.sampling import is_reversible
 
 MOST_EXACT = 256  # values of a sample up to which the divergence is exact unless told otherwise
@@ -90,7 +91,7 @@ def log_likelihood(
     seed: int | Sequence[int] = 0,
     state_dtype: torch.dtype | None = None,
     check: bool | None = None,
-    max_batch: int | None = None,
+    max_batch: AnyBatch = None,
     progress: bool = False,
 ) -> Likelihood:
     """Log-likelihood of images, in nats and in bits per dimension, under a model's ODE.
@@ -246,7 +247,7 @@ def _measured(
     streams: Streams,
     estimate: _Estimate,
     *,
-    max_batch: int | None,
+    max_batch: AnyBatch,
     progress: bool,
 ) -> Likelihood:
     """Every draw solved; their mean, and how far it may be off."""

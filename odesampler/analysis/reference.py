@@ -22,6 +22,7 @@ from odesampler.guidance import AnyGuidance, checked_guidance
 from odesampler.model import Model
 from odesampler.plan import AnyGrid, Plan
 from odesampler.precision import finest_dtype
+from odesampler.room import AnyBatch
 from odesampler.threshold import AnyThreshold, checked_threshold
 
 CLEAR = 10  # an error this many times the reference's own is the solver's
@@ -84,7 +85,7 @@ def _grid(model: Model, low: float, high: float, num_steps: int, into_zero: bool
 
 
 def solved(
-    model: Model, both: list[Plan], samples: Samples, *, max_batch: int | None = None, progress: str | None = None
+    model: Model, both: list[Plan], samples: Samples, *, max_batch: AnyBatch = None, progress: str | None = None
 ) -> Reference:
     """Carry out both of `plans`, side by side.
 

@@ -30,6 +30,7 @@ from odesampler.model import Model
 from odesampler.plan import AnyGrid, AnySolver, checked_batch, checked_cond, checked_model
 from odesampler.program import Invertible, Loop, Solver
 from odesampler.registry import find_solver
+from odesampler.room import AnyBatch
 
 FAILURES = (ArithmeticError, RuntimeError, ValueError)  # NaN, gave up, did not arrive: the others go on
 DEFAULT_SOLVERS = ("ddim", "heun", "rk4", "alf")
@@ -46,7 +47,7 @@ def round_trip(
     guidance_scale: AnyGuidance | Sequence[AnyGuidance] = 1.0,
     convention: AnyConvention | Sequence[AnyConvention] = None,
     state_dtype: torch.dtype | Sequence[torch.dtype] | None = None,
-    max_batch: int | None = None,
+    max_batch: AnyBatch = None,
     sources: bool = False,
     progress: bool = False,
 ) -> RoundTrip:

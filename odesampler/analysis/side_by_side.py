@@ -25,6 +25,7 @@ from odesampler.observe import Progress
 from odesampler.plan import Plan, eps_of, program_of
 from odesampler.precision import finest_dtype
 from odesampler.program import Observer, Solved, State, column
+from odesampler.room import AnyBatch
 
 FAILURES = (ArithmeticError, RuntimeError, ValueError, AssertionError)  # the last is how torchdiffeq gives up
 HUGE = 1e30  # as good as infinity, and the sum of a batch of smaller ones is still a float32
@@ -68,7 +69,7 @@ def side_by_side(
     plans: Sequence[Plan],
     samples: Samples,
     *,
-    max_batch: int | None = None,
+    max_batch: AnyBatch = None,
     progress: str | None = None,
 ) -> tuple[list[Ran], int]:
     """Carry out `plans`, of equal guidance and dtype, down their grids. Returns how each ended, and all calls."""
@@ -127,7 +128,7 @@ class _Forgiving:
 
     def __init__(self, eps: Callable[..., Tensor], solves: int, batch: int, device: torch.device) -> None:
         self.eps, self.batch = eps, batch
-        self.width = getattr(eps, "width", 1)
+        self.width, self.base = getattr(eps, "width", 1), getattr(eps, "base", None)  # as the driver asks of wrappers
         self.where = torch.full((solves * batch,), math.nan, dtype=finest_dtype(device), device=device)  # (rows,) sigma
         self.calls = torch.zeros(solves, dtype=torch.int64, device=device)
 

@@ -20,6 +20,7 @@ from odesampler.drive import Eps, Tally, run
 from odesampler.integrate import stepped
 from odesampler.program import Course, Program, Solver, State
 from odesampler.registry import spec_of
+from odesampler.room import AnyBatch
 from odesampler.trial import answered, carries
 
 WIDEST = 5  # more points than any multistep formula of ours looks at
@@ -36,7 +37,7 @@ class Windows:
     eps: Eps
     cond: Mapping[str, Tensor]
     range: tuple[float, float]  # in which the model may be asked
-    max_batch: int | None = None
+    max_batch: AnyBatch = None
 
     def landed(self, tally: Tally | None = None) -> list[Tensor]:
         """Where each step leads: at `sigmas[i]` from the points above, for all but the last i."""

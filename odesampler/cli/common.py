@@ -17,15 +17,30 @@ if TYPE_CHECKING:
 
     from odesampler.analysis.report import Report
     from odesampler.model import Model
+    from odesampler.room import AnyBatch
 
 TINY = 500_000  # parameters
 
 F = TypeVar("F", bound=Callable[..., Any])
 N = TypeVar("N", int, float)
+
+
+def _rows(_context: click.Context, _option: click.Parameter, value: str | None) -> AnyBatch:
+    """A number, or "auto": as many as fit."""
+    if value is None:
+        return None
+    if value == "auto":
+        return "auto"
+    try:
+        return int(value)
+    except ValueError:
+        raise click.BadParameter(f"--max-batch takes a number, or auto; got {value!r}") from None
+
+
 PATHS = click.argument("paths", nargs=-1, metavar="[PICTURES]...")
 MODEL = click.option("--model", default="digits", show_default=True, help="An embedded model; see `odesampler models`.")
 DEVICE = click.option("--device", default="cpu", show_default=True, help="Where to compute: cpu, cuda, cuda:1, mps.")
-BATCH = click.option("--max-batch", type=int, help="The most images to give the network at once.")
+BATCH = click.option("--max-batch", callback=_rows, help="The most images to give the network at once; or auto.")
 LABEL = click.option("--label", help="Class by name or number, or one a sample separated by commas; none by default.")
 GRID = click.option("--grid", help="See `odesampler grids`.  [default: by solver and number of steps]")
 HOW = (
@@ -69,16 +84,23 @@ def GUIDANCE(command: F) -> F:  # one of the options above, though it takes thre
     return add(guided)  # type: ignore[return-value]  # the same command with other options
 
 
-def out_option(default: str | None, what: str, *, name: str = "--out", suffix: str = "") -> Callable[[F], F]:
-    """A file to write, checked before anything is computed: its folder exists and can be written."""
+def out_option(
+    default: str | None, what: str, *, name: str = "--out", suffix: str = "", folder: bool = False
+) -> Callable[[F], F]:
+    """A file to write, checked before anything is computed: its folder exists and can be written.
+
+    With `folder` a path without a suffix is one to be made, for shards.
+    """
     ending = Path(default).suffix if default else suffix
 
     def check(_context: click.Context, _option: click.Parameter, value: str | None) -> Path | None:
         if value is None:
             return None
         path = Path(value)
+        if folder and not path.suffix:
+            return path
         if path.suffix.lower() != ending:
-            raise click.BadParameter(f"{path} must end in {ending}")
+            raise click.BadParameter(f"{path} must end in {ending}" + (", or be a folder" if folder else ""))
         try:
             with tempfile.TemporaryFile(dir=path.parent):
                 pass

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -28,6 +28,9 @@ from odesampler.cli.common import (
     write_report,
 )
 
+if TYPE_CHECKING:
+    from odesampler.room import AnyBatch
+
 SOLVER, STEPS = HOW[:2]
 
 
@@ -51,7 +54,7 @@ def interpolate(
     square: bool,
     how: str,
     label: str | None,
-    max_batch: int | None,
+    max_batch: AnyBatch,
     out: Path,
     report: Path | None,
     **made: Any,

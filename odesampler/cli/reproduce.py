@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from odesampler.cli.common import BATCH, DEVICE, MODEL, images_of, loaded_model, options, out_option, shown
+
+if TYPE_CHECKING:
+    from odesampler.room import AnyBatch
 
 KNOWN = ("ddim-table2",)
 
@@ -22,7 +26,7 @@ def _known(_context: click.Context, _argument: click.Parameter, name: str) -> st
 @options(MODEL)
 @click.option("--num", type=int, help="How many held-out images.  [default: all]")
 @options(BATCH, DEVICE, out_option(None, "Table to write, with all digits.", suffix=".csv"))
-def reproduce(name: str, model: str, num: int | None, max_batch: int | None, device: str, out: Path | None) -> None:
+def reproduce(name: str, model: str, num: int | None, max_batch: AnyBatch, device: str, out: Path | None) -> None:
     """Repeat a published table in form, on an embedded model, with all choices stated.
 
     NAME is ddim-table2: what DDIM loses of images by encoding and decoding them, for 10 to 1000 times.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -24,6 +24,10 @@ from odesampler.cli.common import (
     out_option,
     shown,
 )
+from odesampler.cli.shards import SHARD, given, local, refuse_unused, report_run
+
+if TYPE_CHECKING:
+    from odesampler.room import AnyBatch
 
 
 @click.command()
@@ -32,13 +36,33 @@ from odesampler.cli.common import (
 @click.option("--seed", type=int, default=0, show_default=True, help="Of the first image; the next has seed + 1.")
 @click.option("--noise", default="independent", show_default=True, help="Of stochastic solvers; or brownian.")
 @click.option("--clip", "clip_denoised", type=float, help="Clamp the predicted image to -CLIP .. CLIP.")
-@options(LABEL, GUIDANCE, BATCH, DEVICE, out_option("samples.png", "Picture to write."))
-def sample(num: int, model: str, device: str, label: str | None, out: Path, **how: Any) -> None:
-    """Draw images from a model."""
+@options(LABEL, GUIDANCE, BATCH, DEVICE)
+@click.option("--kind", type=click.Choice(["safetensors", "png"]), help="Of files in a folder.  [default: safetensors]")
+@options(SHARD, out_option("samples.png", "Picture to write; or a folder, for any number of images.", folder=True))
+def sample(
+    num: int,
+    model: str,
+    device: str,
+    label: str | None,
+    kind: str | None,
+    shard_size: int | None,
+    out: Path,
+    **how: Any,
+) -> None:
+    """Draw images from a model.
+
+    Into a folder any number, shard after shard: started again it goes on, and torchrun or Slurm may start many.
+    """
     import odesampler as ods
 
-    loaded = loaded_model(model, device)
-    found = ods.sample(loaded, num, cond=cond_of(loaded, label), progress=shown(), **how)
+    loaded = loaded_model(model, local(device))
+    cond = cond_of(loaded, label)
+    if not out.suffix:
+        files = given(kind=kind, shard_size=shard_size)
+        report_run(ods.sample_many(loaded, num, out, cond=cond, progress=shown(), **files, **how))
+        return
+    refuse_unused(out, kind=kind, shard_size=shard_size)
+    found = ods.sample(loaded, num, cond=cond, progress=shown(), **how)
     check_arrived(found.x)
     ods.images.save_grid(found.x, out)
     click.echo(f"{num} images, {cost(found.nfe)}, {found.seconds:.2f} s: {out}")
@@ -51,12 +75,31 @@ def sample(num: int, model: str, device: str, label: str | None, out: Path, **ho
 @click.option("--exact", help="bits or residual: so that decode returns the very pictures.")
 @click.option("--micro-batch", type=int, help="With --exact: images in a call of the network; 1 suits any batch.")
 @click.option("--num", type=int, default=8, show_default=True, help="Held-out images, where no pictures are given.")
-@out_option("latents.safetensors", "File to write.")
-def encode(paths: tuple[str, ...], model: str, device: str, label: str | None, num: int, out: Path, **how: Any) -> None:
-    """Turn pictures (PNG, JPEG, folders of them) into latents; without any, held-out images of the model."""
+@options(SHARD, out_option("latents.safetensors", "File to write; or a folder, for any number.", folder=True))
+def encode(
+    paths: tuple[str, ...],
+    model: str,
+    device: str,
+    label: str | None,
+    num: int,
+    shard_size: int | None,
+    out: Path,
+    **how: Any,
+) -> None:
+    """Turn pictures (PNG, JPEG, folders of them) into latents; without any, held-out images of the model.
+
+    Into a folder any number, shard after shard, as `sample` does; pictures that cannot be read are skipped.
+    """
     import odesampler as ods
 
-    loaded = loaded_model(model, device)
+    loaded = loaded_model(model, local(device))
+    if not out.suffix:
+        if not paths:
+            raise click.BadParameter("a folder is for pictures of your own: name them, or folders of them")
+        files = given(shard_size=shard_size)
+        report_run(ods.encode_many(loaded, paths, out, cond=cond_of(loaded, label), progress=shown(), **files, **how))
+        return
+    refuse_unused(out, shard_size=shard_size)
     images = images_of(loaded, paths, num, whole=how["exact"] is not None)
     latent = ods.encode(loaded, images, cond=cond_of(loaded, label), progress=shown(), **how)
     check_arrived(latent.x)
@@ -71,7 +114,7 @@ def encode(paths: tuple[str, ...], model: str, device: str, label: str | None, n
 @click.option("--each", type=click.Path(file_okay=False), help="A folder for the pictures one by one, besides.")
 @out_option("decoded.png", "Picture to write.")
 def decode(
-    latent: str, model: str, device: str, insist: bool, max_batch: int | None, each: str | None, out: Path
+    latent: str, model: str, device: str, insist: bool, max_batch: AnyBatch, each: str | None, out: Path
 ) -> None:
     """Turn latents back into pictures; the file knows how they were made."""
     import odesampler as ods

@@ -15,6 +15,7 @@ from typing import ClassVar
 from torch import Tensor
 
 from odesampler.program import Program, Sigma, Solver, State
+from odesampler.solvers.frames import plus, times
 
 
 @dataclass(frozen=True)
@@ -35,7 +36,7 @@ class Euler(Solver):
 
     def step(self, state: State, s0: Sigma, s1: Sigma) -> Program[State]:
         k0 = yield state.x, s0
-        return State(state.x + (s1 - s0) * k0)
+        return State(plus(state.x, s1 - s0, k0))
 
 
 @dataclass(frozen=True)
@@ -57,8 +58,8 @@ class Midpoint(Solver):
     def step(self, state: State, s0: Sigma, s1: Sigma) -> Program[State]:
         h = s1 - s0
         k0 = yield state.x, s0
-        k1 = yield state.x + h / 2 * k0, s0 + h / 2
-        return State(state.x + h * k1)
+        k1 = yield plus(state.x, h / 2, k0), s0 + h / 2
+        return State(plus(state.x, h, k1))
 
 
 @dataclass(frozen=True)
@@ -66,7 +67,7 @@ class Heun(Solver):
     """Heun's method (explicit trapezoidal rule).
 
     Order 2. Evaluations: 2 a step. Error estimate: embedded Euler. Memory: none. Exactly invertible: no.
-    x1 = x0 + h/2 (k0 + k1), k0 = eps(x0, s0), k1 = eps(x0 + h k0, s1).
+    x1 = x0 + h/2 (k0 + k1), k0 = eps(x0, s0), k1 = eps(x0 + h k0, s1): Euler's point and its error, h/2 (k1 - k0).
     Also called improved Euler; not Heun's third-order method. On a Karras grid: the deterministic sampler of EDM.
 
     References:
@@ -81,8 +82,10 @@ class Heun(Solver):
     def step(self, state: State, s0: Sigma, s1: Sigma) -> Program[State]:
         h = s1 - s0
         k0 = yield state.x, s0
-        k1 = yield state.x + h * k0, s1
-        return State(state.x + h * (k0 + k1) / 2, error=h * (k1 - k0) / 2)
+        euler = plus(state.x, h, k0)
+        k1 = yield euler, s1
+        error = times(h / 2, k1 - k0)
+        return State(euler + error, error=error)
 
 
 @dataclass(frozen=True)
@@ -103,8 +106,8 @@ class Ralston(Solver):
     def step(self, state: State, s0: Sigma, s1: Sigma) -> Program[State]:
         h = s1 - s0
         k0 = yield state.x, s0
-        k1 = yield state.x + 2 / 3 * h * k0, s0 + 2 / 3 * h
-        return State(state.x + h / 4 * (k0 + 3 * k1))
+        k1 = yield plus(state.x, 2 / 3 * h, k0), s0 + 2 / 3 * h
+        return State(plus(state.x, h / 4, plus(k0, 3, k1)))
 
 
 @dataclass(frozen=True)
@@ -126,10 +129,10 @@ class RK4(Solver):
     def step(self, state: State, s0: Sigma, s1: Sigma) -> Program[State]:
         x, h = state.x, s1 - s0
         k0 = yield x, s0
-        k1 = yield x + h / 2 * k0, s0 + h / 2
-        k2 = yield x + h / 2 * k1, s0 + h / 2
-        k3 = yield x + h * k2, s1
-        return State(x + h / 6 * (k0 + 2 * k1 + 2 * k2 + k3))
+        k1 = yield plus(x, h / 2, k0), s0 + h / 2
+        k2 = yield plus(x, h / 2, k1), s0 + h / 2
+        k3 = yield plus(x, h, k2), s1
+        return State(plus(x, h / 6, plus(k0 + k3, 2, k1 + k2)))
 
 
 @dataclass(frozen=True)
@@ -157,11 +160,11 @@ class Bosh3(Solver):
 
     def step(self, state: State, s0: Sigma, s1: Sigma) -> Program[State]:
         x, (k0,), h = state.x, state.memory, s1 - s0
-        k1 = yield x + h / 2 * k0, s0 + h / 2
-        k2 = yield x + 3 / 4 * h * k1, s0 + 3 / 4 * h
-        x1 = x + h / 9 * (2 * k0 + 3 * k1 + 4 * k2)
+        k1 = yield plus(x, h / 2, k0), s0 + h / 2
+        k2 = yield plus(x, 3 / 4 * h, k1), s0 + 3 / 4 * h
+        x1 = plus(x, 2 / 9 * h, _weighted((1, 3 / 2, 2), (k0, k1, k2)))
         k3 = yield x1, s1
-        return State(x1, (k3,), error=h * (-5 / 72 * k0 + k1 / 12 + k2 / 9 - k3 / 8))
+        return State(x1, (k3,), error=times(h / 8, _weighted((-5 / 9, 2 / 3, 8 / 9, -1), (k0, k1, k2, k3))))
 
 
 @dataclass(frozen=True)
@@ -190,10 +193,10 @@ class Dopri5(Solver):
     def step(self, state: State, s0: Sigma, s1: Sigma) -> Program[State]:
         x, k, h = state.x, [*state.memory], s1 - s0
         for c, a in _DOPRI5_STAGES:
-            k.append((yield x + h * _weighted(a, k), s1 if c == 1 else s0 + c * h))
-        x1 = x + h * _weighted(_DOPRI5_SOLUTION, k)
+            k.append((yield plus(x, h, _weighted(a, k)), s1 if c == 1 else s0 + c * h))
+        x1 = plus(x, h, _weighted(_DOPRI5_SOLUTION, k))
         k.append((yield x1, s1))
-        return State(x1, (k[-1],), error=h * _weighted(_DOPRI5_ERROR, k))
+        return State(x1, (k[-1],), error=times(h, _weighted(_DOPRI5_ERROR, k)))
 
 
 _DOPRI5_STAGES = (
@@ -208,9 +211,10 @@ _DOPRI5_ERROR = (71 / 57600, 0, -71 / 16695, 71 / 1920, -17253 / 339200, 22 / 52
 
 
 def _weighted(weights: Sequence[float], k: Sequence[Tensor]) -> Tensor:
-    """sum_i weights_i k_i over the stages that count."""
-    terms = [w * ki for w, ki in zip(weights, k, strict=True) if w]
-    total = terms[0]
-    for term in terms[1:]:
-        total = total + term
+    """sum_i weights_i k_i, one operation a stage that counts."""
+    counting = [(w, ki) for w, ki in zip(weights, k, strict=True) if w]
+    (first, total), *rest = counting
+    total = total if first == 1 else times(first, total)
+    for w, ki in rest:
+        total = plus(total, w, ki)
     return total

@@ -3,7 +3,10 @@
 import sys
 from importlib import import_module
 
-NAMES = ("import_time", "exact_problems", "defaults", "reversible", "inversion", "against_diffusers")
+NAMES = (
+    "import_time", "exact_problems", "defaults", "reversible", "inversion", "against_diffusers", "loop_overhead",
+    "time_to_error", "heterogeneous", "throughput",
+)  # fmt: skip
 
 for name in sys.argv[1:] or NAMES:
     if name not in NAMES:

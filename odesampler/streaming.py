@@ -1,0 +1,312 @@
+"""Any number of samples, in constant memory: shard after shard, on any number of processes.
+
+    sample_many: seeds [i * size, (i + 1) * size) -> images;     encode_many: pictures, likewise -> latents
+
+What a run is, and why it can be killed at any moment, is in `shards`. Here is what the shards hold. The same command
+goes on with a run that was begun, skips what is done, and ends with the same files as one that was never interrupted,
+bit for bit on the same kind of machine with the same `max_batch`. That should be a number then: "auto" depends on the
+memory that is free, and each shard's record says how many samples a call had.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import time
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
+from operator import index
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from odesampler import images
+from odesampler.adaptive import Status
+from odesampler.files import written_whole
+from odesampler.guidance import rows_a_sample, warn_of_nothing_to_guide_to
+from odesampler.inversion import encode, refuse_what_cannot_be_encoded
+from odesampler.latent import Recipe
+from odesampler.lossless import place_of, rows_at_once
+from odesampler.model import Model
+from odesampler.noise import noise_for, seeds_for
+from odesampler.plan import Plan, checked_cond, make_plan
+from odesampler.precision import finest_dtype
+from odesampler.room import AnyBatch, check_max_batch
+from odesampler.sampling import checked_count, checked_shape, sample
+from odesampler.shards import Shards, World
+
+FORMAT = "odesampler.run/1"
+SHARD = 1024
+KINDS = ("safetensors", "png")
+
+Make = Callable[[int, range], "tuple[list[Path], dict[str, Any]]"]  # a shard: its files, and what is noted of it
+
+
+@dataclass(frozen=True, repr=False)
+class Run:
+    """How a run ended, as far as this process knows."""
+
+    folder: Path
+    count: int  # samples, of all processes
+    shards: int  # likewise
+    made: tuple[int, ...]  # shards that this process made now; the others stood, or are others' work
+    complete: bool  # all shards are done
+    late: tuple[int, ...]  # samples of this process that did not arrive, and are NaN
+    skipped: Mapping[str, str]  # pictures of this process that could not be read -> why
+    seconds: float
+
+    def __repr__(self) -> str:
+        state = "complete" if self.complete else "not complete yet"
+        trouble = f", {len(self.late)} samples did not arrive" if self.late else ""
+        trouble += f", {len(self.skipped)} pictures skipped" if self.skipped else ""
+        made = f"{len(self.made)} of {self.shards} shards made now"
+        return f"Run({self.folder}: {self.count} items, {made}, {state}{trouble}, {self.seconds:.3g} s)"
+
+
+def sample_many(
+    model: Model,
+    num_samples: int,
+    out: str | Path,
+    *,
+    shard_size: int = SHARD,
+    kind: str = "safetensors",
+    seed: int | Sequence[int] = 0,
+    cond: Mapping[str, Any] | None = None,
+    max_batch: AnyBatch = None,
+    rank: int | None = None,
+    world: int | None = None,
+    progress: bool = False,
+    **how: Any,
+) -> Run:
+    """Draw any number of images into a folder, shard after shard; go on where an earlier run stopped.
+
+    Args:
+        model: The model.
+        num_samples: How many, of all processes together.
+        out: The folder: new, empty, or that of this very run.
+        shard_size: Samples a file, and in memory at once.
+        kind: "safetensors", tensors `x` (n, *shape) and `seed` (n,) in 00000.safetensors, ...; or "png", pictures
+            00000/00000000.png, ...
+        seed: As for `sample`.
+        cond: As for `sample`, one value or `num_samples`.
+        max_batch: As for `sample`. The last bits depend on it: a number makes them the same in every run.
+        rank: Which process this is, of `world`; by default what torchrun or Slurm say, else the only one.
+        world: How many there are. The files are the same whatever their number.
+        progress: Show a progress bar.
+        **how: solver, num_steps, grid, noise, guidance_scale, rtol, atol, clip_denoised, state_dtype, as for `sample`.
+
+    Returns:
+        A `Run`. Samples that did not arrive are NaN, and listed.
+
+    Raises:
+        ValueError: What cannot be meant, before the model is called; a folder that holds another run.
+        OSError: The disk is full, or the folder cannot be written; what is done stands.
+    """
+    here = World.of(rank, world)
+    if kind not in KINDS:
+        raise ValueError(f"kind must be one of {', '.join(map(repr, KINDS))}; got {kind!r}")
+    plan = _planned(model, max_batch, into_zero=True, **{k: v for k, v in how.items() if k != "noise"})
+    shards = Shards(Path(out), checked_count(num_samples, None), _checked_size(shard_size))
+    noise_for(how.get("noise", "independent"), [0])
+    warn_of_nothing_to_guide_to(model, cond, plan.guidance_scale)
+    if kind == "png" and (len(checked_shape(model)) != 3 or checked_shape(model)[0] not in (1, 3)):
+        raise ValueError(f"png takes images, (1 or 3, height, width); {model.name} makes {model.data_shape}")
+    seeds, conditions = _seeds(seed, shards.count), checked_cond(model, cond, shards.count)
+    shards.begin(
+        {
+            **_facts("sample", model, plan, max_batch, conditions),
+            "kind": kind,
+            "noise": how.get("noise", "independent"),
+            "seeds": _digest(",".join(map(str, seeds))) if isinstance(seed, Sequence) else f"from {index(seed)}",
+        }
+    )
+
+    def make(i: int, items: range) -> tuple[list[Path], dict[str, Any]]:
+        mine = {k: v[items.start : items.stop] for k, v in conditions.items()}
+        part = list(seeds[items.start : items.stop])
+        found = sample(model, len(items), seed=part, cond=mine, max_batch=max_batch, **how)
+        late = [item for item, status in zip(items, found.status, strict=True) if status is not Status.ARRIVED]
+        return _written(shards, i, kind, found.x, part), {"late": late}
+
+    return _carry_out(
+        shards, here, partial(_place, model, shards, max_batch, plan), make, "sampling" if progress else None
+    )
+
+
+def encode_many(
+    model: Model,
+    paths: str | Path | Sequence[str | Path],
+    out: str | Path,
+    *,
+    shard_size: int = SHARD,
+    cond: Mapping[str, Any] | None = None,
+    max_batch: AnyBatch = None,
+    rank: int | None = None,
+    world: int | None = None,
+    progress: bool = False,
+    **how: Any,
+) -> Run:
+    """Turn any number of pictures into latents in a folder, shard after shard; go on where an earlier run stopped.
+
+    Args:
+        model: The model.
+        paths: Picture files or folders of them, as `ods.images.load` takes them.
+        out: As for `sample_many`. Each shard is a latent file, which `ods.Latent.load` reads; the names of its pictures
+            are in the record beside it, in the same order.
+        shard_size: Pictures a file, and in memory at once.
+        cond: As for `encode`, one value or one a picture.
+        max_batch: As for `encode`.
+        rank: As for `sample_many`.
+        world: As for `sample_many`.
+        progress: Show a progress bar.
+        **how: solver, num_steps, grid, convention, exact, ..., as for `encode`.
+
+    Returns:
+        A `Run`. A picture that cannot be read is skipped, and listed with the reason.
+
+    Raises:
+        FileNotFoundError: A path that does not exist.
+        ValueError: What cannot be meant, before the model is called; a folder that holds another run.
+        OSError: The disk is full, or the folder cannot be written; what is done stands.
+    """
+    here = World.of(rank, world)
+    files = images.find([paths] if isinstance(paths, (str, Path)) else list(paths))
+    numbers = {k: v for k, v in how.items() if k not in ("convention", "exact", "micro_batch")}
+    plan = _planned(model, max_batch, into_zero=False, **{"state_dtype": finest_dtype(model.device), **numbers})
+    refuse_what_cannot_be_encoded(plan)
+    warn_of_nothing_to_guide_to(model, cond, plan.guidance_scale)
+    width = rows_a_sample(model, plan.guidance_scale)
+    rows = rows_at_once(how.get("exact"), how.get("micro_batch"), max_batch, width, grad=False)
+    shape, shards = checked_shape(model), Shards(Path(out), len(files), _checked_size(shard_size))
+    conditions = checked_cond(model, cond, len(files))
+    shards.begin(
+        {
+            **_facts("encode", model, plan, max_batch, conditions),
+            **{k: repr(how.get(k)) for k in ("convention", "exact", "micro_batch")},
+            "pictures": _digest(*(f"{path.name} {path.stat().st_size}" for path in files)),
+        }
+    )
+    read = partial(_read, shape=shape, whole=how.get("exact") is not None)
+
+    def make(i: int, items: range) -> tuple[list[Path], dict[str, Any]]:
+        found = {item: read(files[item]) for item in items}
+        good = {item: picture for item, picture in found.items() if isinstance(picture, Tensor)}
+        noted = {
+            "pictures": [files[item].name for item in good],
+            "skipped": {str(files[item]): str(why) for item, why in found.items() if item not in good},
+        }
+        if not good:
+            return [], noted
+        mine = {k: v[list(good)] for k, v in conditions.items()}
+        latent = encode(model, torch.stack([*good.values()]), cond=mine, max_batch=max_batch, **how)
+        latent.save(shards.path(i, ".safetensors"))
+        late = [item for item, x in zip(good, latent.x, strict=True) if not bool(x.isfinite().all())]
+        return [shards.path(i, ".safetensors")], {**noted, "late": late}
+
+    return _carry_out(shards, here, partial(_place, model, shards, rows, plan), make, "encoding" if progress else None)
+
+
+def _carry_out(
+    shards: Shards, world: World, place: Callable[[], Mapping[str, Any]], make: Make, progress: str | None
+) -> Run:
+    """Make the shards that this process has to, one after another."""
+    from tqdm.auto import tqdm
+
+    began = time.perf_counter()
+    missing, late, skipped = shards.missing(world), list[int](), dict[str, str]()
+    with tqdm(total=sum(len(shards.span(i)) for i in missing), desc=progress, disable=progress is None) as bar:
+        for i in missing:
+            try:
+                files, noted = make(i, shards.span(i))
+                shards.finish(i, files, place=place(), **noted)
+            except OSError as error:
+                done = missing.index(i)
+                text = f"shard {i} of {shards.folder} could not be written, {done} were before it and stand: {error}"
+                raise OSError(error.errno, text) from error
+            late += noted.get("late", [])
+            skipped |= noted.get("skipped", {})
+            bar.update(len(shards.span(i)))
+    records = shards.end()
+    _warn_of_places(records or [])
+    seconds = time.perf_counter() - began
+    return Run(
+        shards.folder, shards.count, len(shards), tuple(missing), records is not None, tuple(late), skipped, seconds
+    )
+
+
+def _warn_of_places(records: Sequence[Mapping[str, Any]]) -> None:
+    """Warns of shards that would have come out with other bits elsewhere in the same run."""
+    places = [r["place"] for r in records]
+    differ = sorted({k for place in places for k in place if place[k] != places[0].get(k)})
+    if differ:
+        warnings.warn(
+            f"the shards of this run were made on machines or settings that differ in {', '.join(differ)}: "
+            "made again elsewhere they may differ in their last bits",
+            stacklevel=4,
+        )
+
+
+def _planned(model: Model, max_batch: AnyBatch, *, into_zero: bool, **how: Any) -> Plan:
+    """The plan that every shard will have.
+
+    Raises:
+        TypeError: An argument that no verb takes.
+        ValueError: What cannot be meant.
+    """
+    numbers: dict[str, Any] = {"solver": None, "num_steps": None, "grid": None, "rtol": None, "atol": None}
+    plan = make_plan(model, into_zero=into_zero, **{**numbers, **how})
+    check_max_batch(max_batch, rows_a_sample(model, plan.guidance_scale))
+    return plan
+
+
+def _facts(what: str, model: Model, plan: Plan, max_batch: AnyBatch, cond: Mapping[str, Tensor]) -> dict[str, Any]:
+    """What two runs must agree in to be the same: all that decides what the shards hold."""
+    told = {k: _digest(str(v.dtype), str(v.tolist())) for k, v in cond.items()}
+    facts = {"format": FORMAT, "what": what, "max batch": max_batch, "conditions": told}
+    return {**asdict(Recipe.of(plan, model)), **facts}
+
+
+def _place(model: Model, shards: Shards, max_batch: AnyBatch, plan: Plan) -> dict[str, Any]:
+    return place_of(model, shards.size, max_batch, rows_a_sample(model, plan.guidance_scale))
+
+
+def _seeds(seed: int | Sequence[int], count: int) -> Sequence[int]:
+    """One seed an item, not all written out where they are in sequence."""
+    if isinstance(seed, Sequence):
+        return seeds_for(seed, count)
+    seeds = range(index(seed), index(seed) + count)
+    seeds_for([seeds[0], seeds[-1]], 2)
+    return seeds
+
+
+def _checked_size(size: int) -> int:
+    if isinstance(size, bool) or not isinstance(size, int) or size < 1:
+        raise ValueError(f"shard_size must be a whole number of 1 or more; got {size!r}")
+    return size
+
+
+def _written(shards: Shards, i: int, kind: str, x: Tensor, seeds: Sequence[int]) -> list[Path]:
+    """The samples `x` of shard `i`, in files that are whole."""
+    if kind == "png":
+        return images.save_each(x, shards.path(i), first=shards.span(i).start, digits=8)
+    from safetensors.torch import save
+
+    path = shards.path(i, ".safetensors")
+    with written_whole(path) as file:
+        file.write(save({"x": x.detach().cpu().contiguous(), "seed": torch.tensor(seeds)}))
+    return [path]
+
+
+def _read(path: Path, shape: tuple[int, ...], whole: bool) -> Tensor | str:
+    """A picture (channels, height, width), or why it is none."""
+    try:
+        return images.load(path, shape, whole=whole)[0]
+    except (ValueError, OSError) as error:
+        return str(error)
+
+
+def _digest(*texts: str) -> str:
+    return hashlib.sha256("\n".join(texts).encode()).hexdigest()[:16]

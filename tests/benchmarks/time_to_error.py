@@ -1,0 +1,114 @@
+"""How long it takes to come within 1e-2 of the exact solution; and the same solver in our loop and in theirs.
+
+1. Digits: the fewest evaluations at which the median error of a batch is 1e-2 or less, and the time they take: our
+   default, diffusers' DDIM with the best of its timestep spacings, and the best of all its deterministic schedulers
+   with all their sigma settings (those that did best in a screening). Errors as in `against_diffusers`, which also
+   lets theirs hear the exact clock, where that is the better.
+2. The same solver for as many steps: `ods.sample`, and the loop of their pipelines.
+
+All in float32. Time is that of one processor; rivals are measured in turn, and the median counts.
+"""
+
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import diffusers
+import torch
+from torch import Tensor
+
+import odesampler as ods
+
+from .against_diffusers import IN_X, KEPT, SCHEDULERS, Problem, Setting, settings
+from .side_by_side import facts, in_turn
+
+WANTED, MOST = 1e-2, 400
+BATCHES = (1, 16, 64)
+SAME = {"ddim": "DDIM", "heun": "Heun", "dpmpp_2m": "DPM++ 2 midpoint", "unipc": "UniPC 2 bh2"}
+
+
+def main() -> None:
+    """Print both tables."""
+    torch.set_num_threads(1)
+    diffusers.utils.logging.set_verbosity_error()
+    warnings.filterwarnings("ignore", category=DeprecationWarning)  # their tensors, given to numpy
+    warnings.filterwarnings("ignore", category=FutureWarning)  # their "dpmsolver" is to go
+    print(facts())
+    with torch.no_grad():
+        to_error(Problem("digits", 32, 400))
+        for batch in BATCHES:
+            equal_steps(ods.load("digits"), batch)
+
+
+def to_error(problem: Problem, repeats: int = 9) -> None:
+    """Print evaluations and time of each."""
+    count = problem.samples
+    good = sorted((problem.measured(s, 12, 8, True), i, s) for i, s in enumerate(settings()))[:KEPT]
+    choices = {
+        "DDIM of diffusers": [s for s in settings() if s.name.startswith("DDIM")],
+        "best of diffusers": [s for _, _, s in good],
+    }
+    n = fewest(lambda n: problem.error(problem.ours(count, num_steps=n).x, 0.0))
+    x, cond = problem.x_t.float(), {"label": problem.labels}
+    found = {"odesampler": n}
+    runs = {"odesampler": lambda n=n: ods.sample(problem.model, x=x, cond=cond, num_steps=n)}
+    for name, those in choices.items():
+        each = [(fewest(lambda n, s=s: theirs(problem, s, n)), i) for i, s in enumerate(those)]
+        n, which = min(each)
+        setting = those[which]
+        name = f"{name}: {setting.name}"
+        found[name] = n
+        runs[name] = lambda s=setting, n=n: pipeline(problem.model, s.within(n, problem.prediction), x, cond)
+    seconds = in_turn(runs, repeats)
+    print(f"median error {WANTED:g}, {count} digits: evaluations, milliseconds, in brackets times ours")
+    for name, took in seconds.items():
+        times = took / seconds["odesampler"]
+        print(f"  {name:44}{found[name]:5} ({found[name] / found['odesampler']:.1f}){1e3 * took:9.0f} ({times:.1f})")
+
+
+def fewest(error: Callable[[int], float]) -> int:
+    """The fewest evaluations that are good enough, found by halving."""
+    good = 4
+    while error(good) > WANTED:
+        good *= 2
+        if good > MOST:
+            return good
+    bad = good // 2
+    while good - bad > 1:
+        middle = (good + bad) // 2
+        good, bad = (middle, bad) if error(middle) <= WANTED else (good, middle)
+    return good
+
+
+def theirs(problem: Problem, setting: Setting, budget: int) -> float:
+    """Error of a setting of theirs, told the clock as it gives it, or the exact one."""
+    return min(problem.measured(setting, budget, problem.samples, exact) for exact in (True, False))
+
+
+def equal_steps(model: ods.Model, batch: int, steps: int = 20, repeats: int = 15) -> None:
+    """Print the time of ours and of theirs for the same solver and number of steps."""
+    x = torch.randn(batch, *model.data_shape, generator=torch.Generator().manual_seed(0))
+    cond = {"label": torch.arange(batch) % len(model.labels)}
+    for ours, name in SAME.items():
+        setting = Setting(name, *SCHEDULERS[name])
+        nfe = steps if ours != "heun" else 2 * steps - 1
+        runs = {
+            "ours": lambda s=ours: ods.sample(model, x=x, cond=cond, solver=s, num_steps=steps),
+            "theirs": lambda s=setting, n=nfe: pipeline(model, s.within(n, "epsilon"), x, cond),
+            "network": lambda n=nfe: [model.network(x, torch.full((batch,), 500.0), **cond) for _ in range(n)],
+        }
+        took = in_turn(runs, repeats)
+        cells = "".join(f"{one} {1e3 * seconds:.1f} ms, " for one, seconds in took.items())
+        print(
+            f"  batch {batch:3}, {ours:9} {nfe:3} evaluations: {cells}theirs / ours {took['theirs'] / took['ours']:.2f}"
+        )
+
+
+def pipeline(model: ods.Model, scheduler: Any, x: Tensor, cond: dict[str, Tensor]) -> Tensor:
+    """Their loop, as their pipelines have it."""
+    if isinstance(scheduler, IN_X):
+        x = x * scheduler.init_noise_sigma
+    for t in scheduler.timesteps:
+        out = model.network(scheduler.scale_model_input(x, t), t.float().expand(len(x)), **cond)
+        x = scheduler.step(out, t, x).prev_sample
+    return x

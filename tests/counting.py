@@ -1,0 +1,69 @@
+"""What loops cost, counted: tensor operations, traffic of memory, waits for the device. Counts, not seconds."""
+
+import weakref
+
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
+from torch.utils._pytree import tree_leaves
+
+READS = ("_local_scalar_dense", "item", "nonzero", "equal.default", "is_nonzero", "masked_select")
+
+
+class Counted(TorchDispatchMode):
+    """Operations on tensors, and those that touch one as large as the state; what a model does is left out.
+
+    `traffic` is in states: how many tensors of at least that size were read and written. A view moves nothing.
+    """
+
+    def __init__(self, size):
+        super().__init__()
+        self.size, self.evaluations, self.names, self.big, self.traffic = size, 0, [], [], 0.0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        read, written = _tensors((args, kwargs)), _tensors(out)
+        if not read and not written:  # a question about dtypes
+            return out
+        self.names.append(str(func))
+        if any(v.numel() >= self.size for v in (*read, *written)):
+            self.big.append(str(func))
+        if not func.is_view:
+            self.traffic += sum(v.numel() for v in (*read, *written) if v.numel() >= self.size) / self.size
+        return out
+
+    @property
+    def waits(self):
+        """Operations that on a device wait for it: those that read a value, and an index that is a mask."""
+        return [name for name in self.names if any(read in name for read in READS)]
+
+    def model(self, x, sigma, *_, **__):
+        """An answer that costs nothing to make."""
+        self.evaluations += 1
+        with _disable_current_modes():
+            return torch.zeros_like(x)
+
+
+def _tensors(values):
+    return [v for v in tree_leaves(values) if isinstance(v, torch.Tensor)]
+
+
+class Live(TorchDispatchMode):
+    """How many bytes of tensors are alive at once, at most, of those made meanwhile. Views count as nothing."""
+
+    def __init__(self):
+        super().__init__()
+        self.now = self.peak = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        given = {id(v) for v in _tensors((args, kwargs))}  # an operation in place returns what it was given
+        for made in _tensors(out) if not func.is_view else ():
+            if id(made) not in given:
+                size = made.numel() * made.element_size()
+                self.now += size
+                self.peak = max(self.peak, self.now)
+                weakref.finalize(made, self._gone, size)
+        return out
+
+    def _gone(self, size):
+        self.now -= size
