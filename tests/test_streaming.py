@@ -365,7 +365,7 @@ def test_torchrun_starts_again_after_a_kill_and_ends_with_the_same_files(tmp_pat
     settings = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.getcwd(), "PYTHONWARNINGS": "ignore"}
     process = subprocess.Popen(launch, env=settings, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     deadline = time.monotonic() + 120
-    while not list((tmp_path / "run").glob("0*.json")):
+    while not (list((tmp_path / "run").glob("0*.json")) and list(tmp_path.glob("1.*.pid"))):
         assert time.monotonic() < deadline
         assert process.poll() is None, process.stdout.read()
         time.sleep(0.02)
@@ -373,5 +373,5 @@ def test_torchrun_starts_again_after_a_kill_and_ends_with_the_same_files(tmp_pat
     os.kill(int(victim.name.split(".")[1]), signal.SIGKILL)
     said, _ = process.communicate(timeout=120)
     assert process.returncode == 0, said
-    assert len(list(tmp_path.glob("*.pid"))) == 4, "nothing was started again"
+    assert len(list(tmp_path.glob("1.*.pid"))) == 2, "nothing was started again"
     assert contents(tmp_path / "run") == contents(tmp_path / "whole")
