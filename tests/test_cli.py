@@ -73,7 +73,7 @@ def test_roundtrip_prints_the_table_and_draws_the_picture(capsys):
     rows = {line.split()[0]: line.split() for line in out.splitlines() if line.startswith(("ddim", "reversible"))}
     assert float(rows["ddim"][3]) > 1e-3 > 1e-9 > float(rows["reversible"][3])
     with Image.open("roundtrip.png") as picture:
-        assert picture.size[0] > 600
+        assert picture.size[0] > 800
 
 
 def test_roundtrip_says_where_errors_come_from(capsys):
