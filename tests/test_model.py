@@ -139,3 +139,19 @@ def test_the_dtype_of_a_network_is_that_of_its_weights_now():
     only_a_table.register_buffer("betas", torch.ones(3, dtype=torch.float64))
     only_a_table.forward = lambda x_t, t: x_t
     assert Model(only_a_table, VP.linear()).network_dtype == torch.float64
+
+
+@pytest.mark.parametrize(("t", "told"), [(300.2, 300), (300.7, 301), (0.4, 0)])
+@pytest.mark.parametrize("one", [True, False], ids=["one sigma", "one a sample"])
+def test_a_clock_of_whole_numbers_is_told_the_nearest(t, told, one):
+    asked = []
+
+    def network(x_t, clock):
+        asked.append(clock)
+        return x_t
+
+    model, schedule = Model(network, VP.linear(), round_t=True), VP.linear()
+    sigma = schedule.sigma(torch.tensor([t, t], dtype=torch.float64))
+    model(torch.zeros(2, 3), sigma[0].item() if one else sigma)
+    assert asked[0].dtype == torch.int64
+    assert asked[0].tolist() == [told, told]
