@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from odesampler.version import __version__ as __version__
 
 if TYPE_CHECKING:
+    from odesampler import adapters as adapters
     from odesampler import exact as exact
     from odesampler import images as images
     from odesampler.adaptive import Adaptive as Adaptive
@@ -98,7 +99,7 @@ if TYPE_CHECKING:
     from odesampler.zoo.models import load as load
     from odesampler.zoo.models import models as models
 
-_MODULES = ("exact", "images")
+_MODULES = ("adapters", "exact", "images")
 _HOMES = {
     "adaptive": ("Adaptive", "Status"),
     "analysis.compare": ("compare",),

@@ -62,7 +62,7 @@ def check_images(images: Tensor, data_range: tuple[float, float] | None, name: s
     warnings.warn(
         f"{int(said.sum())} of {len(images)} images leave the data range [{low:g}, {high:g}] of {name}, by up to "
         f"{by.max().item():.2g} (they run {ends}): images.clamp({low:g}, {high:g}) brings them back",
-        stacklevel=3,
+        stacklevel=4,
     )
 
 

@@ -142,11 +142,16 @@ def guided(model: Model, guidance: AnyGuidance) -> Model | Guided:
     return Guided(model, wanted)
 
 
+def usual_guidance(model: Any, guidance: AnyGuidance | None) -> AnyGuidance:
+    """`guidance`; where it is None what the model usually takes, so that prompts come with their scale."""
+    return getattr(model, "guidance_scale", 1.0) if guidance is None else guidance
+
+
 def warn_of_nothing_to_guide_to(model: Model, cond: Mapping[str, Any] | None, *guidance: AnyGuidance) -> None:
     """Warns of guidance without a condition, where both predictions are one. Called by the verb that a user calls."""
     scales = [g.scale if isinstance(g, Guidance) else g for g in guidance]
     on = [f"{scale:g}" for scale in scales if scale != 1]
-    if on and not cond:
+    if on and not cond and not model.cond:
         given = ", ".join(f"{key!r}: ..." for key in model.null_cond)
         warnings.warn(
             f"guidance_scale={', '.join(on)} has no effect: no condition is given, so there is nothing to guide "

@@ -22,7 +22,6 @@ from torch import Tensor
 from odesampler import lossless
 from odesampler.adjoint import AnyGrad
 from odesampler.conventions import AnyConvention, upward
-from odesampler.data_range import check_images
 from odesampler.guidance import AnyGuidance, rows_a_sample, warn_of_nothing_to_guide_to
 from odesampler.latent import Latent, Recipe
 from odesampler.model import Model
@@ -33,6 +32,7 @@ from odesampler.plan import (
     Plan,
     checked_batch,
     checked_cond,
+    checked_images,
     checked_model,
     clean_end,
     execute,
@@ -71,7 +71,8 @@ def encode(
 
     Args:
         model: The model.
-        images: (batch, *shape), float, in the model's data range.
+        images: (batch, *shape), float, in the model's data range; where the model has a codec, images or what the codec
+            makes of them, which is then what comes back to the bit or nearly.
         solver: As for `sample`; not a stochastic one. By default "alf", which can be undone exactly; docs/inversion.md.
         num_steps: Transitions between sigma_min and sigma_max, 20 by default.
         grid: As for `sample`, but it ends at sigma_min or above, not at 0. "leading" and "quadratic" stop short of
@@ -103,9 +104,8 @@ def encode(
         ValueError: What cannot be meant, before the model is called: images far outside the model's data range, a
             solver that draws noise. Images outside by more than a tenth of its width are encoded, with a warning.
     """
-    x_t = checked_batch(checked_model(model), images, "images")
+    x_t = checked_images(checked_model(model), images)
     max_batch = lossless.rows_at_once(exact, micro_batch, max_batch, rows_a_sample(model, guidance_scale), grad)
-    check_images(x_t, model.data_range, model.name)
     plan = make_plan(
         model,
         lossless.in_whole_numbers(solver) if exact == "bits" else solver,
@@ -142,7 +142,7 @@ def encode(
     converged, defect = (None if v is None else v.cpu() for v in (outcome.solved.converged, outcome.solved.defect))
     warn_of_unconverged(converged, defect, "take more steps, more evaluations, or an exactly invertible solver")
     latent = Latent(x, recipe, memory, conditions, outcome.nfe, plan, converged, defect, untouched=alone)
-    return latent if exact is None else replace(latent, sidecar=_sidecar(model, latent, images, max_batch, progress))
+    return latent if exact is None else replace(latent, sidecar=_sidecar(model, latent, x_t, max_batch, progress))
 
 
 def decode(

@@ -21,9 +21,10 @@ import torch
 from torch import Tensor, nn
 
 from odesampler import prediction as predictions
+from odesampler.codec import Codec
 from odesampler.compiled import Compile, check_compile, compiled, wants_padding
 from odesampler.data_range import check_data_range
-from odesampler.precision import finest_dtype
+from odesampler.precision import finest_dtype, is_number
 from odesampler.prediction import Prediction
 from odesampler.room import Room
 from odesampler.schedule import Schedule
@@ -64,6 +65,12 @@ class Model:
         compile: Compile the network with torch.compile, when it is first asked. True, or options of torch.compile:
             {"mode": "reduce-overhead"} lets it use CUDA graphs. Calls are padded to powers of two or `max_batch`, so
             that it is not compiled for every size; with {"dynamic": True} it is compiled once for all, and none is.
+        codec: Images to what the network is about and back, where that is not images: the autoencoder of a latent
+            diffusion model. Verbs that take images take either; `Solution.images` are images.
+        cond: What verbs take for conditions that they are not given, one value without a batch dimension, like
+            `null_cond`: a prompt.
+        guidance_scale: What `sample`, `sample_many` and `compare` take where none is given. Encoding stays unguided.
+        grid: The named grid that verbs take where none is given: that of a flow model with its shift, for example.
         channels_last: Store the network's weights, and the images that it is given, with channels last, as convolutions
             in half precision on GPUs want them. On a CPU it may cost more than it gains.
 
@@ -87,6 +94,10 @@ class Model:
     data_range: tuple[float, float] | None = None
     compile: Compile = False
     channels_last: bool = False
+    codec: Codec | None = field(default=None, repr=False)
+    cond: Mapping[str, Any] = field(default_factory=dict, repr=False)
+    guidance_scale: float = 1.0
+    grid: str | None = None
     room: Room = field(default_factory=Room, init=False, repr=False)  # for max_batch="auto"
 
     def __post_init__(self) -> None:
@@ -98,6 +109,8 @@ class Model:
         predictions.check(self.prediction)
         check_data_range(self.data_range)
         check_compile(self.compile)
+        if not is_number(self.guidance_scale) or not math.isfinite(self.guidance_scale):
+            raise ValueError(f"guidance_scale must be a finite number, 1 for off; got {self.guidance_scale!r}")
         self._lay_out()
         low, high = self.range
         top = self.schedule.sigma_max
@@ -117,6 +130,11 @@ class Model:
         """(sigma_min, sigma_max): outside it no network is asked."""
         low = self.schedule.sigma_min if self.sigma_min is None else self.sigma_min
         return low, self.schedule.sigma_max if self.sigma_max is None else self.sigma_max
+
+    @property
+    def image_shape(self) -> tuple[int, ...] | None:
+        """Shape of one image, if known: `data_shape`, or what the codec takes."""
+        return self.data_shape if self.codec is None else self.codec.image_shape
 
     @property
     def base(self) -> Model:
@@ -210,9 +228,16 @@ class Model:
         return to(self.prediction, out, x_t, alpha, std)
 
     def nothing(self, batch: int) -> dict[str, Tensor]:
-        """The null conditions for `batch` samples."""
+        """The null conditions for `batch` samples; of those that have none, the usual ones."""
+        return self._repeated({**self.cond, **self.null_cond}, batch)
+
+    def usual(self, batch: int) -> dict[str, Tensor]:
+        """What verbs take for `batch` samples where they are given no conditions."""
+        return self._repeated({**self.null_cond, **self.cond}, batch)
+
+    def _repeated(self, cond: Mapping[str, Any], batch: int) -> dict[str, Tensor]:
         device, made = self.device, {}
-        for key, value in self.null_cond.items():
+        for key, value in cond.items():
             if isinstance(value, (bool, int, float)):  # filled in on the device: a copy to it would wait
                 made[key] = torch.full((batch,), value, device=device)
             else:
@@ -245,7 +270,8 @@ class Model:
         """The network's answer (batch, *shape) to x_t (batch, *shape) at t, one or (batch,), in the dtype of `x_t`."""
         dtype = self.network_dtype or x_t.dtype
         clock = self._clock(t, x_t, torch.promote_types(dtype, torch.float32))
-        missing = {} if cond.keys() >= self.null_cond.keys() else self.nothing(x_t.shape[0])
+        known = self.null_cond.keys() | self.cond.keys()
+        missing = {} if cond.keys() >= known else self.nothing(x_t.shape[0])
         casting = torch.autocast(x_t.device.type, self.autocast) if self.autocast else nullcontext()
         with casting:
             out = self._called(x_t.to(dtype, memory_format=self._format), clock, **{**missing, **cond})

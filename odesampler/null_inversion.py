@@ -23,7 +23,6 @@ import torch
 from torch import Tensor
 
 from odesampler.combine import for_rows, within
-from odesampler.data_range import check_images
 from odesampler.drive import Tally, run
 from odesampler.grid import Grid
 from odesampler.guidance import AnyGuidance, Guided, guided
@@ -33,7 +32,7 @@ from odesampler.latent import Latent, Recipe
 from odesampler.model import Model
 from odesampler.null_steps import with_null_steps
 from odesampler.observe import Progress
-from odesampler.plan import AnyGrid, Plan, checked_batch, checked_cond, checked_model, clean_end, execute, make_plan
+from odesampler.plan import AnyGrid, Plan, checked_cond, checked_images, checked_model, clean_end, execute, make_plan
 from odesampler.precision import finest_dtype, is_number
 from odesampler.program import Solver, State
 from odesampler.registry import find_solver, spec_of
@@ -98,8 +97,7 @@ def null_text(
             solver that draws noise, remembers or chooses its own steps. Afterwards: an answer that does not depend on
             the null condition.
     """
-    x_t = checked_batch(checked_model(model), images, "images")
-    check_images(x_t, model.data_range, model.name)
+    x_t = checked_images(checked_model(model), images)
     plan = make_plan(
         model,
         _checked_solver(solver),

@@ -19,6 +19,7 @@ from torch import Tensor
 from odesampler import defaults
 from odesampler.adjoint import AnyGrad, checked_grad, differentiated
 from odesampler.combine import within
+from odesampler.data_range import check_images
 from odesampler.drive import Eps, Tally, run
 from odesampler.grid import Grid, check_num_steps, make_grid
 from odesampler.guidance import AnyGuidance, checked_guidance, guided
@@ -94,7 +95,7 @@ def make_plan(
     low, high = model.range
     if loop.takes_steps:
         walker = loop.solver if isinstance(loop, OnGrid) else None
-        name = defaults.grid_for(model.schedule, low, high, steps, walker) if grid is None else grid
+        name = grid or model.grid or defaults.grid_for(model.schedule, low, high, steps, walker)
         made = make_grid(name, model.schedule, steps, into_zero=into_zero, sigma_min=low, sigma_max=high)
     elif grid is None:
         made = Grid(_ends(low, high, loop, into_zero), "ends")
@@ -213,13 +214,32 @@ def checked_batch(model: Model, x: Any, what: str) -> Tensor:
     return x
 
 
+def checked_images(model: Model, images: Any) -> Tensor:
+    """`images` as what the model is about: they themselves, or what its codec makes of them.
+
+    Raises as `checked_batch`, and for images far outside the range; warns of those a little outside.
+    """
+    codec = model.codec
+    if codec is None or not isinstance(images, Tensor) or tuple(images.shape[1:]) == model.data_shape:
+        x_t = checked_batch(model, images, "images")
+        check_images(x_t, model.data_range, model.name)
+        return x_t
+    if images.ndim != 4 or codec.image_shape not in (None, tuple(images.shape[1:])):
+        wanted = f"{codec.image_shape or '(channels, height, width)'}, or {model.data_shape} for what the codec makes"
+        raise ValueError(
+            f"images of {model.name} must have shape (batch, *shape) with {wanted} of them; got {tuple(images.shape)}"
+        )
+    check_images(images, codec.data_range, model.name)
+    return checked_batch(model, codec.encode(images), "what the codec made of images")
+
+
 def checked_cond(model: Model, cond: Mapping[str, Any] | None, batch: int) -> dict[str, Tensor]:
-    """Conditions of `batch` samples on the model's device: a single value is repeated, missing ones mean "none".
+    """Conditions of `batch` samples on the model's device: a single value is repeated, missing ones are as usual.
 
     Raises:
         ValueError: A condition that the model does not take, not one value a sample, or a label that does not exist.
     """
-    made = model.nothing(batch)
+    made = model.usual(batch)
     if not isinstance(cond, (Mapping, type(None))):
         raise TypeError(f'cond must be a mapping such as {{"label": 3}}; got {cond!r}')
     for key, value in (cond or {}).items():

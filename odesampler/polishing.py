@@ -22,14 +22,22 @@ from torch import Tensor
 
 from odesampler.combine import within
 from odesampler.conventions import upward
-from odesampler.data_range import check_images
 from odesampler.drive import Tally, run
 from odesampler.implicit import Way, defect_correction
 from odesampler.inversion import check_model, refuse_stochastic, warn_of_unconverged
 from odesampler.latent import Latent
 from odesampler.model import Model
 from odesampler.observe import Progress
-from odesampler.plan import AnySolver, Plan, checked_batch, checked_cond, checked_model, eps_of, make_plan
+from odesampler.plan import (
+    AnySolver,
+    Plan,
+    checked_batch,
+    checked_cond,
+    checked_images,
+    checked_model,
+    eps_of,
+    make_plan,
+)
 from odesampler.precision import is_number
 from odesampler.program import Program
 from odesampler.registry import find_solver, spec_of
@@ -127,12 +135,11 @@ def _checked(
     check_model(checked_model(model), latent.recipe, insist)
     if latent.null is not None:
         raise ValueError("null_text has already fitted this latent to its images: polish latent.without_null() instead")
-    x, x_t = checked_batch(model, images, "images"), checked_batch(model, latent.x, "latent.x")
+    x, x_t = checked_images(model, images), checked_batch(model, latent.x, "latent.x")
     if x.shape != x_t.shape:
         raise ValueError(
             f"polish needs the images that were encoded, {tuple(x_t.shape)} as the latents; got {tuple(x.shape)}"
         )
-    check_images(x, model.data_range, model.name)
     if isinstance(sweeps, bool) or not isinstance(sweeps, Integral) or sweeps < 0:
         raise ValueError(f"sweeps must be a whole number, 0 or more; got {sweeps!r}")
     if not is_number(tolerance) or not 0 <= tolerance < math.inf:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from numbers import Integral
 from typing import Any
 
@@ -16,7 +17,8 @@ from torch import Tensor
 
 from odesampler.adaptive import Status
 from odesampler.adjoint import AnyGrad
-from odesampler.guidance import AnyGuidance, warn_of_nothing_to_guide_to
+from odesampler.codec import Codec
+from odesampler.guidance import AnyGuidance, usual_guidance, warn_of_nothing_to_guide_to
 from odesampler.model import Model
 from odesampler.noise import noise_for, seeds_for
 from odesampler.observe import Trajectory
@@ -36,6 +38,12 @@ class Solution:
     seconds: float
     status: tuple[Status, ...]  # per sample; all ARRIVED on a fixed grid
     trajectory: Trajectory | None = None
+    codec: Codec | None = None  # the model's, if it has one
+
+    @cached_property
+    def images(self) -> Tensor:
+        """`x` as images (batch, *shape): what the model's codec makes of it when first asked, or itself."""
+        return self.x if self.codec is None else self.codec.decode(self.x)
 
     def __repr__(self) -> str:
         late = sum(s is not Status.ARRIVED for s in self.status)
@@ -56,7 +64,7 @@ def sample(
     noise: str = "independent",
     x: Tensor | None = None,
     cond: Mapping[str, Any] | None = None,
-    guidance_scale: AnyGuidance = 1.0,
+    guidance_scale: AnyGuidance | None = None,
     rtol: float | None = None,
     atol: float | None = None,
     clip_denoised: AnyThreshold = None,
@@ -81,9 +89,9 @@ def sample(
         noise: What stochastic solvers draw: "independent" from step to step, or increments of one path a sample,
             "brownian", so that with more steps the same images come out better. Churn's are always independent.
         x: Latents to start from, (batch, *shape), in the model's own scale, about N(0, 1): instead of drawing them.
-        cond: Conditions, {"label": 3} or one value a sample; missing ones mean "none".
-        guidance_scale: As in diffusers, eps_u + scale * (eps_c - eps_u); 1 is off. An `ods.Guidance` can also rescale
-            the result, and guide in an interval of sigma only.
+        cond: Conditions, {"label": 3} or one value a sample; missing ones mean "none", or what the model usually takes.
+        guidance_scale: As in diffusers, eps_u + scale * (eps_c - eps_u); 1 is off, and the default, unless the model
+            says otherwise. An `ods.Guidance` can also rescale the result, and guide in an interval of sigma only.
         rtol: Relative tolerance: asks for per-sample adaptive steps instead of a fixed grid.
         atol: Absolute tolerance, in units of x = x_t / alpha, likewise.
         clip_denoised: Clamp the predicted image, after guidance, to [-clip, clip]; or an `ods.DynamicThreshold`. Off by
@@ -98,7 +106,7 @@ def sample(
             pass; "reversible", for exactly invertible solvers, keeps the last state only. See `odesampler.adjoint`.
 
     Returns:
-        A `Solution`; its `x` are the images.
+        A `Solution`; its `x` are the images, but where the model has a codec: then `images` are.
 
     Raises:
         ValueError: What cannot be meant, before the model is called: unknown names, wrong shapes, grids out of range.
@@ -111,11 +119,11 @@ def sample(
         rtol=rtol,
         atol=atol,
         into_zero=True,
-        guidance_scale=guidance_scale,
+        guidance_scale=usual_guidance(model, guidance_scale),
         clip_denoised=clip_denoised,
         state_dtype=state_dtype,
     )
-    warn_of_nothing_to_guide_to(model, cond, guidance_scale)
+    warn_of_nothing_to_guide_to(model, cond, plan.guidance_scale)
     count = checked_count(num_samples, x)
     drawn, top = noise_for(noise, seeds_for(seed, count)), plan.grid[0]
     if x is None:
@@ -141,7 +149,7 @@ def to_solution(model: Model, plan: Plan, outcome: Outcome) -> Solution:
     """An outcome in the model's scale, at the lower end of the plan's grid. Warns of samples that did not arrive."""
     end = plan.grid.down()[-1]
     x, status = arrived(model.schedule.to_model_scale(outcome.solved.state.x, end), outcome)
-    return Solution(x, outcome.nfe, outcome.calls, outcome.seconds, status, outcome.trajectory)
+    return Solution(x, outcome.nfe, outcome.calls, outcome.seconds, status, outcome.trajectory, model.codec)
 
 
 def arrived(x: Tensor, outcome: Outcome) -> tuple[Tensor, tuple[Status, ...]]:

@@ -26,7 +26,7 @@ from torch import Tensor
 from odesampler import images
 from odesampler.adaptive import Status
 from odesampler.files import written_whole
-from odesampler.guidance import rows_a_sample, warn_of_nothing_to_guide_to
+from odesampler.guidance import rows_a_sample, usual_guidance, warn_of_nothing_to_guide_to
 from odesampler.inversion import encode, refuse_what_cannot_be_encoded
 from odesampler.latent import Recipe
 from odesampler.lossless import place_of, rows_at_once
@@ -108,12 +108,14 @@ def sample_many(
     here = World.of(rank, world)
     if kind not in KINDS:
         raise ValueError(f"kind must be one of {', '.join(map(repr, KINDS))}; got {kind!r}")
+    how["guidance_scale"] = usual_guidance(model, how.get("guidance_scale"))
     plan = _planned(model, max_batch, into_zero=True, **{k: v for k, v in how.items() if k != "noise"})
     shards = Shards(Path(out), checked_count(num_samples, None), _checked_size(shard_size))
     noise_for(how.get("noise", "independent"), [0])
     warn_of_nothing_to_guide_to(model, cond, plan.guidance_scale)
-    if kind == "png" and (len(checked_shape(model)) != 3 or checked_shape(model)[0] not in (1, 3)):
-        raise ValueError(f"png takes images, (1 or 3, height, width); {model.name} makes {model.data_shape}")
+    checked_shape(model)
+    if kind == "png" and (model.image_shape or ())[:-2] not in ((1,), (3,)):
+        raise ValueError(f"png takes images, (1 or 3, height, width); {model.name} makes {model.image_shape}")
     seeds, conditions = _seeds(seed, shards.count), checked_cond(model, cond, shards.count)
     shards.begin(
         {
@@ -129,7 +131,8 @@ def sample_many(
         part = list(seeds[items.start : items.stop])
         found = sample(model, len(items), seed=part, cond=mine, max_batch=max_batch, **how)
         late = [item for item, status in zip(items, found.status, strict=True) if status is not Status.ARRIVED]
-        return _written(shards, i, kind, found.x, part), {"late": late}
+        x = found.images if kind == "png" else found.x
+        return _written(shards, i, kind, x, part), {"late": late}
 
     return _carry_out(
         shards, here, partial(_place, model, shards, max_batch, plan), make, "sampling" if progress else None
@@ -180,7 +183,8 @@ def encode_many(
     warn_of_nothing_to_guide_to(model, cond, plan.guidance_scale)
     width = rows_a_sample(model, plan.guidance_scale)
     rows = rows_at_once(how.get("exact"), how.get("micro_batch"), max_batch, width, grad=False)
-    shape, shards = checked_shape(model), Shards(Path(out), len(files), _checked_size(shard_size))
+    checked_shape(model)
+    shards = Shards(Path(out), len(files), _checked_size(shard_size))
     conditions = checked_cond(model, cond, len(files))
     shards.begin(
         {
@@ -189,7 +193,7 @@ def encode_many(
             "pictures": _digest(*(f"{path.name} {path.stat().st_size}" for path in files)),
         }
     )
-    read = partial(_read, shape=shape, whole=how.get("exact") is not None)
+    read = partial(_read, shape=model.image_shape, whole=how.get("exact") is not None)
 
     def make(i: int, items: range) -> tuple[list[Path], dict[str, Any]]:
         found = {item: read(files[item]) for item in items}
@@ -300,7 +304,7 @@ def _written(shards: Shards, i: int, kind: str, x: Tensor, seeds: Sequence[int])
     return [path]
 
 
-def _read(path: Path, shape: tuple[int, ...], whole: bool) -> Tensor | str:
+def _read(path: Path, shape: tuple[int, ...] | None, whole: bool) -> Tensor | str:
     """A picture (channels, height, width), or why it is none."""
     try:
         return images.load(path, shape, whole=whole)[0]

@@ -40,9 +40,10 @@ CORE = {  # what each module of the core may import of ours
     "registry": {"program", "combine", "integrate", "adaptive", "names", "solvers"},
     "solvers": {"solvers", "registry"},  # the package answers `odesampler.solvers()`
     "data_range": set(),
+    "codec": set(),
     "room": set(),
     "compiled": set(),
-    "model": {"schedule", "prediction", "precision", "data_range", "room", "compiled"},
+    "model": {"schedule", "prediction", "precision", "codec", "data_range", "room", "compiled"},
     "guidance": {"model", "precision"},
     "threshold": {"precision"},
     "drive": {"program", "combine", "model", "noise", "room", "compiled"},

@@ -25,7 +25,7 @@ from odesampler.analysis.reference import CLEAR, Reference, checked_reference, p
 from odesampler.analysis.settings import made_with
 from odesampler.analysis.side_by_side import Ran, Samples, side_by_side
 from odesampler.grid import Grid
-from odesampler.guidance import AnyGuidance, warn_of_nothing_to_guide_to
+from odesampler.guidance import AnyGuidance, usual_guidance, warn_of_nothing_to_guide_to
 from odesampler.integrate import OnGrid
 from odesampler.model import Model
 from odesampler.noise import seeds_for
@@ -72,7 +72,7 @@ def compare(
     seed: int | Sequence[int] = 0,
     x: Tensor | None = None,
     cond: Mapping[str, Any] | None = None,
-    guidance_scale: AnyGuidance = 1.0,
+    guidance_scale: AnyGuidance | None = None,
     clip_denoised: AnyThreshold = None,
     state_dtype: torch.dtype | None = None,
     reference: Tensor | Reference | Comparison | None = None,
@@ -115,6 +115,7 @@ def compare(
     """
     began = time.perf_counter()
     checked_model(model)
+    guidance_scale = usual_guidance(model, guidance_scale)
     how = {"guidance_scale": guidance_scale, "clip_denoised": clip_denoised}
     options = {**how, "state_dtype": state_dtype or finest_dtype(model.device)}
     asked = _listed(solvers, (str, Solver, Loop), "solvers")

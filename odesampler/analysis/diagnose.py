@@ -21,12 +21,11 @@ from odesampler.analysis.normality import Measure, measures
 from odesampler.analysis.reference import CLEAR, grids_between, quantile, rms
 from odesampler.analysis.report import Report, Section, Table
 from odesampler.analysis.settings import made_with, shown_cond
-from odesampler.data_range import check_images
 from odesampler.grid import Grid
 from odesampler.inversion import check_model
 from odesampler.latent import Latent
 from odesampler.model import Model
-from odesampler.plan import checked_batch, checked_cond, checked_model, clean_end, execute, make_plan
+from odesampler.plan import checked_cond, checked_images, checked_model, clean_end, execute, make_plan
 from odesampler.precision import finest_dtype
 from odesampler.room import AnyBatch
 
@@ -153,7 +152,7 @@ def diagnose(
     if not 0 < level < 1:
         raise ValueError(f"level is the rate of false alarms, between 0 and 1, such as {LEVEL}; got {level!r}")
     if images is not None:
-        check_images(checked_batch(model, images, "images"), model.data_range, model.name)
+        images = checked_images(model, images)
         if images.shape != latent.x.shape:
             raise ValueError(
                 f"images must be those that were encoded: {tuple(latent.x.shape)} latents, {tuple(images.shape)} images"

@@ -34,13 +34,12 @@ from odesampler.analysis.growth import growths, own_grid
 from odesampler.analysis.reference import rms
 from odesampler.analysis.sources import ErrorSources, Other
 from odesampler.conventions import AnyConvention
-from odesampler.data_range import check_images
 from odesampler.defaults import STEPS
 from odesampler.guidance import AnyGuidance, warn_of_nothing_to_guide_to
 from odesampler.integrate import OnGrid
 from odesampler.model import Model
 from odesampler.noise import Streams
-from odesampler.plan import AnyGrid, AnySolver, Plan, checked_batch, checked_cond, checked_model
+from odesampler.plan import AnyGrid, AnySolver, Plan, checked_cond, checked_images, checked_model
 from odesampler.precision import finest_dtype
 from odesampler.program import Invertible
 from odesampler.registry import find_solver, spec_of
@@ -91,7 +90,7 @@ def error_sources(
         ValueError: What cannot be meant, before any model is called; a solver that chooses its own steps, or states no
             order.
     """
-    check_images(checked_batch(checked_model(model), images, "images"), model.data_range, model.name)
+    images = checked_images(checked_model(model), images)
     if type(iterations) is not int or iterations < 0:
         raise ValueError(f"iterations must be a whole number, 0 or more; got {iterations!r}")
     own = not getattr(find_solver(solver), "takes_steps", True)  # such a one is refused for what it is, below

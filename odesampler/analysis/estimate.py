@@ -23,7 +23,6 @@ from odesampler.analysis.defects import SETTLED, Accumulated, accumulated
 from odesampler.analysis.report import Report, Section, Table
 from odesampler.analysis.windows import Windows, width_of
 from odesampler.conventions import AnyConvention, upward
-from odesampler.data_range import check_images
 from odesampler.defaults import STEPS
 from odesampler.drive import Tally
 from odesampler.guidance import AnyGuidance, warn_of_nothing_to_guide_to
@@ -35,8 +34,8 @@ from odesampler.plan import (
     AnyGrid,
     AnySolver,
     Plan,
-    checked_batch,
     checked_cond,
+    checked_images,
     checked_model,
     clean_end,
     eps_of,
@@ -165,7 +164,7 @@ def estimate_round_trip(
         ValueError: What cannot be meant, or has no estimate: a solver that is undone exactly, chooses its own steps, or
             depends on all steps before; equations solved for a solver with memory, for which `Latent.defect` is known.
     """
-    check_images(checked_batch(checked_model(model), images, "images"), model.data_range, model.name)
+    images = checked_images(checked_model(model), images)
     if type(sweeps) is not int or sweeps < 0:
         raise ValueError(f"sweeps must be a whole number, 0 or more; got {sweeps!r}")
     steps = STEPS if num_steps is None and (grid is None or isinstance(grid, str)) else num_steps

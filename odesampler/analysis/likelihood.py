@@ -32,7 +32,6 @@ from odesampler.adaptive import Adaptive
 from odesampler.analysis.density import log_density
 from odesampler.analysis.likelihoods import Likelihood
 from odesampler.analysis.settings import made_with
-from odesampler.data_range import check_images
 from odesampler.divergence import KINDS, PROBES, draw_probes
 from odesampler.grid import Grid
 from odesampler.guidance import AnyGuidance, warn_of_nothing_to_guide_to
@@ -43,8 +42,8 @@ from odesampler.plan import (
     AnyGrid,
     AnySolver,
     Plan,
-    checked_batch,
     checked_cond,
+    checked_images,
     checked_model,
     make_plan,
 )
@@ -131,8 +130,7 @@ def log_likelihood(
             images that are not at the levels, a `check` of steps that are not ours. While running: a network that
             answers without a graph.
     """
-    x_t = checked_batch(checked_model(model), images, "images")
-    check_images(x_t, model.data_range, model.name)
+    x_t = checked_images(checked_model(model), images)
     estimate = _estimate(model, x_t, divergence, probes, probe, dequantise, draws)
     plan = make_plan(
         model,

@@ -22,12 +22,11 @@ from odesampler.analysis.cases import Case
 from odesampler.analysis.error_sources import error_sources
 from odesampler.analysis.round_trips import RANGE, RoundTrip, Trip
 from odesampler.conventions import AnyConvention
-from odesampler.data_range import check_images
 from odesampler.defaults import STEPS
 from odesampler.guidance import AnyGuidance, Guidance, warn_of_nothing_to_guide_to
 from odesampler.implicit import Implicit
 from odesampler.model import Model
-from odesampler.plan import AnyGrid, AnySolver, checked_batch, checked_cond, checked_model
+from odesampler.plan import AnyGrid, AnySolver, checked_cond, checked_images, checked_model
 from odesampler.program import Invertible, Loop, Solver
 from odesampler.registry import find_solver
 from odesampler.room import AnyBatch
@@ -75,7 +74,7 @@ def round_trip(
     Raises:
         ValueError: What cannot be meant, before any model is called.
     """
-    check_images(checked_batch(checked_model(model), images, "images"), model.data_range, model.name)
+    images = checked_images(checked_model(model), images)
     data_range, model = model.data_range or RANGE, replace(model, data_range=None)  # said once, not for every solver
     options: dict[str, Any] = {"grid": grid, "cond": cond, "max_batch": max_batch}
     varied: dict[str, list[Any]] = {

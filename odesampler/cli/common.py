@@ -69,15 +69,17 @@ def GUIDANCE(command: F) -> F:  # one of the options above, though it takes thre
     @wraps(command)
     def guided(*args: Any, rescale: float, interval: tuple[float, float] | None, **how: Any) -> Any:
         if rescale or interval:
-            if how["guidance_scale"] == 1:
+            if how["guidance_scale"] in (None, 1):
                 raise click.BadParameter("--guidance-rescale and --guidance-interval need --guidance, which is off")
             from odesampler.guidance import Guidance
 
             how["guidance_scale"] = Guidance(how["guidance_scale"], rescale, interval)
+        elif how["guidance_scale"] is None:  # the verb has its own default
+            del how["guidance_scale"]
         return command(*args, **how)
 
     add = options(
-        click.option("--guidance", "guidance_scale", type=float, default=1.0, help="Guidance scale; 1 is off."),
+        click.option("--guidance", "guidance_scale", type=float, help="Guidance scale.  [default: 1, off]"),
         click.option("--guidance-rescale", "rescale", type=float, default=0.0, help="0 to 1: keep the contrast."),
         click.option("--guidance-interval", "interval", type=float, nargs=2, help="Guide between these sigmas only."),
     )
@@ -177,7 +179,7 @@ def images_of(model: Model, paths: Sequence[str], num: int, *, whole: bool = Fal
     from odesampler.zoo.models import held_out
 
     if paths:
-        return load(paths, model.data_shape, whole=whole)
+        return load(paths, model.image_shape, whole=whole)
     if num < 1:
         raise click.BadParameter(f"{option} must be 1 or more; got {num}")
     images = held_out(model.name).images

@@ -64,7 +64,7 @@ def sample(
     refuse_unused(out, kind=kind, shard_size=shard_size)
     found = ods.sample(loaded, num, cond=cond, progress=shown(), **how)
     check_arrived(found.x)
-    ods.images.save_grid(found.x, out)
+    ods.images.save_grid(found.images, out)
     click.echo(f"{num} images, {cost(found.nfe)}, {found.seconds:.2f} s: {out}")
 
 
@@ -121,7 +121,7 @@ def decode(
 
     made = ods.Latent.load(latent)
     found = ods.decode(loaded_model(model, device), made, insist=insist, max_batch=max_batch, progress=shown())
-    ods.images.save_grid(found.x, out)
+    ods.images.save_grid(found.images, out)
     if each is not None:
-        ods.images.save_each(found.x, each)
+        ods.images.save_each(found.images, each)
     click.echo(f"{len(made)} images, {cost(found.nfe)}, {found.seconds:.2f} s: {out}")
