@@ -37,9 +37,7 @@ PREDICTIONS: dict[str, Prediction] = {
 _STABLE = {"beta_start": 0.00085, "beta_end": 0.012}
 _LEADING = {"timestep_spacing": "leading"}
 _CLIPPED = {**_LEADING, "clip_sample": True}
-TABLES: dict[
-    str, dict[str, Any]
-] = {  # classes with a beta table, and what each takes where its configuration is silent
+TABLES: dict[str, dict[str, Any]] = {  # classes with a beta table, with what each takes for what is not said
     "DDPMScheduler": _CLIPPED,
     "DDPMParallelScheduler": _CLIPPED,
     "DDIMScheduler": _CLIPPED,
@@ -131,7 +129,7 @@ def read(config: Any, name: str = "scheduler", *, tokens: int | None = None) -> 
     """
     given, kind = _facts(config, name)
     facts = _Config(given, kind, name)
-    if kind in EDM or facts["timestep_type"] == "continuous":
+    if kind in EDM or (facts["timestep_type"], facts["prediction_type"]) == ("continuous", "v_prediction"):
         return _edm(facts)
     if kind in FLOWS or facts["use_flow_sigmas"]:
         return _flow(facts, tokens)
@@ -193,29 +191,26 @@ def _flow(config: _Config, tokens: int | None) -> Reading:
 
 
 def _edm(config: _Config) -> Reading:
-    """Also Euler's `timestep_type="continuous"`: c_in = (1 + sigma^2)^-1/2 and v are EDM's for data of deviation 1."""
-    signs = {"epsilon": 1.0, "v_prediction": -1.0} if config.kind in EDM else {"v_prediction": -1.0}
+    """Also Euler's `timestep_type="continuous"`: its scale, clock and v are EDM's for data of deviation 1."""
+    signs = {"epsilon": 1.0, "v_prediction": -1.0}
     if config["prediction_type"] not in signs:
-        config.refuse("prediction_type", f"must be {' or '.join(signs)} with these timesteps")
-    own = 1.0 if config.kind not in EDM else float(config.get("sigma_data", 0.5))
+        config.refuse("prediction_type", f"is not one of {', '.join(signs)}, which this class knows")
     if config.kind in EDM:
-        low, high = float(config.get("sigma_min", 0.002)), float(config.get("sigma_max", 80.0))
-        if config.get("sigma_schedule", "karras") == "karras":
-            grid = f"karras(rho={float(config.get('rho', 7.0))!r})"
-        else:
-            grid = "log_snr"
+        data, low, high = config.get("sigma_data", 0.5), config.get("sigma_min", 0.002), config.get("sigma_max", 80.0)
+        karras = config.get("sigma_schedule", "karras") == "karras"
+        grid = f"karras(rho={float(config.get('rho', 7.0))!r})" if karras else "log_snr"
     else:
-        for key in ("sigma_min", "sigma_max"):
-            if config[key] is None:
-                config.refuse(key, "must be a number where timestep_type='continuous'")
-        low, high, grid = float(config["sigma_min"]), float(config["sigma_max"]), "karras"
+        table = VP.from_betas(_betas(config))
+        data, low, high = 1.0, config.get("sigma_min", table.sigma_min), config.get("sigma_max", table.sigma_max)
+        grid = _grid(config)
+        grid = "karras" if grid == config["timestep_spacing"] else grid  # there is no table to space times on
     return Reading(
-        VE(low, high),
+        VE(float(low), float(high)),
         "denoised",
         int(config["num_train_timesteps"]),
         grid,
         _clip(config),
-        preconditioning=Preconditioning(own, signs[config["prediction_type"]]),
+        preconditioning=Preconditioning(float(data), signs[config["prediction_type"]]),
     )
 
 
@@ -244,7 +239,8 @@ def _betas(config: _Config) -> Tensor:
     if kind not in _SIGNAL:
         config.refuse("beta_schedule", f"is not one of linear, scaled_linear, sigmoid, {', '.join(_SIGNAL)}")
     power = _SIGNAL[kind](torch.linspace(0, 1, steps + 1, dtype=torch.float64))
-    return (1 - power[1:] / power[:-1]).clamp(max=0.999)
+    betas: Tensor = 1 - power[1:] / power[:-1]
+    return betas.clamp(max=0.999)
 
 
 def _laplace(u: Tensor) -> Tensor:
@@ -296,8 +292,8 @@ def _flow_grid(config: _Config, steps: int, tokens: int | None) -> str:
         return f"shift(mu={mu!r}, kind={kind!r}{terminal})"
     if config.kind not in FLOWS:
         return f"shift(shift={float(config.get('flow_shift', 1.0))!r}{terminal})"
-    # Its last time is that of a table, shifted once, and set_timesteps shifts it once more.
     shift = float(config.get("shift", 1.0))
-    return (
-        f"shift(shift={shift!r}{terminal})" if terminal else f"shift(shift={shift!r}, last={shift**2 / (steps - 1)!r})"
-    )
+    if terminal:
+        return f"shift(shift={shift!r}{terminal})"
+    # Its last time is that of a table, shifted once, and set_timesteps shifts it once more.
+    return f"shift(shift={shift!r}, last={shift**2 / (steps - 1)!r})"
