@@ -124,6 +124,19 @@ def test_every_solver_of_a_fixed_grid_is_a_sampler_and_does_what_the_verb_does(s
         torch.testing.assert_close(one["denoised"], denoised(one["x"], one["sigma_hat"]), rtol=0, atol=1e-12)
 
 
+def test_with_noise_a_sampler_is_the_published_loop_too():
+    """Euler ancestral, in their terms; the noise that of each sample's stream, whose first draw is passed over."""
+    x, streams = noise(), Streams(range(7, 13))
+    streams.draw(x)
+    for s0, s1 in pairwise(SIGMAS):
+        up = (s1**2 * (s0**2 - s1**2) / s0**2).sqrt()
+        down = (s1**2 - up**2).sqrt()
+        x = x + (x - denoised(x, s0)) / s0 * (down - s0)
+        x = x + up * streams.draw(x) if s1 > 0 else x
+    found = sampler("euler_ancestral")(Theirs(), noise(), SIGMAS, seed=7, disable=True)
+    torch.testing.assert_close(found, x, rtol=0, atol=1e-13)
+
+
 def test_with_churn_the_callback_names_the_level_that_was_asked():
     told, theirs = [], Theirs()
     sampler("churn(s_churn=3.0)")(theirs, noise(), SIGMAS, callback=told.append, disable=True)
