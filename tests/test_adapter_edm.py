@@ -123,6 +123,7 @@ class Net(nn.Module):
 
     def forward(self, x, sigma, class_labels=None):
         assert x.dtype == torch.float32
+        assert class_labels is None or class_labels.dtype == torch.float32
         self.seen.append(class_labels)
         s = sigma.reshape(-1, 1, 1, 1)
         shift = 0 if class_labels is None else class_labels.argmax(1).reshape(-1, 1, 1, 1) * class_labels.sum()

@@ -313,6 +313,12 @@ def test_flow_models_are_asked_as_comfyui_asks_them(last):
         torch.testing.assert_close(one["denoised"], ours(one["x"], one["sigma_hat"]), rtol=0, atol=1e-12)
     again = from_denoiser(ours, flow=True)
     assert again.range == pytest.approx(model.range)
+    assert from_denoiser(ours, flow=True, sigma_max=0.8).range[1] == pytest.approx(4.0)
+    torch.testing.assert_close(ours.sigma_to_t(times[:-1]), 1000 * times[:-1])
+    torch.testing.assert_close(ours.t_to_sigma(1000 * times[:-1]), times[:-1])
+    assert ours.get_sigmas(3).tolist() == pytest.approx([1.0, 0.5005, 1e-3, 0.0])
+    found = sampler("euler", flow=True)(ours, noise(scale=1), times[1:], disable=True)  # as from an image
+    torch.testing.assert_close(found, flow_euler(noise(scale=1), times[1:], ours), rtol=0, atol=1e-12)
     for sigma in (math.inf, 4.0, torch.tensor([math.inf, 3.0, 2.0, 1.0, 0.5, 0.1], dtype=F64)):
         torch.testing.assert_close(again(noise(), sigma), model(noise(), sigma), rtol=1e-9, atol=1e-11)
     if last == 0:
@@ -335,6 +341,21 @@ def test_seeds_belong_to_samples_and_may_be_as_large_as_comfyuis():
     torch.testing.assert_close(some, both[1:], rtol=0, atol=1e-13)
     path = sampler("euler_ancestral", noise="brownian")(Theirs(), noise(), SIGMAS, seed=3, disable=True)
     assert not torch.allclose(path, run(Theirs(), noise(), SIGMAS, seed=3, disable=True))
+
+
+@pytest.mark.parametrize("solver", ["euler", "alf", "unipc", "belm"])
+def test_one_step_into_zero_is_the_denoised_image(solver):
+    """Also of a function that says nothing of its range, where the grid has one sigma only."""
+    told = []
+    found = sampler(solver)(lambda x, s: denoised(x, s[0]), noise(), [3.0, 0.0], None, told.append, True)
+    torch.testing.assert_close(found, denoised(noise(), 3.0), rtol=0, atol=1e-13)
+    assert [one["i"] for one in told] == [0]
+
+
+def test_no_gradients_are_kept():
+    layer = nn.Linear(2, 2).double()
+    found = sampler("heun")(lambda x, s: layer(x), noise().requires_grad_(), SIGMAS, disable=True)
+    assert not found.requires_grad
 
 
 def test_the_bar_is_shown_unless_disabled(capsys):

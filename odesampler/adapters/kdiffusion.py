@@ -179,7 +179,7 @@ class Denoiser(nn.Module):
         """(n + 1,) falling sigmas, float32 on the model's device: n at even distances on the clock, then 0."""
         check_num_steps(n)
         low, high = (self.model.schedule.t(torch.tensor(s, dtype=torch.float64)).item() for s in self.model.range)
-        at = self.t_to_sigma(torch.linspace(high, low, n, dtype=torch.float64)).clamp(self.sigma_min, self.sigma_max)
+        at = self.t_to_sigma(torch.linspace(high, low, n, dtype=torch.float64))
         return torch.cat([at, at.new_zeros(1)]).to(self.model.device, torch.float32)
 
 
