@@ -135,6 +135,9 @@ def test_a_part_of_a_pipeline_is_taken_by_its_prefix(tmp_path):
     done = network()
     with pytest.raises(ValueError, match=re.escape("give prefix='model.unet.' or 'vae.'")):
         into(done, path)
+    partly = {f"vae.{name}": tensor for name, tensor in weights().items() if name != "2.bias"}
+    with pytest.raises(ValueError, match=r"Nothing was loaded\.$"):
+        into(done, partly)
     into(done, path, prefix="vae.")
     assert same(done.state_dict(), 2)
 
