@@ -103,8 +103,9 @@ def make_plan(
     low, high = model.range
     if loop.takes_steps:
         walker = loop.solver if isinstance(loop, OnGrid) else None
-        name = grid or model.grid or defaults.grid_for(model.schedule, low, high, steps, walker)
-        made = make_grid(name, model.schedule, steps, into_zero=into_zero, sigma_min=low, sigma_max=high)
+        if grid is None:
+            grid = model.grid or defaults.grid_for(model.schedule, low, high, steps, walker)
+        made = make_grid(grid, model.schedule, steps, into_zero=into_zero, sigma_min=low, sigma_max=high)
     elif grid is None:
         made = Grid(_ends(low, high, loop, into_zero), "ends")
     else:
@@ -266,7 +267,8 @@ def checked_cond(model: Model, cond: Mapping[str, Any] | None, batch: int) -> di
     if "label" in made and model.labels:
         if made["label"].ndim != 1 or made["label"].dtype not in (torch.int32, torch.int64):
             raise ValueError(f"labels are whole numbers, one a sample; got {(cond or {})['label']!r}")
-        allowed = {*range(len(model.labels)), *made["label"].new_tensor(model.null_cond["label"]).flatten().tolist()}
+        null = made["label"].new_tensor(model.null_cond.get("label", [])).flatten().tolist()
+        allowed = {*range(len(model.labels)), *null}
         bad = sorted({*made["label"].tolist()} - allowed)
         if bad:
             raise ValueError(f"label {bad[0]} does not exist: {model.name} has 0 .. {len(model.labels) - 1}")
