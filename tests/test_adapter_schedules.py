@@ -317,3 +317,15 @@ def test_a_sigma_that_is_named_twice_is_walked_once(diffusers, name):
 def test_a_scheduler_that_goes_up_has_no_grid_to_come_down(diffusers):
     with pytest.raises(ValueError, match="DDIMInverseScheduler walks upward"):
         grid_of(made(diffusers, "DDIMInverseScheduler"), 5)
+
+
+@pytest.mark.parametrize("use", ["karras", "exponential", "beta"])
+@pytest.mark.parametrize("name", ["EulerDiscreteScheduler", "DPMSolverMultistepScheduler", "UniPCMultistepScheduler"])
+@pytest.mark.parametrize("betas", ["linear", "squaredcos_cap_v2"])
+def test_the_ends_of_a_grid_are_within_the_schedule(diffusers, name, use, betas):
+    """Theirs are of a table in float32, whose first and last entries are off by up to 1e-4."""
+    scheduler = made(diffusers, name, beta_schedule=betas, **{f"use_{use}_sigmas": True})
+    first, *_, last, zero = grid_of(scheduler, 12)
+    schedule = read(scheduler).schedule
+    assert schedule.sigma_min <= last < first <= schedule.sigma_max
+    assert (first, last, zero) == pytest.approx((schedule.sigma_max, schedule.sigma_min, 0), rel=1e-3)

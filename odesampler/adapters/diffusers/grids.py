@@ -43,7 +43,16 @@ def grid_of(scheduler: Any, num_steps: int, **given: Any) -> Grid:
         clock = walker.timesteps.double()
         to_zero = walker.config.get("set_alpha_to_one", True)
         listed = [*reading.schedule.sigma(clock).tolist(), 0.0 if to_zero else reading.schedule.sigma_min]
+    low, high = reading.sigma_min or reading.schedule.sigma_min, reading.sigma_max or reading.schedule.sigma_max
+    listed = [_within(s, low, high) for s in listed]
     walked = [s for i, s in enumerate(listed) if i == 0 or s != listed[i - 1]]
     if any(a < b for a, b in pairwise(walked)):
         raise ValueError(f"{type(scheduler).__name__} walks upward: give the scheduler that comes down")
     return Grid(tuple(walked), f"{type(scheduler).__name__}'s")
+
+
+def _within(sigma: float, low: float, high: float) -> float:
+    """`sigma`, or the end of [low, high] that it misses by the rounding of a table in float32."""
+    if low * (1 - 1e-3) < sigma < low:
+        return low
+    return high if high < sigma < high * (1 + 1e-3) else sigma

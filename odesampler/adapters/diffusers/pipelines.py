@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from diffusers import DiffusionPipeline
 from torch import nn
 
 from odesampler.adapters.diffusers.networks import Preconditioned, adapted, dtype_of
@@ -93,14 +94,12 @@ def from_pretrained(
     Args:
         source: A folder, as `pipe.save_pretrained` writes it, or a hub id such as "google/ddpm-cifar10-32".
         device: Where to put its networks.
-        load: What `DiffusionPipeline.from_pretrained` takes: {"torch_dtype": torch.float16, "variant": "fp16"}.
+        load: What `DiffusionPipeline.from_pretrained` takes: {"dtype": torch.float16, "variant": "fp16"}.
         given: As for `from_pipeline`.
 
     Raises:
         ValueError: Pickled weights are asked for, or as for `from_pipeline`.
     """
-    from diffusers import DiffusionPipeline
-
     wanted = {"use_safetensors": True, **(load or {})}
     if wanted["use_safetensors"] is not True:
         raise ValueError(
