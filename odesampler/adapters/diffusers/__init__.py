@@ -9,10 +9,15 @@ from importlib import import_module as _import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from odesampler.adapters.diffusers.autoencoder import Autoencoder as Autoencoder
+    from odesampler.adapters.diffusers.prompts import conditions as conditions
+    from odesampler.adapters.diffusers.prompts import text_model as text_model
     from odesampler.adapters.diffusers.schedules import Reading as Reading
     from odesampler.adapters.diffusers.schedules import read as read
 
 _HOMES = {
+    "autoencoder": ("Autoencoder",),
+    "prompts": ("conditions", "text_model"),
     "schedules": ("Reading", "read"),
 }
 _HOME = {name: home for home, names in _HOMES.items() for name in names}
