@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from odesampler.adapters.diffusers.schedules import Preconditioning
+from odesampler.adapters.diffusers.stable_diffusion import TextAndSizeUNet, TextUNet
 
 
 class ByLabel(nn.Module):
@@ -30,22 +31,6 @@ class ByLabel(nn.Module):
     def forward(self, x_t: Tensor, t: Tensor, **cond: Tensor) -> Tensor:
         _check(cond, self.needs)
         out: Tensor = self.network(x_t, t, class_labels=cond.get("label"), return_dict=False)[0]
-        return out[:, : x_t.shape[1]]
-
-
-class ByText(nn.Module):
-    """A U-Net that hears text."""
-
-    def __init__(self, network: nn.Module, needs: Sequence[str]) -> None:
-        super().__init__()
-        self.network, self.needs = network, tuple(needs)
-
-    def forward(self, x_t: Tensor, t: Tensor, **cond: Tensor) -> Tensor:
-        _check(cond, self.needs)
-        more = {"text_embeds": cond["pooled"], "time_ids": cond["size"]} if "pooled" in self.needs else None
-        out: Tensor = self.network(
-            x_t, t, encoder_hidden_states=cond["text"], added_cond_kwargs=more, return_dict=False
-        )[0]
         return out[:, : x_t.shape[1]]
 
 
@@ -115,8 +100,8 @@ def _unet_of_text(network: nn.Module, config: Mapping[str, Any]) -> tuple[nn.Mod
         _refuse(config, "encoder_hid_dim_type", "wants images besides the text")
     if config.get("addition_embed_type") not in (None, "text_time"):
         _refuse(config, "addition_embed_type", "is not one of None and 'text_time'")
-    needs = ("text",) if config.get("addition_embed_type") is None else ("text", "pooled", "size")
-    return ByText(network, needs), {"data_shape": _data_shape(config)}
+    kind = TextUNet if config.get("addition_embed_type") is None else TextAndSizeUNet
+    return kind(network), {"data_shape": _data_shape(config, learned_variance=False)}
 
 
 def _dit(network: nn.Module, config: Mapping[str, Any]) -> tuple[nn.Module, dict[str, Any]]:
@@ -131,15 +116,12 @@ ADAPT: dict[str, Callable[[nn.Module, Mapping[str, Any]], tuple[nn.Module, dict[
 }
 
 
-def _data_shape(config: Mapping[str, Any]) -> tuple[int, ...] | None:
-    """(channels, height, width) in the network's own data; None: it does not say."""
+def _data_shape(config: Mapping[str, Any], learned_variance: bool = True) -> tuple[int, ...] | None:
+    """(channels, height, width) of the network's own data; None: it does not say."""
     channels, out = config["in_channels"], config.get("out_channels") or config["in_channels"]
-    if out not in (channels, 2 * channels):
-        _refuse(
-            config,
-            "in_channels",
-            f"with {out} out: it sees more than x_t, a mask or another image, or answers with less",
-        )
+    if out not in (channels, 2 * channels if learned_variance else channels):
+        why = f"with {out} out: it sees more than x_t, a mask or another image, or answers with something else"
+        _refuse(config, "in_channels", why)
     size = config.get("sample_size")
     if size is None:
         return None

@@ -2,8 +2,8 @@
 
     model = from_pretrained("a folder or a hub id")        or from_pipeline(pipe), or from_unet(unet, scheduler)
 
-The solver of the scheduler, the number of steps and the pipeline's own defaults for a call stay behind: verbs have
-their own. Clipping is off, guidance is 1, unless one asks.
+The scheduler's solver and the pipeline's number of steps stay behind: verbs have their own. Guidance is the pipeline's,
+unless one says otherwise; clipping is off, unless one asks a verb for it.
 """
 
 from __future__ import annotations
@@ -19,7 +19,9 @@ import torch
 from diffusers import DiffusionPipeline
 from torch import nn
 
+from odesampler.adapters.diffusers.autoencoder import Autoencoder
 from odesampler.adapters.diffusers.networks import Preconditioned, adapted, dtype_of
+from odesampler.adapters.diffusers.prompts import FAMILIES, text_model
 from odesampler.adapters.diffusers.schedules import read
 from odesampler.model import Model
 from odesampler.schedule import RectifiedFlow
@@ -56,11 +58,12 @@ def from_pipeline(pipe: Any, **given: Any) -> Model:
 
     Args:
         pipe: A pipeline; its networks are used as they are, not copied.
-        given: What the kind of pipeline takes, and any argument of `ods.Model`. DiT: `label`, a class by number or
-            name; `guidance_scale`, 1 by default.
+        given: What the kind of pipeline takes, and any argument of `ods.Model`. For text see `text_model`: `prompt`,
+            `negative_prompt`, `guidance_scale`, ... DiT: `label`, a class by number or name, and `guidance_scale`.
 
     Returns:
-        A model. What was given as a prompt or label is its usual condition, `Model.cond`; verbs take others.
+        A model. What was given as a prompt or label is its usual condition, `Model.cond`; verbs take others. Its
+        autoencoder, where there is one, is its codec.
 
     Raises:
         TypeError: An argument that this kind of pipeline does not take.
@@ -117,9 +120,16 @@ def _of_pixels(pipe: Any, **options: Any) -> Model:
     return from_unet(pipe.unet, pipe.scheduler, **{"data_range": (-1.0, 1.0), **options})
 
 
-def _of_classes(pipe: Any, *, label: int | str | None = None, **options: Any) -> Model:
+def _of_classes(
+    pipe: Any, *, label: int | str | None = None, guidance_scale: float | None = None, **options: Any
+) -> Model:
     """DiT. Its pipeline guides all channels of the prediction, where the authors' code guides three."""
-    facts: dict[str, Any] = {"labels": _class_names(pipe.labels)}
+    scale = inspect.signature(type(pipe).__call__).parameters["guidance_scale"].default
+    facts: dict[str, Any] = {
+        "labels": _class_names(pipe.labels),
+        "guidance_scale": scale if guidance_scale is None else guidance_scale,
+        "codec": _codec(pipe),
+    }
     if isinstance(label, str):
         if label not in pipe.labels:
             raise ValueError(f"label {label!r} is not one of the {len(pipe.labels)} classes in pipe.labels")
@@ -127,6 +137,13 @@ def _of_classes(pipe: Any, *, label: int | str | None = None, **options: Any) ->
     if label is not None:
         facts["cond"] = {"label": label}
     return from_unet(pipe.transformer, pipe.scheduler, **{**facts, **options})
+
+
+def _codec(pipe: Any) -> Autoencoder | None:
+    if pipe.vae is None:
+        return None
+    side = pipe.transformer.config.sample_size * 2 ** (len(pipe.vae.config.block_out_channels) - 1)
+    return Autoencoder(pipe.vae, (pipe.vae.config.out_channels, side, side))
 
 
 def _class_names(numbers: Mapping[str, int]) -> tuple[str, ...]:
@@ -141,4 +158,5 @@ MAKERS: dict[str, Callable[..., Model]] = {  # by the name of the pipeline's cla
     "DDPMPipeline": _of_pixels,
     "DDIMPipeline": _of_pixels,
     "DiTPipeline": _of_classes,
+    **{name: text_model for family in FAMILIES for name in family.pipelines},
 }
