@@ -272,6 +272,8 @@ def test_options_are_those_of_a_model():
     model = adapter.from_unet(unet_by(), diffusers.DDPMScheduler().config, name="mine", sigma_max=50.0)
     assert (model.name, model.range[1]) == ("mine", 50.0)
     assert adapter.from_unet(unet_by(), diffusers.DDPMScheduler()).name == "UNet2DModel"
+    narrow = diffusers.EulerDiscreteScheduler(use_karras_sigmas=True, sigma_min=0.05, sigma_max=20.0)
+    assert adapter.from_unet(unet_by(), narrow).range == (0.05, 20.0)
 
 
 text_unet = {"cross_attention_dim": 32}
