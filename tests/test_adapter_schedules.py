@@ -238,6 +238,13 @@ def test_a_class_made_from_theirs_is_read_as_theirs(diffusers):
     assert read(Mine()) == read(diffusers.EulerDiscreteScheduler())
 
 
+def test_a_configuration_taken_over_is_read_as_that_of_its_class():
+    """As an OdeScheduler has it; a class that is known itself goes before."""
+    said = {"config_of": "HeunDiscreteScheduler"}
+    assert read({**said, "_class_name": "OdeScheduler"}) == read({"_class_name": "HeunDiscreteScheduler"})
+    assert read({**said, "_class_name": "DDIMScheduler"}) == read({"_class_name": "DDIMScheduler"})
+
+
 @pytest.mark.parametrize(
     "name",
     [
