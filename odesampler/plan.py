@@ -28,9 +28,10 @@ from odesampler.model import Model
 from odesampler.noise import Noise
 from odesampler.observe import Progress, Recorder, Trajectory, tell_all
 from odesampler.program import Course, Loop, Observer, Program, Solved, Solver, State
-from odesampler.registry import loop_for, spec_of
+from odesampler.registry import find_solver, loop_for, spec_of
 from odesampler.room import AnyBatch
 from odesampler.threshold import AnyThreshold, checked_threshold, thresholded
+from odesampler.tuned import Tuned
 
 AnyGrid: TypeAlias = "Grid | Sequence[float] | str"
 AnySolver: TypeAlias = "Solver | Loop | str"
@@ -79,6 +80,13 @@ def make_plan(
     checked_model(model)
     if isinstance(grid, (int, float)):
         raise TypeError(f"grid must be a name, a Grid or a sequence of sigmas; got {grid!r}")
+    if solver is not None:
+        solver = find_solver(solver)
+    if isinstance(solver, Tuned):
+        if grid is not None:
+            raise ValueError(f"{solver!r} brings its grid along, so grid={grid!r} would have no effect: leave it out")
+        solver.check_model(model.name, model.fingerprint())
+        grid = solver.grid if into_zero else solver.grid_to_encode
     asks = ""
     if grid is not None and not isinstance(grid, str):  # a given grid asks for its own number of steps
         steps = len(grid) - 1

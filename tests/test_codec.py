@@ -35,7 +35,7 @@ def folded(**more):
 
 
 def latent_of(model, images):
-    return ods.encode(model, images, solver="ddim", num_steps=3)
+    return ods.encode(model, images, solver="multistep", num_steps=20)
 
 
 LARGE = Folded().decode(IMAGES)
