@@ -296,6 +296,11 @@ def test_components_that_are_not_supported_are_refused_by_name():
         setattr(with_adapter.transformer, part, torch.nn.Identity())
         with pytest.raises(ValueError, match=f"{part} is of an {message}"):
             text_model(with_adapter, **SIZE)
+    cached = pipelines.flux()
+    cached.transformer._cache_config = object()  # as enable_cache does
+    assert cached.transformer.is_cache_enabled
+    with pytest.raises(ValueError, match=r"transformer: enable_cache\(\) makes answers depend on earlier ones"):
+        text_model(cached, **SIZE)
     pipe.unet._hf_hook = object()
     with pytest.raises(ValueError, match=r"unet: .*enable_model_cpu_offload.*remove_all_hooks"):
         text_model(pipe)
