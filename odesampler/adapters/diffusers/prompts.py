@@ -51,8 +51,8 @@ def text_model(
         height: Of images, in pixels. By default what the pipeline makes.
         width: Likewise.
         encoding: More arguments of `pipe.encode_prompt`: {"clip_skip": 1}, {"max_sequence_length": 128}.
-        **options: Of `ods.Model`: `name`, `grid`, ... `cond` and `null_cond` add to what prompts give. With little memory,
-            `codec=Autoencoder(pipe.vae, max_batch=1)`.
+        **options: Of `ods.Model`: `name`, `grid`, ... `cond` and `null_cond` add to what prompts give. With little
+            memory, `codec=Autoencoder(pipe.vae, max_batch=1)`.
 
     Returns:
         A `Model` whose data are latents, with the pipeline's autoencoder as its codec. Of its conditions, batch first,
