@@ -10,6 +10,7 @@ from diffusers import (
     AutoPipelineForImage2Image,
     AutoPipelineForInpainting,
     DDIMScheduler,
+    EDMEulerScheduler,
     FlowMatchEulerDiscreteScheduler,
     FluxTransformer2DModel,
     SD3Transformer2DModel,
@@ -86,6 +87,30 @@ def test_stable_diffusion_xl_is_sampled_as_by_its_pipeline(negative, zeros):
     x = NOISE * pipe.scheduler.init_noise_sigma * model.schedule.alpha(torch.tensor(model.range[1])).item()
     found = ods.sample(model, x=x, solver="ddim", grid=table_grid(pipe, model), cond=conditions(pipe, PROMPTS))
     assert relative(found.x, wanted) < 1e-5
+
+
+@of_euler
+def test_a_size_that_a_verb_is_given_is_told_on_both_sides_of_guidance():
+    pipe, how = pipelines.sdxl(), {"num_inference_steps": STEPS, "guidance_scale": 3.0, "output_type": "latent"}
+    wanted = pipe("a cat", latents=NOISE[:1], original_size=(64, 32), **SIZE, **how).images
+    model = text_model(pipe, prompt="a cat", guidance_scale=3.0, **SIZE)
+    x = NOISE[:1] * pipe.scheduler.init_noise_sigma * model.schedule.alpha(torch.tensor(model.range[1])).item()
+    size = [[64.0, 32, 0, 0, 16, 16]]
+    found = ods.sample(model, x=x, solver="ddim", grid=table_grid(pipe, model), cond={"size": size})
+    assert relative(found.x, wanted) < 1e-5
+
+
+@of_euler
+@pytest.mark.parametrize("prediction", ["epsilon", "v_prediction"])
+def test_a_network_in_the_scales_of_edm_is_sampled_as_by_its_pipeline(prediction):
+    pipe = pipelines.sdxl()
+    pipe.scheduler = EDMEulerScheduler(prediction_type=prediction, sigma_max=80.0)
+    how = {"num_inference_steps": STEPS, "guidance_scale": 3.0, "output_type": "latent"}
+    wanted = pipe("a cat", latents=NOISE[:1], **SIZE, **how).images
+    model = text_model(pipe, prompt="a cat", guidance_scale=3.0, **SIZE)
+    x = NOISE[:1] * pipe.scheduler.init_noise_sigma
+    grid = [min(s, model.range[1]) for s in pipe.scheduler.sigmas.tolist()]
+    assert relative(ods.sample(model, x=x, solver="ddim", grid=grid).x, wanted) < 1e-5
 
 
 @of_euler
@@ -216,21 +241,21 @@ def test_half_precision_takes_conditions_of_another_dtype():
     assert ods.sample(model, 1, num_steps=2).x.isfinite().all()
 
 
-ABSENT = [
+WANTING = [
     ("sd", {"in_channels": 9}, r"unet config: in_channels=9 where the latents have 4"),
     ("sd", {"in_channels": 8}, r"unet config: in_channels=8"),
-    ("sd", {"out_channels": 8}, r"unet config: out_channels=8"),
-    ("sd", {"time_cond_proj_dim": 8}, r"unet config: time_cond_proj_dim=8"),
-    ("sd", {"class_embed_type": "timestep"}, r"unet config: class_embed_type='timestep'"),
-    ("sd", {"num_class_embeds": 10}, r"unet config: num_class_embeds=10"),
-    ("sd", {"encoder_hid_dim": 32}, r"unet config: encoder_hid_dim_type='text_proj'"),
+    ("sd", {"out_channels": 8}, r"config: in_channels=4 with 8 out"),
+    ("sd", {"time_cond_proj_dim": 8}, r"config: time_cond_proj_dim=8"),
+    ("sd", {"class_embed_type": "timestep"}, r"config: class_embed_type='timestep'"),
+    ("sd", {"num_class_embeds": 10}, r"config: num_class_embeds=10"),
+    ("sd", {"encoder_hid_dim_type": "image_proj", "encoder_hid_dim": 32}, r"config: encoder_hid_dim_type='image_proj'"),
     ("sd", {"addition_embed_type": "image", "encoder_hid_dim": 32}, r"unet config: addition_embed_type='image'"),
     ("sdxl", {"addition_embed_type": None}, r"unet config: addition_embed_type=None must be 'text_time'"),
-    ("sdxl", {"time_cond_proj_dim": 8}, r"unet config: time_cond_proj_dim=8"),
+    ("sdxl", {"time_cond_proj_dim": 8}, r"config: time_cond_proj_dim=8"),
 ]
 
 
-@pytest.mark.parametrize(("name", "config", "message"), ABSENT)
+@pytest.mark.parametrize(("name", "config", "message"), WANTING)
 def test_u_nets_with_other_inputs_are_refused_by_the_key(name, config, message):
     pipe = getattr(pipelines, name)()
     pipe.unet = UNet2DConditionModel(**{**pipe.unet.config, **config})
@@ -269,8 +294,13 @@ def test_components_that_are_not_supported_are_refused_by_name():
     for name, part, message in (("flux", "encoder_hid_proj", "IP-Adapter"), ("sd3", "image_proj", "IP-Adapter")):
         with_adapter = getattr(pipelines, name)()
         setattr(with_adapter.transformer, part, torch.nn.Identity())
-        with pytest.raises(ValueError, match=f"{part} is an {message}"):
+        with pytest.raises(ValueError, match=f"{part} is of an {message}"):
             text_model(with_adapter, **SIZE)
+    cached = pipelines.flux()
+    cached.transformer._cache_config = object()  # as enable_cache does
+    assert cached.transformer.is_cache_enabled
+    with pytest.raises(ValueError, match=r"transformer: enable_cache\(\) makes answers depend on earlier ones"):
+        text_model(cached, **SIZE)
     pipe.unet._hf_hook = object()
     with pytest.raises(ValueError, match=r"unet: .*enable_model_cpu_offload.*remove_all_hooks"):
         text_model(pipe)
@@ -284,6 +314,9 @@ def test_schedulers_that_cannot_be_read_are_refused_by_the_key():
     pipe = pipelines.flux()
     pipe.scheduler = FlowMatchEulerDiscreteScheduler(invert_sigmas=True)
     with pytest.raises(ValueError, match="scheduler config: invert_sigmas=True"):
+        text_model(pipe, **SIZE)
+    pipe.scheduler = DDIMScheduler()
+    with pytest.raises(ValueError, match="scheduler config: _class_name='DDIMScheduler' is of no flow"):
         text_model(pipe, **SIZE)
 
 

@@ -1,8 +1,8 @@
 """Families of text pipelines: what differs between Stable Diffusion, SDXL, SD3 and Flux, one class each.
 
-A family knows which component is the network and how to ask it, how text becomes conditions, and which configurations
-it cannot take. What they share, `text_model` does. It knows the pipelines of diffusers by the names of their classes
-and components only, so that diffusers need not be there.
+A family knows which component is the network, how text becomes conditions, and which configurations it cannot take;
+`networks` knows how to ask the network. What they share, `text_model` does. It knows the pipelines of diffusers by the
+names of their classes and components only, so that diffusers need not be there.
 """
 
 from __future__ import annotations
@@ -14,10 +14,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from odesampler.adapters.diffusers.schedules import Reading, read
 from odesampler.precision import is_number
+from odesampler.schedule import RectifiedFlow
 
 Conditions = dict[str, Tensor]  # each (batch, ...)
 
@@ -28,15 +29,11 @@ class Family(ABC):
     pipelines: ClassVar[tuple[str, ...]]  # classes of diffusers
     part: ClassVar[str]  # the component that is the network
     encoders: ClassVar[tuple[str, ...]]  # the components without which no text is read
-    absent: ClassVar[tuple[str, ...]]  # keys of the network's configuration that must be None or False
+    flows: ClassVar[bool] = False  # whether it has to be a flow
     packing: ClassVar[int] = 1  # side of the squares of latents that become channels before the network sees them
 
     def __init__(self, pipe: Any) -> None:
         self.pipe = pipe
-
-    @abstractmethod
-    def network(self) -> nn.Module:
-        """The network as network(x_t, t, **conditions)."""
 
     @abstractmethod
     def embedded(
@@ -90,15 +87,22 @@ class Family(ABC):
         return self.packing * int(getattr(self.net.config, "patch_size", 1))
 
     def reading(self, tokens: int) -> Reading:
-        """Of the scheduler; `grid` is that of the pipeline, for images of so many tokens."""
-        return read(self.pipe.scheduler, tokens=tokens)
+        """Of the scheduler; `grid` is that of the pipeline, for images of so many tokens.
+
+        Raises: ValueError: as `read`, and for one that is of no flow, where the network is.
+        """
+        scheduler = self.pipe.scheduler
+        found = read(scheduler, tokens=tokens)
+        if self.flows and not isinstance(found.schedule, RectifiedFlow):
+            raise ValueError(
+                f"scheduler config: _class_name={type(scheduler).__name__!r} is of no flow, but the network is one: "
+                "take FlowMatchEulerDiscreteScheduler, or use_flow_sigmas=True"
+            )
+        return found
 
     def check(self) -> None:
         """Raises: ValueError: a component or a configuration that this cannot take; names it."""
         config = self.net.config
-        for key in self.absent:
-            if getattr(config, key, None) not in (None, False):
-                self.refuse(key, "is a condition that is not supported here")
         vae = self.pipe.vae
         channels = self.channels if vae is None else int(vae.config.latent_channels)
         if self.channels != channels or config.in_channels % self.packing**2:
@@ -107,8 +111,6 @@ class Family(ABC):
                 f"where the latents have {channels} channels{' in squares' if self.packing > 1 else ''}: what this "
                 "network is given besides (a mask, an image) is not supported; take the text-to-image checkpoint",
             )
-        if config.out_channels not in (None, config.in_channels):
-            self.refuse("out_channels", f"must be in_channels={config.in_channels}: no learned variance")
         if getattr(self.net, "is_cache_enabled", False):
             raise ValueError(
                 f"{self.part}: enable_cache() makes answers depend on earlier ones, which solvers and inversion must "

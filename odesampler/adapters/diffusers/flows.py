@@ -1,11 +1,5 @@
 """Stable Diffusion 3 and Flux: transformers on flows, x_t = (1 - u) x0 + u noise, that hear text.
 
-    network(x_t, t, text, pooled)                  Stable Diffusion 3: text (tokens, width), pooled (width,)
-    network(x_t, t, text, pooled, guidance)        Flux: guidance is a number where the network was distilled with it
-
-Flux sees squares of 2 x 2 latents as one token with four times the channels, and is told where each is. That is done
-here: a model's data are latents (channels, height, width). Both clocks run to 1000; Flux multiplies by 1000 itself.
-
 References:
     Esser et al. 2024, Scaling Rectified Flow Transformers, arXiv:2403.03206.
     Meng et al. 2023, On Distillation of Guided Diffusion Models, arXiv:2210.03142 (guidance as a condition).
@@ -17,63 +11,9 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-import torch
-from torch import Tensor, nn
-from torch.nn import functional
-
 from odesampler.adapters.diffusers.families import Conditions, Family, checked_scale, named
+from odesampler.adapters.diffusers.networks import SIDE
 from odesampler.adapters.diffusers.schedules import FLOWS, Reading
-
-SIDE = 2  # of Flux's squares
-CLOCK = 1000.0  # what Flux multiplies time by
-
-
-class JointTransformer(nn.Module):
-    """An SD3Transformer2DModel."""
-
-    def __init__(self, transformer: nn.Module) -> None:
-        super().__init__()
-        self.transformer = transformer
-
-    def forward(self, x_t: Tensor, t: Tensor, text: Tensor, pooled: Tensor) -> Tensor:
-        out: Tensor = self.transformer(
-            hidden_states=x_t,
-            timestep=t,
-            encoder_hidden_states=text.to(x_t.dtype),
-            pooled_projections=pooled.to(x_t.dtype),
-            return_dict=False,
-        )[0]
-        return out
-
-
-class PackedTransformer(nn.Module):
-    """A FluxTransformer2DModel, on latents that are not packed."""
-
-    def __init__(self, transformer: nn.Module) -> None:
-        super().__init__()
-        self.transformer = transformer
-
-    def forward(self, x_t: Tensor, t: Tensor, text: Tensor, pooled: Tensor, guidance: Tensor | None = None) -> Tensor:
-        squares = functional.pixel_unshuffle(x_t, SIDE)  # (batch, channels * 4, height / 2, width / 2)
-        high, wide = squares.shape[-2:]
-        out = self.transformer(
-            hidden_states=squares.flatten(2).transpose(1, 2),
-            timestep=t / CLOCK,
-            guidance=guidance,
-            encoder_hidden_states=text.to(x_t.dtype),
-            pooled_projections=pooled.to(x_t.dtype),
-            txt_ids=torch.zeros(text.shape[1], 3, device=x_t.device),
-            img_ids=places(high, wide, x_t.device),
-            return_dict=False,
-        )[0]
-        return functional.pixel_shuffle(out.transpose(1, 2).unflatten(2, (high, wide)), SIDE)
-
-
-def places(height: int, width: int, device: torch.device) -> Tensor:
-    """(height * width, 3) float32: 0, row and column of each square, row by row."""
-    rows = torch.arange(height, device=device, dtype=torch.float32).repeat_interleave(width)
-    columns = torch.arange(width, device=device, dtype=torch.float32).repeat(height)
-    return torch.stack([torch.zeros_like(rows), rows, columns], 1)
 
 
 class StableDiffusion3(Family):
@@ -81,16 +21,8 @@ class StableDiffusion3(Family):
 
     pipelines = ("StableDiffusion3Pipeline", "StableDiffusion3Img2ImgPipeline", "StableDiffusion3InpaintPipeline")
     part = "transformer"
+    flows = True
     encoders = ("text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2")
-    absent = ()
-
-    def network(self) -> nn.Module:
-        return JointTransformer(self.net)
-
-    def check(self) -> None:
-        super().check()
-        if getattr(self.net, "image_proj", None) is not None:
-            raise ValueError("transformer: image_proj is an IP-Adapter's, which is not supported: unload_ip_adapter()")
 
     def embedded(
         self, prompts: list[str], negative: list[str] | None, guided: bool, encoding: Mapping[str, Any]
@@ -107,23 +39,13 @@ class Flux(Family):
 
     pipelines = ("FluxPipeline", "FluxImg2ImgPipeline", "FluxInpaintPipeline")
     part = "transformer"
+    flows = True
     encoders = ("text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2")
-    absent = ()
     packing = SIDE
 
     @property
     def sample_size(self) -> Any:
         return self.pipe.default_sample_size
-
-    def network(self) -> nn.Module:
-        return PackedTransformer(self.net)
-
-    def check(self) -> None:
-        super().check()
-        if getattr(self.net, "encoder_hid_proj", None) is not None:
-            raise ValueError(
-                "transformer: encoder_hid_proj is an IP-Adapter's, which is not supported: unload_ip_adapter()"
-            )
 
     def scales(self, guidance_scale: float | None, true_cfg_scale: float | None) -> tuple[float, dict[str, Any]]:
         scale = checked_scale("true_cfg_scale", 1.0 if true_cfg_scale is None else true_cfg_scale)

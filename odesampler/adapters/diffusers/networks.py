@@ -3,6 +3,8 @@
     UNet2DModel               label, where it knows classes
     UNet2DConditionModel      text (tokens, width); in Stable Diffusion XL pooled (width,) and size (6,) besides
     DiTTransformer2DModel     label
+    SD3Transformer2DModel     text and pooled
+    FluxTransformer2DModel    text and pooled; guidance, a number, where the network was distilled to be told it
 
 Conditions have these names of ours, batch first. Of twice as many channels out as in, the first half is the prediction
 and the second a learned variance, which no equation needs: it is dropped. What a network wants besides cannot be given
@@ -16,9 +18,13 @@ from typing import Any, NoReturn
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
-from odesampler.adapters.diffusers.schedules import Preconditioning
-from odesampler.adapters.diffusers.stable_diffusion import TextAndSizeUNet, TextUNet
+from odesampler.adapters.diffusers.schedules import Preconditioning, Reading
+from odesampler.schedule import RectifiedFlow
+
+SIDE = 2  # of the squares of latents that Flux sees as one token
+CLOCK = 1000.0  # what Flux multiplies time by
 
 
 class ByLabel(nn.Module):
@@ -32,6 +38,90 @@ class ByLabel(nn.Module):
         _check(cond, self.needs)
         out: Tensor = self.network(x_t, t, class_labels=cond.get("label"), return_dict=False)[0]
         return out[:, : x_t.shape[1]]
+
+
+class TextUNet(nn.Module):
+    """A UNet2DConditionModel of Stable Diffusion."""
+
+    def __init__(self, unet: nn.Module) -> None:
+        super().__init__()
+        self.unet = unet
+
+    def forward(self, x_t: Tensor, t: Tensor, text: Tensor) -> Tensor:
+        out: Tensor = self.unet(x_t, t, encoder_hidden_states=text.to(x_t.dtype), return_dict=False)[0]
+        return out
+
+
+class TextAndSizeUNet(nn.Module):
+    """A UNet2DConditionModel of Stable Diffusion XL.
+
+    `size` is height and width of the picture before it was cropped, top and left of the crop, height and width now.
+
+    References:
+        Podell et al. 2023, SDXL, arXiv:2307.01952, section 2.2.
+    """
+
+    def __init__(self, unet: nn.Module) -> None:
+        super().__init__()
+        self.unet = unet
+
+    def forward(self, x_t: Tensor, t: Tensor, text: Tensor, pooled: Tensor, size: Tensor) -> Tensor:
+        added = {"text_embeds": pooled, "time_ids": size}  # not in half precision, where sizes have no room
+        text = text.to(x_t.dtype)
+        out: Tensor = self.unet(x_t, t, encoder_hidden_states=text, added_cond_kwargs=added, return_dict=False)[0]
+        return out
+
+
+class JointTransformer(nn.Module):
+    """An SD3Transformer2DModel."""
+
+    def __init__(self, transformer: nn.Module) -> None:
+        super().__init__()
+        self.transformer = transformer
+
+    def forward(self, x_t: Tensor, t: Tensor, text: Tensor, pooled: Tensor) -> Tensor:
+        out: Tensor = self.transformer(
+            hidden_states=x_t,
+            timestep=t,
+            encoder_hidden_states=text.to(x_t.dtype),
+            pooled_projections=pooled.to(x_t.dtype),
+            return_dict=False,
+        )[0]
+        return out
+
+
+class PackedTransformer(nn.Module):
+    """A FluxTransformer2DModel, on latents as the autoencoder has them.
+
+    It sees squares of 2 x 2 as one token with four times the channels, and is told where each is. Its clock is u, as
+    1000 times which a flow of diffusers counts.
+    """
+
+    def __init__(self, transformer: nn.Module) -> None:
+        super().__init__()
+        self.transformer = transformer
+
+    def forward(self, x_t: Tensor, t: Tensor, text: Tensor, pooled: Tensor, guidance: Tensor | None = None) -> Tensor:
+        squares = functional.pixel_unshuffle(x_t, SIDE)  # (batch, channels * 4, height / 2, width / 2)
+        high, wide = squares.shape[-2:]
+        out = self.transformer(
+            hidden_states=squares.flatten(2).transpose(1, 2),
+            timestep=t / CLOCK,
+            guidance=guidance,
+            encoder_hidden_states=text.to(x_t.dtype),
+            pooled_projections=pooled.to(x_t.dtype),
+            txt_ids=torch.zeros(text.shape[1], 3, device=x_t.device),
+            img_ids=places(high, wide, x_t.device),
+            return_dict=False,
+        )[0]
+        return functional.pixel_shuffle(out.transpose(1, 2).unflatten(2, (high, wide)), SIDE)
+
+
+def places(height: int, width: int, device: torch.device) -> Tensor:
+    """(height * width, 3) float32: 0, row and column of each square, row by row."""
+    rows = torch.arange(height, device=device, dtype=torch.float32).repeat_interleave(width)
+    columns = torch.arange(width, device=device, dtype=torch.float32).repeat(height)
+    return torch.stack([torch.zeros_like(rows), rows, columns], 1)
 
 
 class Preconditioned(nn.Module):
@@ -79,6 +169,16 @@ def adapted(network: nn.Module) -> tuple[nn.Module, dict[str, Any]]:
     )
 
 
+def prepared(network: nn.Module, reading: Reading) -> tuple[nn.Module, dict[str, Any]]:
+    """As `adapted`, with what its scheduler says: inside EDM's scales, if it was trained so. Raises as `adapted`."""
+    found, facts = adapted(network)
+    if reading.preconditioning is not None:
+        facts["dtype"] = torch.promote_types(dtype_of(network) or torch.float32, torch.float32)
+        found = Preconditioned(found, reading.preconditioning)
+    facts |= {"prediction": reading.prediction, "sigma_min": reading.sigma_min, "sigma_max": reading.sigma_max}
+    return found, {**facts, "grid": reading.grid if isinstance(reading.schedule, RectifiedFlow) else None}
+
+
 def _unet(network: nn.Module, config: Mapping[str, Any]) -> tuple[nn.Module, dict[str, Any]]:
     _check_time(config)
     if config.get("class_embed_type") is not None:
@@ -109,10 +209,27 @@ def _dit(network: nn.Module, config: Mapping[str, Any]) -> tuple[nn.Module, dict
     return ByLabel(network, ("label",)), {"data_shape": _data_shape(config), "null_cond": null}
 
 
+def _joint(network: nn.Module, config: Mapping[str, Any]) -> tuple[nn.Module, dict[str, Any]]:
+    if getattr(network, "image_proj", None) is not None:
+        raise ValueError("network: image_proj is of an IP-Adapter, which wants images: pipe.unload_ip_adapter() first")
+    return JointTransformer(network), {"data_shape": _data_shape(config, learned_variance=False)}
+
+
+def _packed(network: nn.Module, config: Mapping[str, Any]) -> tuple[nn.Module, dict[str, Any]]:
+    if getattr(network, "encoder_hid_proj", None) is not None:
+        raise ValueError(
+            "network: encoder_hid_proj is of an IP-Adapter, which wants images: pipe.unload_ip_adapter() first"
+        )
+    _data_shape(config, learned_variance=False)  # in squares, and of no size
+    return PackedTransformer(network), {}
+
+
 ADAPT: dict[str, Callable[[nn.Module, Mapping[str, Any]], tuple[nn.Module, dict[str, Any]]]] = {
     "UNet2DModel": _unet,
     "UNet2DConditionModel": _unet_of_text,
     "DiTTransformer2DModel": _dit,
+    "SD3Transformer2DModel": _joint,
+    "FluxTransformer2DModel": _packed,
 }
 
 

@@ -20,18 +20,17 @@ from diffusers import DiffusionPipeline
 from torch import nn
 
 from odesampler.adapters.diffusers.autoencoder import Autoencoder
-from odesampler.adapters.diffusers.networks import Preconditioned, adapted, dtype_of
+from odesampler.adapters.diffusers.networks import prepared
 from odesampler.adapters.diffusers.prompts import FAMILIES, text_model
 from odesampler.adapters.diffusers.schedules import read
 from odesampler.model import Model
-from odesampler.schedule import RectifiedFlow
 
 
 def from_unet(unet: nn.Module, scheduler: Any, **options: Any) -> Model:
     """A network of diffusers, and the scheduler that it was trained with, as a model.
 
     Args:
-        unet: A UNet2DModel, UNet2DConditionModel or DiTTransformer2DModel.
+        unet: A UNet2DModel or UNet2DConditionModel, or a transformer of DiT, Stable Diffusion 3 or Flux.
         scheduler: A scheduler, or its configuration: for the schedule, the clock and the prediction type.
         options: Any argument of `ods.Model`, in place of what the two say: name, null_cond, cond, round_t, ...
 
@@ -44,12 +43,7 @@ def from_unet(unet: nn.Module, scheduler: Any, **options: Any) -> Model:
         ValueError: A configuration that cannot be served; names its key.
     """
     reading = read(scheduler)
-    network, facts = adapted(unet)
-    if reading.preconditioning is not None:
-        facts["dtype"] = torch.promote_types(dtype_of(unet) or torch.float32, torch.float32)
-        network = Preconditioned(network, reading.preconditioning)
-    facts |= {"prediction": reading.prediction, "sigma_min": reading.sigma_min, "sigma_max": reading.sigma_max}
-    facts["grid"] = reading.grid if isinstance(reading.schedule, RectifiedFlow) else None
+    network, facts = prepared(unet, reading)
     return Model(network, reading.schedule, **{"name": type(unet).__name__, **facts, **options})
 
 

@@ -17,6 +17,7 @@ from typing import Any
 from odesampler.adapters.diffusers.autoencoder import Autoencoder
 from odesampler.adapters.diffusers.families import Conditions, Family
 from odesampler.adapters.diffusers.flows import Flux, StableDiffusion3
+from odesampler.adapters.diffusers.networks import prepared
 from odesampler.adapters.diffusers.stable_diffusion import StableDiffusion, StableDiffusionXL
 from odesampler.model import Model
 
@@ -50,7 +51,8 @@ def text_model(
         height: Of images, in pixels. By default what the pipeline makes.
         width: Likewise.
         encoding: More arguments of `pipe.encode_prompt`: {"clip_skip": 1}, {"max_sequence_length": 128}.
-        **options: Of `ods.Model`: `name`, `dtype`, `grid`, ... `cond` and `null_cond` add to what prompts give.
+        **options: Of `ods.Model`: `name`, `grid`, ... `cond` and `null_cond` add to what prompts give. With little
+            memory, `codec=Autoencoder(pipe.vae, max_batch=1)`.
 
     Returns:
         A `Model` whose data are latents, with the pipeline's autoencoder as its codec. Of its conditions, batch first,
@@ -63,25 +65,23 @@ def text_model(
     family = family_of(pipe)
     family.check()
     height, width = checked_size(family, height, width)
-    scale, told = family.scales(guidance_scale, true_cfg_scale)
-    cond, null = prompted(family, prompt, negative_prompt, encoding)
     high, wide = (n // pipe.vae_scale_factor for n in (height, width))
     reading = family.reading((high // family.patch) * (wide // family.patch))
+    network, facts = prepared(family.net, reading)
+    scale, told = family.scales(guidance_scale, true_cfg_scale)
+    cond, null = prompted(family, prompt, negative_prompt, encoding)
     codec = None if pipe.vae is None else Autoencoder(pipe.vae, (3, height, width))
     settings = {
-        "prediction": reading.prediction,
-        "sigma_min": reading.sigma_min,
-        "sigma_max": reading.sigma_max,
+        **facts,
         "data_shape": (family.channels, high, wide),
         "guidance_scale": scale,
-        "grid": reading.grid if reading.prediction == "flow" else None,
         "name": type(pipe).__name__,
         "codec": codec,
         **options,
         "cond": {**cond, **family.told(height, width), **told, **options.get("cond", {})},
         "null_cond": {**null, **options.get("null_cond", {})},
     }
-    return Model(family.network(), reading.schedule, **settings)
+    return Model(network, reading.schedule, **settings)
 
 
 def conditions(pipe: Any, prompts: Sequence[str], *, encoding: Mapping[str, Any] | None = None) -> Conditions:
