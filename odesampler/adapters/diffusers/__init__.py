@@ -9,10 +9,12 @@ from importlib import import_module as _import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from odesampler.adapters.diffusers.scheduler import OdeScheduler as OdeScheduler
     from odesampler.adapters.diffusers.schedules import Reading as Reading
     from odesampler.adapters.diffusers.schedules import read as read
 
 _HOMES = {
+    "scheduler": ("OdeScheduler",),
     "schedules": ("Reading", "read"),
 }
 _HOME = {name: home for home, names in _HOMES.items() for name in names}
