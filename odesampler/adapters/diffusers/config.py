@@ -122,7 +122,7 @@ class Configured(SchedulerMixin, ConfigMixin):  # type: ignore[misc]  # the two 
     def from_config(cls, config: Any = None, return_unused_kwargs: bool = False, **kwargs: Any) -> Any:
         """A scheduler for the model of another, of ours or of theirs: `from_config(pipe.scheduler.config)`.
 
-        All that the config says is taken over as it stands. Schedulers of diffusers drop what was a default of the other
+        All that the config says is taken over as it stands. Schedulers of diffusers drop what was a default of another
         class and take their own instead, which may be another beta table.
 
         Args:
