@@ -23,6 +23,7 @@ from odesampler.program import Draw, Program, Request, column
 from odesampler.room import AnyBatch, Room, attempted, check_max_batch, too_large
 
 T = TypeVar("T")
+READ = 16  # answers that are looked at together, on the CPU
 Eps: TypeAlias = Callable[..., Tensor]  # eps(x, sigma, **cond): a Model, or any function of that form
 
 
@@ -56,32 +57,30 @@ class Tally:
 class _Watch:
     """Looks for NaN and infinity in the model's answers.
 
-    On the CPU at once. Elsewhere reading a value would wait for the device, so sums are kept and read together at the
-    end; the first that is not finite names where it happened.
+    Sums are kept and read together, since to read one costs an operation: on the CPU the first at once and then a few
+    at a time, so that a solve which has gone wrong ends soon; elsewhere at the end, since it would wait for the device.
+    The first that is not finite names where it happened.
     """
 
     kept: list[tuple[str, Tensor]] = field(default_factory=list)
+    seen: int = 0
 
     def see(self, answer: Tensor, where: str) -> None:
-        total = answer.sum(dtype=torch.promote_types(answer.dtype, torch.float32))
-        if answer.device.type == "cpu":
-            self.check([where], [total.item()])
-        else:
-            self.kept.append((where, total))
+        self.kept.append((where, answer.sum(dtype=torch.promote_types(answer.dtype, torch.float32))))
+        self.seen += 1
+        if answer.device.type == "cpu" and self.seen % READ == 1:
+            self.settle()
 
     def settle(self) -> None:
+        """Raises: FloatingPointError: a total is not finite."""
         kept, self.kept = self.kept, []
-        if kept:
-            self.check([where for where, _ in kept], torch.stack([total for _, total in kept]).tolist())
-
-    def check(self, where: Sequence[str], totals: Sequence[float]) -> None:
-        """Raises: FloatingPointError: a total is not finite; the first says where."""
-        bad = next((i for i, total in enumerate(totals) if not math.isfinite(total)), None)
-        if bad is not None:
-            raise FloatingPointError(
-                f"the model's answer has NaN or infinity at {where[bad]}; "
-                "if this is half precision, try autocast=torch.bfloat16 or a float32 network"
-            )
+        totals = torch.stack([total for _, total in kept]).tolist() if kept else []
+        for (where, _), total in zip(kept, totals, strict=True):
+            if not math.isfinite(total):
+                raise FloatingPointError(
+                    f"the model's answer has NaN or infinity at {where}; "
+                    "if this is half precision, try autocast=torch.bfloat16 or a float32 network"
+                )
 
 
 def run(
@@ -123,6 +122,9 @@ def run(
         except StopIteration as stop:
             watch.settle()
             return [stop.value] if len(programs) == 1 else cast("list[T]", stop.value)
+        except Exception:
+            watch.settle()  # a program may fail because of an answer that has not been looked at
+            raise
         try:
             if isinstance(asked, Draw):
                 answer = _draw(asked, noise)

@@ -243,8 +243,8 @@ def checked_cond(model: Model, cond: Mapping[str, Any] | None, batch: int) -> di
     if not isinstance(cond, (Mapping, type(None))):
         raise TypeError(f'cond must be a mapping such as {{"label": 3}}; got {cond!r}')
     for key, value in (cond or {}).items():
-        if model.null_cond and key not in model.null_cond:
-            raise ValueError(f"{model.name} takes the conditions {', '.join(model.null_cond)}; got {key!r}")
+        if model.null_cond and key not in made:
+            raise ValueError(f"{model.name} takes the conditions {', '.join(made)}; got {key!r}")
         try:
             one = torch.as_tensor(value, device=model.device)
         except (TypeError, ValueError, RuntimeError) as error:

@@ -7,6 +7,7 @@ import traceback
 import pytest
 import torch
 
+from odesampler import drive
 from odesampler.adaptive import Adaptive, adaptive
 from odesampler.combine import within
 from odesampler.drive import Tally, run
@@ -246,3 +247,29 @@ def test_gradients_flow_through_a_run_to_the_model():
     [slope] = torch.autograd.grad(state.x.sum(), variance)
     problem = [Gaussian(torch.zeros(2), 0.5 + d).trajectory(noise(), HIGH, LOW).sum() for d in (1e-5, -1e-5)]
     assert slope.item() == pytest.approx(((problem[0] - problem[1]) / 2e-5).item(), rel=1e-5)
+
+
+@pytest.mark.parametrize("bad", range(1, 40))
+def test_the_first_answer_that_is_not_finite_is_named_and_the_solve_ends_within_sixteen_more(bad):
+    asked = []
+
+    def model(x, sigma):
+        asked.append(sigma)
+        return x * (math.nan if len(asked) == bad else 1.0)
+
+    with pytest.raises(FloatingPointError, match=f"at sigma = {geometric(40)[bad - 1]:g};"):
+        run(on_grid(Euler(), noise(), geometric(40)), model=model)
+    assert len(asked) < bad + drive.READ
+
+
+def test_what_a_program_makes_of_an_answer_that_is_not_finite_does_not_hide_it():
+    def program():
+        x = torch.ones(2, 3)
+        for sigma in (3.0, 2.0, 1.0):
+            x = x + (yield x, sigma)
+            if x.isnan().any():
+                raise ValueError("this solver has its own words for NaN")
+
+    answers = iter((1.0, math.nan))
+    with pytest.raises(FloatingPointError, match="at sigma = 2;"):
+        run(program(), model=lambda x, sigma: x * next(answers))
