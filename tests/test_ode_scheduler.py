@@ -226,6 +226,17 @@ def test_there_is_a_time_for_every_evaluation(solver, length, order):
         assert (made.timesteps.diff() <= 0).all()
 
 
+def test_out_of_infinity_a_step_has_as_many_times_as_the_others():
+    for solver, length in (("heun", 11), ("rk4", 21), ("ddim", 6)):
+        made = scheduler(solver, FLOW)
+        made.set_timesteps(6)
+        assert len(made.timesteps) == length
+        assert made.order == made._solver(6).evaluations
+        assert (made.timesteps == 1000).sum() == made.order
+        made.set_begin_index(3 * made.order)
+        assert made._steps.asked[3 * made.order].step == 3
+
+
 def test_times_are_those_that_were_asked_for():
     made = scheduler("heun")
     made.set_timesteps(timesteps=[999, 500, 1])

@@ -116,6 +116,8 @@ class Configured(SchedulerMixin, ConfigMixin):  # type: ignore[misc]  # the two 
         if solver is not None:
             fixed_grid(solver)  # raises, as does `reading`
         flow = isinstance(self.reading.schedule, RectifiedFlow)
+        if flow and grid is not None:
+            self.register_to_config(use_flow_sigmas=True)  # pipelines that read this leave the times to the scheduler
         self.timesteps = torch.arange(num_train_timesteps, dtype=torch.float32).flip(0) + flow
 
     @classmethod
@@ -156,7 +158,7 @@ class Configured(SchedulerMixin, ConfigMixin):  # type: ignore[misc]  # the two 
         """What the config says about the model."""
         facts = self.facts
         if self._read is None or self._read[0] is not facts:  # pipelines replace it
-            self._read = (facts, read({**facts, "_class_name": facts.config_of}))
+            self._read = (facts, read(facts))
         return self._read[1]
 
     @property

@@ -11,13 +11,13 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import torch
+from diffusers.schedulers.scheduling_utils import SchedulerMixin as SchedulerMixin  # looked for beside what is loaded
 from diffusers.utils.outputs import BaseOutput
 from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
@@ -45,9 +45,9 @@ class OdeSchedulerOutput(BaseOutput):
 class OdeScheduler(Configured):
     """Any solver of ours that walks a grid, as a scheduler.
 
-    `timesteps` holds one time an evaluation, inner ones too, and `order` evaluations make a step. A solver whose first
-    question is not about the sample that it starts from is shown that one once more than it needs, and does not use the
-    answer.
+    `timesteps` holds one time an evaluation, inner ones too, and `order` evaluations make a step. Pipelines ask about
+    the sample from which they start, so a solver that would first ask elsewhere gets an answer more, which it does not
+    use; and they reckon with equal steps, so the step out of sigma = infinity (flows) gets as many as the others.
     Between two steps the sample may be edited (inpainting, callbacks); a solver that remembers what the network said
     before, remembers it still. At an inner evaluation it may not, nor under a solver that undoes its own steps, whose
     state is more than the sample: `step` raises.
@@ -56,22 +56,21 @@ class OdeScheduler(Configured):
     Its arguments, which are the keys of its config, are those of `Configured`.
     """
 
-    __module__ = "odesampler.adapters.diffusers"  # where model_index.json of a saved pipeline says that it is
-
     num_inference_steps: int | None = None
     _begin_index: int | None = None
     _steps: Steps | None = None
+    _given = False  # timesteps or sigmas were, instead of a number of steps
     _carried: tuple[Route, State] | None = None  # a solve from the other end, and where it ended
 
     @property
     def order(self) -> int:
-        """Evaluations a step, where all but the last have as many; else 1."""
+        """Evaluations a step, where all but the last have as many; else 1.
+
+        Also 1 where times were given: pipelines then take the number of `timesteps` for that of steps.
+        """
         evaluations = self._solver(self.num_inference_steps or defaults.STEPS).evaluations
-        if self._steps is None:
-            return evaluations
-        counts = Counter(asked.step for asked in self._steps.asked)
-        before = [counts[step] for step in range(self._steps.asked[-1].step)]
-        return evaluations if not self._steps.leads and all(count == evaluations for count in before) else 1
+        even = self._steps is None or (self._steps.even(evaluations) and not self._given)
+        return evaluations if even else 1
 
     @property
     def init_noise_sigma(self) -> float:
@@ -131,6 +130,7 @@ class OdeScheduler(Configured):
             mu=mu,
         )
         self._lay_out(grid, spec_of(self._solver(count)), device)
+        self._given = given is not None
 
     def _lay_out(self, grid: Grid, solver: str, device: Any) -> None:
         reading, config = self.reading, self.facts

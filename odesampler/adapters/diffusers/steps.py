@@ -9,6 +9,7 @@ Knows walks, neither networks nor configs.
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import InitVar, dataclass, field
 
@@ -36,7 +37,7 @@ class Steps:
     carried: State | None = None
     asked: tuple[Question, ...] = field(init=False)  # one for each time of the layout
     times: list[float] = field(init=False)  # likewise, what the network is told, as float32 has it
-    leads: bool = field(init=False)  # the first of them is for show: the solver's first question is not about the start
+    idle: int = field(init=False)  # so many of the first answers are of no use
     stand: Stand | None = None  # None: not begun
     index: int | None = None  # of what was shown last among `asked`
     shown: Tensor | None = None
@@ -44,8 +45,11 @@ class Steps:
 
     def __post_init__(self, clock: Callable[[Tensor], Tensor]) -> None:
         start, found = self.route.sigmas[0], questions(self.route, carried=self.carried is not None)
-        self.leads = not found or not found[0].plain
-        self.asked = (Question(0, True, start, start, False), *found) if self.leads else found
+        if found and found[0].plain:
+            self.idle = _missing(found) if math.isinf(start) else 0
+            self.asked = (*[found[0]._replace(first=i == 0) for i in range(self.idle + 1)], *found[1:])
+        else:  # the solver first asks about another point than the one that it is given
+            self.idle, self.asked = 1, (Question(0, True, start, start, False), *found)
         told = torch.tensor([asked.told for asked in self.asked], dtype=torch.float64)
         self.times = clock(told).to(torch.float32).tolist()
 
@@ -74,6 +78,11 @@ class Steps:
                 f"timestep={t:g} is out of turn: the solve stands at timesteps[{index}] = {self.times[index]:g}; each "
                 f"of timesteps, {_brief(self.times)}, has its turn once"
             )
+
+    def even(self, evaluations: int) -> bool:
+        """Whether every step but the last has so many evaluations."""
+        counts = Counter(question.step for question in self.asked)
+        return all(counts[step] == evaluations for step in range(self.asked[-1].step))
 
     def check_start(self, index: int) -> None:
         """Raises: ValueError: the solve cannot begin at `asked[index]`."""
@@ -112,7 +121,7 @@ class Steps:
             stand = self._begun(index, sample, noise)
         else:
             stand = self._resumed(self.stand, index, sample, noise)
-        if not (self.leads and index == 0):
+        if index >= self.idle:
             assert stand.asked is not None
             x, sigma = stand.asked.x, float(stand.asked.sigma)
             stand = answered(self.route, stand, eps(x, sigma), noise)
@@ -164,6 +173,16 @@ class Steps:
         """What the network is shown of it."""
         x, sigma = (stand.state.x, self.route.sigmas[stand.step]) if stand.asked is None else stand.asked[:2]
         return self.route.schedule.to_model_scale(x, float(sigma)).to(dtype)
+
+
+def _missing(asked: tuple[Question, ...]) -> int:
+    """By how many evaluations the first step falls short of the others, if those are alike.
+
+    Pipelines reckon with as many in each, to find where to begin; the step out of sigma = infinity has one.
+    """
+    counts = Counter(question.step for question in asked)
+    others = {counts[step] for step in range(1, asked[-1].step)}
+    return max(0, others.pop() - counts[0]) if len(others) == 1 else 0
 
 
 def _same(one: Tensor, other: Tensor) -> bool:
