@@ -116,8 +116,9 @@ class Configured(SchedulerMixin, ConfigMixin):  # type: ignore[misc]  # the two 
         if solver is not None:
             fixed_grid(solver)  # raises, as does `reading`
         flow = isinstance(self.reading.schedule, RectifiedFlow)
-        if flow and grid is not None:
-            self.register_to_config(use_flow_sigmas=True)  # pipelines that read this leave the times to the scheduler
+        if config_of in FLOWS:  # told so, pipelines such as Flux's leave the times to the scheduler
+            register: Any = self.register_to_config
+            register(use_flow_sigmas=grid is not None)
         self.timesteps = torch.arange(num_train_timesteps, dtype=torch.float32).flip(0) + flow
 
     @classmethod
