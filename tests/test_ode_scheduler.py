@@ -622,6 +622,15 @@ def test_a_solver_that_begins_otherwise_than_it_goes_on_does_not_begin_in_the_mi
         made.set_begin_index(4 * made.order)
 
 
+def test_alf_that_knows_its_slope_still_asks_elsewhere_first():
+    """Up in the noise it begins as it goes on, but with a question about a midpoint."""
+    made = scheduler("alf")
+    made.set_timesteps(40)
+    assert made.sigmas[2] > 11
+    with pytest.raises(ValueError, match=r"cannot begin at timesteps\[2\]"):
+        made.set_begin_index(2)
+
+
 def test_a_config_without_a_class_says_enough_or_is_refused():
     with pytest.raises(ValueError, match="give config_of, the class of diffusers"):
         OdeScheduler.from_config({"num_train_timesteps": 10})
