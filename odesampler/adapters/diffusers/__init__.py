@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from odesampler.adapters.diffusers.pipelines import from_unet as from_unet
     from odesampler.adapters.diffusers.prompts import conditions as conditions
     from odesampler.adapters.diffusers.prompts import text_model as text_model
+    from odesampler.adapters.diffusers.scheduler import OdeScheduler as OdeScheduler
     from odesampler.adapters.diffusers.schedules import Reading as Reading
     from odesampler.adapters.diffusers.schedules import read as read
 
@@ -24,6 +25,7 @@ _HOMES = {
     "pipelines": ("from_pipeline", "from_pretrained", "from_unet"),
     "autoencoder": ("Autoencoder",),
     "prompts": ("conditions", "text_model"),
+    "scheduler": ("OdeScheduler",),
     "schedules": ("Reading", "read"),
 }
 _HOME = {name: home for home, names in _HOMES.items() for name in names}

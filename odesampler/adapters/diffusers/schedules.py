@@ -145,7 +145,8 @@ def _facts(config: Any, name: str) -> tuple[Mapping[str, Any], str]:
         given, kinds = config.config, [base.__name__ for base in type(config).__mro__]
     else:
         raise TypeError(f"{name} must be a scheduler of diffusers or its config; got {type(config).__name__}")
-    kinds.append(str(given.get("config_of", "")))  # an OdeScheduler says whose configuration it took over
+    if "config_of" in given and kinds[0] in ("", "OdeScheduler"):  # ours, which say whose config they have
+        kinds = [str(given["config_of"])]
     if kind := next((k for k in kinds if k in known), ""):
         return given, kind
     if "beta_schedule" in given and not kinds[0]:  # a mapping without a class says enough

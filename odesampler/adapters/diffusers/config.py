@@ -1,0 +1,219 @@
+"""The part of a scheduler that is about the model alone: what its config says, and noise added to images.
+
+x_t = alpha x0 + std noise,     v = alpha noise - std x0,     at the times that the network is told
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from diffusers.configuration_utils import ConfigMixin, register_to_config
+from diffusers.schedulers.scheduling_utils import KarrasDiffusionSchedulers, SchedulerMixin
+from torch import Tensor
+
+from odesampler.adapters.diffusers.schedules import EDM, FLOWS, Reading, read
+from odesampler.adapters.diffusers.terms import sigma_of
+from odesampler.adapters.diffusers.walk import fixed_grid
+from odesampler.precision import finest_dtype
+from odesampler.schedule import VP, RectifiedFlow
+
+
+class Configured(SchedulerMixin, ConfigMixin):  # type: ignore[misc]  # the two disagree on a type, in theirs too
+    """What the config of an `OdeScheduler` says, and what of a scheduler needs no more than that.
+
+    Args:
+        solver: A name that `ods.solvers()` lists, with arguments if need be, "multistep(predictor=3)". None: that which
+            `ods.sample` takes for so many steps; rising, `ods.encode`.
+        grid: A named grid, of `ods.grids()`, or "default": that of `ods.sample`. None: the times that the scheduler of
+            this config would take, by its timestep_spacing, use_karras_sigmas, shift and the like.
+        rising: From image to noise, to invert; see `inverse`.
+        convention: How to rise with a solver that cannot be undone: "source" (default) or "target", as in `ods.encode`.
+        config_of: The class of diffusers whose config this is: what a config leaves open is clear from it.
+        final_sigmas_type: "zero": the last step returns the predicted image. "sigma_min": the image is the point at
+            sigma_min, as for `ods.encode`; diffusers says so also with set_alpha_to_one=False, which is not heeded.
+        num_train_timesteps: This and all below is as in diffusers. `from_config` also keeps what is not named here.
+        beta_start: As there.
+        beta_end: As there.
+        beta_schedule: As there.
+        trained_betas: As there.
+        rescale_betas_zero_snr: As there.
+        prediction_type: As there.
+        variance_type: "learned" and "learned_range" drop the second half of what the network says.
+        clip_sample: As there. Off by default, but taken over from a config.
+        clip_sample_range: As there.
+        thresholding: As there.
+        dynamic_thresholding_ratio: As there.
+        sample_max_value: As there.
+        timestep_spacing: As there; "linspace" has whole times.
+        steps_offset: As there, for "leading".
+        use_karras_sigmas: Between the ends of the schedule; likewise the next three.
+        use_exponential_sigmas: As there.
+        use_beta_sigmas: As there.
+        use_lu_lambdas: As there.
+        use_flow_sigmas: As there.
+        flow_shift: As there.
+        shift: As there.
+        use_dynamic_shifting: As there.
+        base_shift: As there.
+        max_shift: As there.
+        base_image_seq_len: As there.
+        max_image_seq_len: As there.
+        time_shift_type: As there.
+        shift_terminal: As there.
+
+    Raises:
+        ValueError: An unknown solver, or a setting that cannot be meant; names the key.
+    """
+
+    _compatibles = [*(e.name for e in KarrasDiffusionSchedulers), *FLOWS]  # noqa: RUF012  # a list in all of theirs
+    _read: tuple[Any, Reading] | None = None
+
+    @register_to_config  # type: ignore[untyped-decorator]
+    def __init__(
+        self,
+        solver: str | None = None,
+        grid: str | None = None,
+        rising: bool = False,
+        convention: str | None = None,
+        config_of: str = "DDIMScheduler",
+        final_sigmas_type: str = "zero",
+        num_train_timesteps: int = 1000,
+        beta_start: float = 1e-4,
+        beta_end: float = 0.02,
+        beta_schedule: str = "linear",
+        trained_betas: Sequence[float] | None = None,
+        rescale_betas_zero_snr: bool = False,
+        prediction_type: str = "epsilon",
+        variance_type: str | None = None,
+        clip_sample: bool = False,
+        clip_sample_range: float = 1.0,
+        thresholding: bool = False,
+        dynamic_thresholding_ratio: float = 0.995,
+        sample_max_value: float = 1.0,
+        timestep_spacing: str = "linspace",
+        steps_offset: int = 0,
+        use_karras_sigmas: bool = False,
+        use_exponential_sigmas: bool = False,
+        use_beta_sigmas: bool = False,
+        use_lu_lambdas: bool = False,
+        use_flow_sigmas: bool = False,
+        flow_shift: float = 1.0,
+        shift: float = 1.0,
+        use_dynamic_shifting: bool = False,
+        base_shift: float = 0.5,
+        max_shift: float = 1.15,
+        base_image_seq_len: int = 256,
+        max_image_seq_len: int = 4096,
+        time_shift_type: str = "exponential",
+        shift_terminal: float | None = None,
+    ) -> None:
+        if final_sigmas_type not in ("zero", "sigma_min"):
+            raise ValueError(
+                f"scheduler config: final_sigmas_type={final_sigmas_type!r} is neither 'zero' nor 'sigma_min'"
+            )
+        if solver is not None:
+            fixed_grid(solver)  # raises, as does `reading`
+        flow = isinstance(self.reading.schedule, RectifiedFlow)
+        if config_of in FLOWS:  # told so, pipelines such as Flux's leave the times to the scheduler
+            register: Any = self.register_to_config
+            register(use_flow_sigmas=grid is not None)
+        self.timesteps = torch.arange(num_train_timesteps, dtype=torch.float32).flip(0) + flow
+
+    @classmethod
+    def from_config(cls, config: Any = None, return_unused_kwargs: bool = False, **kwargs: Any) -> Any:
+        """A scheduler for the model of another, of ours or of theirs: `from_config(pipe.scheduler.config)`.
+
+        All that the config says is taken over as it stands. Schedulers of diffusers drop what was a default of another
+        class and take their own instead, which may be another beta table.
+
+        Args:
+            config: The config of a scheduler.
+            return_unused_kwargs: Also return what is no argument of the constructor.
+            kwargs: Arguments of the constructor, instead of those of the config.
+
+        Raises:
+            ValueError: A config that cannot be read; names the key.
+        """
+        if isinstance(config, Mapping):
+            facts = {key: value for key, value in config.items() if key != "_use_default_values"}
+            if facts.get("_class_name", cls.__name__) != cls.__name__:
+                facts["config_of"] = facts["_class_name"]
+            elif "config_of" not in facts | kwargs:
+                facts["config_of"] = _kind_of(facts)
+            if facts.get("config_of") in FLOWS:
+                facts.setdefault("prediction_type", "flow_prediction")
+            config = facts
+        made: Any = super().from_config(config, return_unused_kwargs, **kwargs)
+        _ = (made[0] if return_unused_kwargs else made).reading  # raises, now that all keys are there
+        return made
+
+    @property
+    def facts(self) -> Any:
+        """The config, whose keys can be read as attributes, which its type does not say."""
+        return self.config
+
+    @property
+    def reading(self) -> Reading:
+        """What the config says about the model."""
+        facts = self.facts
+        if self._read is None or self._read[0] is not facts:  # pipelines replace it
+            self._read = (facts, read(facts))
+        return self._read[1]
+
+    @property
+    def alphas_cumprod(self) -> Tensor:
+        """(T,) alpha^2 at the whole times of the model's table, float32.
+
+        Raises:
+            AttributeError: The model has no table.
+        """
+        schedule = self.reading.schedule
+        if not isinstance(schedule, VP):
+            raise AttributeError(f"a model with {type(schedule).__name__} has no table, so no alphas_cumprod")
+        return torch.tensor(schedule.alpha_bar, dtype=torch.float32)
+
+    def add_noise(self, original_samples: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
+        """`original_samples` (batch, *shape) with `noise` (batch, *shape), as the network knows them at `timesteps`.
+
+        Args:
+            original_samples: Images, or latents.
+            noise: From N(0, 1).
+            timesteps: One, or one a sample; whole or not.
+        """
+        alpha, std = self._scales(timesteps, original_samples)
+        return alpha * original_samples + std * noise.to(original_samples.device, original_samples.dtype)
+
+    def scale_noise(self, sample: Tensor, timestep: float | Tensor, noise: Tensor) -> Tensor:
+        """`add_noise` under the name, and with the order of arguments, that it has for flows."""
+        return self.add_noise(sample, noise, torch.as_tensor(timestep))
+
+    def get_velocity(self, sample: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
+        """What a network with prediction_type="v_prediction" should answer; arguments as for `add_noise`."""
+        alpha, std = self._scales(timesteps, sample)
+        return alpha * noise.to(sample.device, sample.dtype) - std * sample
+
+    def __len__(self) -> int:
+        return int(self.facts.num_train_timesteps)
+
+    def _scales(self, timesteps: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
+        """(alpha, std) at `timesteps`, which broadcast against `like` (batch, *shape)."""
+        times = torch.as_tensor(timesteps).flatten()
+        if len(times) not in (1, len(like)):
+            raise ValueError(f"timesteps must be one, or one a sample: {len(like)} samples, got {len(times)}")
+        schedule, sigma = self.reading.schedule, sigma_of(self.reading, times.to(finest_dtype(times.device)))
+        shape = (-1,) + (1,) * (like.ndim - 1)
+        alpha, std = (f(sigma).to(like.device, like.dtype).reshape(shape) for f in (schedule.alpha, schedule.std))
+        return alpha, std
+
+
+def _kind_of(facts: Mapping[str, Any]) -> str:
+    """A class whose configs have such keys: in memory they have no name, and then all keys that matter."""
+    for key, kind in {"beta_schedule": "DDIMScheduler", "sigma_schedule": EDM[0], "shift": FLOWS[0]}.items():
+        if key in facts:
+            return kind
+    raise ValueError(
+        "scheduler config: none of _class_name, beta_schedule, sigma_schedule and shift is there to say of what it is: "
+        "give config_of, the class of diffusers that the network was trained with"
+    )
