@@ -43,10 +43,10 @@ def fact_of_seeds(seeds: Sequence[int]) -> str:
 
 def hash_of(value: Tensor) -> str:
     """A short hash of the rows of `value` (n, ...), a few at a time; of one row repeated, of that row, whatever n."""
-    rows = max(1, VALUES // max(1, value[0].numel()))
-    parts: Sequence[Tensor] = torch.split(value.detach(), rows)
-    if value.stride(0) == 0 or all(torch.equal(part, value[:1].expand_as(part)) for part in parts):
-        parts = [value.detach()[:1]]
+    value = value.detach()[:1] if value.stride(0) == 0 else value.detach()
+    parts: Sequence[Tensor] = torch.split(value, max(1, VALUES // max(1, value[0].numel())))
+    if all(torch.equal(part, value[:1].expand_as(part)) for part in parts):
+        parts = [value[:1]]
     digest = hashlib.sha256(f"{value.dtype} {tuple(value.shape[1:])}".encode())
     for part in parts:
         own = part.cpu().clone(memory_format=torch.contiguous_format)
