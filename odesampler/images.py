@@ -90,7 +90,7 @@ def read(file: IO[bytes], name: str | Path, shape: tuple[int, ...] | None = None
     Raises:
         ValueError: As for `load`; the size is looked at before the pixels are.
     """
-    from PIL import Image
+    from PIL import Image, UnidentifiedImageError
 
     mode = "L" if shape is not None and shape[0] == 1 else "RGB"
     refusal = None
@@ -102,6 +102,8 @@ def read(file: IO[bytes], name: str | Path, shape: tuple[int, ...] | None = None
                 converted = Image.alpha_composite(white, picture.convert("RGBA")).convert(mode)
             elif refusal is None:
                 converted = picture.convert(mode)
+    except UnidentifiedImageError as error:
+        raise ValueError(f"cannot read {name} as a picture: no format that Pillow knows, or damaged") from error
     except Exception as error:  # Pillow's readers raise nearly any kind where a file is damaged
         raise ValueError(f"cannot read {name} as a picture: {error or type(error).__name__}") from error
     if refusal is not None:

@@ -160,7 +160,7 @@ def encode_many(
         model: The model.
         paths: Picture files or folders of them, as `ods.images.load` takes them.
         out: As for `sample_many`. Each shard is a latent file, which `ods.Latent.load` reads; the names of its pictures
-            are in the record beside it, in the same order.
+            are in the record beside it, in the same order: their paths below the folder that holds all of them.
         shard_size: Pictures a file, and in memory at once.
         cond: As for `encode`, one value or one a picture.
         max_batch: As for `encode`.
@@ -174,7 +174,8 @@ def encode_many(
 
     Raises:
         FileNotFoundError: A path that does not exist.
-        ValueError: What cannot be meant, before the model is called; a folder that holds another run.
+        ValueError: What cannot be meant, before the model is called; a folder that holds another run, or a picture that
+            is not the one that was encoded.
         OSError: The disk is full, or the folder cannot be written; what is done stands.
     """
     here = World.of(rank, world)

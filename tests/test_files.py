@@ -28,11 +28,11 @@ def test_what_a_killed_process_of_the_same_number_left_is_not_taken_for_the_file
 @pytest.mark.usefixtures("either_way")
 def test_two_writers_with_one_process_number_do_not_write_into_each_other(tmp_path):
     with written_whole(tmp_path / "f") as slow:
-        slow.write(b"slow")
+        slow.write(b"s")
         with written_whole(tmp_path / "f") as quick:
-            quick.write(b"q")
-        assert (tmp_path / "f").read_bytes() == b"q"
-    assert (tmp_path / "f").read_bytes() == b"slow"
+            quick.write(b"quick")
+        assert (tmp_path / "f").read_bytes() == b"quick"
+    assert (tmp_path / "f").read_bytes() == b"s"
     assert [p.name for p in tmp_path.iterdir()] == ["f"]
 
 
