@@ -35,10 +35,11 @@ def written_whole(path: str | Path, *, first: bool = False) -> Iterator[IO[bytes
             yield file
             file.flush()
             os.fsync(file.fileno())
-            if unnamed is not None:
-                # The path is absolute, yet only with some src_dir_fd does Python follow the link that it names.
-                os.link(f"/proc/self/fd/{file.fileno()}", part, src_dir_fd=file.fileno(), follow_symlinks=True)
-        (_named_first if first else os.replace)(part, path)
+            whole = unnamed is not None and _linked(file, path)  # at once: a kill finds no name in between to leave
+            if unnamed is not None and not whole:
+                _linked(file, part)
+        if not whole:
+            (_named_first if first else os.replace)(part, path)
     finally:
         part.unlink(missing_ok=True)
 
@@ -62,6 +63,16 @@ def sha256(file: IO[bytes]) -> str:
     while block := file.read(1 << 20):
         digest.update(block)
     return digest.hexdigest()
+
+
+def _linked(file: IO[bytes], path: Path) -> bool:
+    """Give an open file without a name the name `path`; False where another file has it."""
+    try:
+        # The path is absolute, yet only with some src_dir_fd does Python follow the link that it names.
+        os.link(f"/proc/self/fd/{file.fileno()}", path, src_dir_fd=file.fileno(), follow_symlinks=True)
+    except FileExistsError:
+        return False
+    return True
 
 
 def _named_first(part: Path, path: Path) -> None:

@@ -85,7 +85,8 @@ def sample(
             denoised image, but for a few solvers that say so.
         grid: A name of `ods.grids()` such as "karras(rho=5)", a Grid, or falling sigmas. By default one that
             suits the solver and the number of steps, likewise.
-        seed: An int s (sample i then has seed s + i), or one a sample, as a list, tensor or array. Sample and seed belong together in any batch.
+        seed: An int s (sample i then has seed s + i), or one a sample, as a list, tensor or array. Sample and seed
+            belong together in any batch.
         noise: What stochastic solvers draw: "independent" from step to step, or increments of one path a sample,
             "brownian", so that with more steps the same images come out better. Churn's are always independent.
         x: Latents to start from, (batch, *shape), in the model's own scale, about N(0, 1): instead of drawing them.
