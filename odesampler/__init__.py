@@ -80,6 +80,7 @@ if TYPE_CHECKING:
     from odesampler.solvers import Churn as Churn
     from odesampler.solvers import Dopri5 as Dopri5
     from odesampler.solvers import Euler as Euler
+    from odesampler.solvers import Fitted as Fitted
     from odesampler.solvers import FixedPoint as FixedPoint
     from odesampler.solvers import Heun as Heun
     from odesampler.solvers import Midpoint as Midpoint
@@ -95,6 +96,7 @@ if TYPE_CHECKING:
     from odesampler.streaming import encode_many as encode_many
     from odesampler.streaming import sample_many as sample_many
     from odesampler.threshold import DynamicThreshold as DynamicThreshold
+    from odesampler.tuned import Tuned as Tuned
     from odesampler.zoo.models import held_out as held_out
     from odesampler.zoo.models import load as load
     from odesampler.zoo.models import models as models
@@ -137,6 +139,7 @@ _HOMES = {
     "solvers": ("Ancestral", "Churn", "Euler", "Multistep", "Reversible", "Singlestep", "StochasticMidpoint"),
     "solvers.alf": ("ALF",),
     "solvers.edict": ("EDICT",),
+    "solvers.fitted": ("Fitted",),
     "solvers.fixed_point": ("FixedPoint",),
     "solvers.reversible_heun": ("ReversibleHeun",),
     "solvers.two_step": ("TwoStep",),
@@ -144,6 +147,7 @@ _HOMES = {
     "solvers.external": ("Scipy", "Torchdiffeq"),
     "streaming": ("encode_many", "sample_many"),
     "threshold": ("DynamicThreshold",),
+    "tuned": ("Tuned",),
     "zoo.models": ("held_out", "load", "models"),
 }
 _HOME = {name: home for home, names in _HOMES.items() for name in names}

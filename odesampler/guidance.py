@@ -103,8 +103,8 @@ class Guided:
         if not isinstance(sigma, Tensor) and not low <= sigma <= high:
             return model(x, sigma, told=told, **cond)
         place = model.place(x, sigma, told)
+        null = {**null, **{k: v for k, v in cond.items() if k not in model.null_cond}}  # told on both sides
         both = {k: torch.cat([cond.get(k, null[k]), null[k]]) for k in null}
-        both |= {k: torch.cat([v, v]) for k, v in cond.items() if k not in null}
         out = model.ask(
             torch.cat([place.x_t] * 2), torch.cat([place.t] * 2) if isinstance(place.t, Tensor) else place.t, both
         )

@@ -28,9 +28,10 @@ from odesampler.model import Model
 from odesampler.noise import Noise
 from odesampler.observe import Progress, Recorder, Trajectory, tell_all
 from odesampler.program import Course, Loop, Observer, Program, Solved, Solver, State
-from odesampler.registry import loop_for, spec_of
+from odesampler.registry import find_solver, loop_for, spec_of
 from odesampler.room import AnyBatch
 from odesampler.threshold import AnyThreshold, checked_threshold, thresholded
+from odesampler.tuned import Tuned
 
 AnyGrid: TypeAlias = "Grid | Sequence[float] | str"
 AnySolver: TypeAlias = "Solver | Loop | str"
@@ -79,6 +80,13 @@ def make_plan(
     checked_model(model)
     if isinstance(grid, (int, float)):
         raise TypeError(f"grid must be a name, a Grid or a sequence of sigmas; got {grid!r}")
+    if solver is not None:
+        solver = find_solver(solver)
+    if isinstance(solver, Tuned):
+        if grid is not None:
+            raise ValueError(f"{solver!r} brings its grid along, so grid={grid!r} would have no effect: leave it out")
+        solver.check_model(model.name, model.fingerprint())
+        grid = solver.grid if into_zero else solver.grid_to_encode
     asks = ""
     if grid is not None and not isinstance(grid, str):  # a given grid asks for its own number of steps
         steps = len(grid) - 1
@@ -95,8 +103,9 @@ def make_plan(
     low, high = model.range
     if loop.takes_steps:
         walker = loop.solver if isinstance(loop, OnGrid) else None
-        name = grid or model.grid or defaults.grid_for(model.schedule, low, high, steps, walker)
-        made = make_grid(name, model.schedule, steps, into_zero=into_zero, sigma_min=low, sigma_max=high)
+        if grid is None:
+            grid = model.grid or defaults.grid_for(model.schedule, low, high, steps, walker)
+        made = make_grid(grid, model.schedule, steps, into_zero=into_zero, sigma_min=low, sigma_max=high)
     elif grid is None:
         made = Grid(_ends(low, high, loop, into_zero), "ends")
     else:
@@ -243,8 +252,8 @@ def checked_cond(model: Model, cond: Mapping[str, Any] | None, batch: int) -> di
     if not isinstance(cond, (Mapping, type(None))):
         raise TypeError(f'cond must be a mapping such as {{"label": 3}}; got {cond!r}')
     for key, value in (cond or {}).items():
-        if model.null_cond and key not in model.null_cond:
-            raise ValueError(f"{model.name} takes the conditions {', '.join(model.null_cond)}; got {key!r}")
+        if model.null_cond and key not in made:
+            raise ValueError(f"{model.name} takes the conditions {', '.join(made)}; got {key!r}")
         try:
             one = torch.as_tensor(value, device=model.device)
         except (TypeError, ValueError, RuntimeError) as error:
@@ -258,7 +267,8 @@ def checked_cond(model: Model, cond: Mapping[str, Any] | None, batch: int) -> di
     if "label" in made and model.labels:
         if made["label"].ndim != 1 or made["label"].dtype not in (torch.int32, torch.int64):
             raise ValueError(f"labels are whole numbers, one a sample; got {(cond or {})['label']!r}")
-        allowed = {*range(len(model.labels)), *made["label"].new_tensor(model.null_cond["label"]).flatten().tolist()}
+        null = made["label"].new_tensor(model.null_cond.get("label", [])).flatten().tolist()
+        allowed = {*range(len(model.labels)), *null}
         bad = sorted({*made["label"].tolist()} - allowed)
         if bad:
             raise ValueError(f"label {bad[0]} does not exist: {model.name} has 0 .. {len(model.labels) - 1}")

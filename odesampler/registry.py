@@ -100,16 +100,19 @@ def register(name: str, maker: Callable[..., Solver]) -> None:
 
 
 def find_solver(solver: Solver | Loop | str) -> Solver | Loop:
-    """The solver of that name; a solver or loop is returned as it is.
+    """The solver of that name, or in that file (.json, `tuned`); a solver or loop is returned as it is.
 
     Raises:
-        ValueError: An unknown name (lists the known ones), or arguments that it does not take.
+        ValueError: An unknown name (lists the known ones), or arguments that it does not take; a damaged file.
+        FileNotFoundError: There is no such file.
         TypeError: Neither a name nor a solver.
     """
     if isinstance(solver, (Solver, Loop)):
         return solver
     if not isinstance(solver, str):
         raise TypeError(f"solver must be a name or an object such as ods.Heun(); got {solver!r}")
+    if solver.endswith(".json"):
+        return _from_file(solver)
     name, bracket, given = solver.partition("(")
     driver, colon, rest = (LOOPS.get(name, name) + bracket + given).partition(":")
     if not colon:
@@ -122,6 +125,13 @@ def find_solver(solver: Solver | Loop | str) -> Solver | Loop:
     if driver not in makers:
         raise ValueError(f"unknown solver {solver!r}: before the colon stands one of {', '.join(DRIVERS)}")
     return _called(lambda **options: makers[driver](name, **options), arguments, solver)
+
+
+def _from_file(path: str) -> Loop:
+    """A solver that was tuned, from its file."""
+    from odesampler.tuned import Tuned  # knows this module
+
+    return Tuned.load(path)
 
 
 def spec_of(solver: Solver | Loop) -> str:

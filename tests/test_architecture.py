@@ -37,7 +37,8 @@ CORE = {  # what each module of the core may import of ours
     "adaptive": {"program", "combine"},
     "roots": {"program", "combine", "precision"},
     "implicit": {"precision", "program", "combine", "integrate", "roots", "trial"},
-    "registry": {"program", "combine", "integrate", "adaptive", "names", "solvers"},
+    "registry": {"program", "combine", "integrate", "adaptive", "names", "solvers", "tuned"},
+    "tuned": {"files", "grid", "integrate", "program", "registry", "solvers", "version"},
     "solvers": {"solvers", "registry"},  # the package answers `odesampler.solvers()`
     "data_range": set(),
     "codec": set(),

@@ -175,3 +175,20 @@ def test_a_usual_grid_is_taken_where_none_is_given():
 def test_a_usual_guidance_that_is_none_is_refused(scale):
     with pytest.raises(ValueError, match="guidance_scale"):
         replace(DIGITS, guidance_scale=scale)
+
+
+def test_a_grid_may_be_a_tensor_of_sigmas():
+    model = mixture().model(ods.VP.linear())
+    x = torch.randn(2, *model.data_shape, dtype=torch.float64)
+    sigmas = torch.tensor([10.0, 1.0, 0.1])
+    assert torch.equal(ods.sample(model, x=x, grid=sigmas).x, ods.sample(model, x=x, grid=sigmas.tolist()).x)
+
+
+def test_labels_without_a_null_one_are_only_those_that_there_are():
+    def network(x_t, t, label):
+        return x_t * label.reshape(-1, 1, 1, 1)
+
+    model = ods.Model(network, ods.VP.linear(), data_shape=(1, 2, 2), labels=("one", "two"))
+    assert ods.sample(model, 2, num_steps=2, cond={"label": 1}).x.shape == (2, 1, 2, 2)
+    with pytest.raises(ValueError, match="label 2 does not exist"):
+        ods.sample(model, 2, num_steps=2, cond={"label": 2})

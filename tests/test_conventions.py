@@ -104,7 +104,7 @@ def test_a_solver_with_memory_keeps_it_under_target(solver):
 @pytest.mark.parametrize("solver", [s for s in SOLVERS if not s.stochastic], ids=repr)
 def test_what_a_solver_carries_is_found_out_by_trying(solver):
     dopri = isinstance(solver, (ods.Dopri5, ods.Bosh3))
-    kept = isinstance(solver, (ods.Multistep, ods.Invertible))
+    kept = isinstance(solver, (ods.Multistep, ods.Fitted, ods.Invertible))
     memoryless = isinstance(solver, ods.Multistep) and max(solver.predictor, solver.corrector) == 1
     assert carries(solver) == (kept and not dopri and not memoryless)
 

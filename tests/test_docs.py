@@ -78,8 +78,9 @@ def test_commands_run(page, text, tmp_path, monkeypatch):
         elif words[:2] == ["pip", "install"]:
             assert words[2:4] == ["-c", "constraints.txt"]
             assert (ROOT / "constraints.txt").is_file()
-        elif words == ["pytest"]:
-            assert re.search(r"pip install .*-c constraints.txt -e '.\[test\]' && pytest$", script, re.MULTILINE)
+        elif words == ["pytest", "-n", "auto"]:
+            asked = r"pip install .*-c constraints.txt -e '.\[test\]' && pytest -n auto$"
+            assert re.search(asked, script, re.MULTILINE)
         elif words[:3] == ["python", "-m", "tests.benchmarks"]:
             IN_SMALL[words[3]]()
         else:

@@ -3,7 +3,7 @@
 from importlib import import_module as _import_module
 from typing import Any
 
-_MODULES = ("diffusers",)
+_MODULES = ("checkpoints", "diffusers", "edm", "guided_diffusion", "kdiffusion")
 
 __all__ = [*_MODULES]
 

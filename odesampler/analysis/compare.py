@@ -36,6 +36,7 @@ from odesampler.registry import distinct_names, find_solver
 from odesampler.room import AnyBatch
 from odesampler.sampling import checked_count, checked_shape
 from odesampler.threshold import AnyThreshold
+from odesampler.tuned import Tuned
 
 DEFAULT = "default"  # the solver that `sample` takes where none is named
 DEFAULT_SOLVERS = (DEFAULT, "ddim", "dpmpp_2m", "unipc", "heun", "rk4")
@@ -160,6 +161,10 @@ def _cases(
             for tolerance in tolerances or (None,):
                 loop = _with_tolerance(found, tolerance)
                 cases.append(_Case(name, "own", None, tolerance, _plan(model, loop, None, None, options)))
+            continue
+        if isinstance(found, Tuned):
+            plan = _plan(model, found, None, None, options)
+            cases.append(_Case(name, found.grid.name, plan.grid.num_steps, None, plan))
             continue
         for grid in grids:
             for n in [None] if isinstance(grid, Grid) else steps or _affordable(model, found):

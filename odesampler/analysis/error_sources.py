@@ -44,6 +44,7 @@ from odesampler.precision import finest_dtype
 from odesampler.program import Invertible
 from odesampler.registry import find_solver, spec_of
 from odesampler.room import AnyBatch
+from odesampler.tuned import Tuned
 
 Found = TypeVar("Found")
 CONVENTIONS = ("source", "target", "implicit")
@@ -93,6 +94,8 @@ def error_sources(
     images = checked_images(checked_model(model), images)
     if type(iterations) is not int or iterations < 0:
         raise ValueError(f"iterations must be a whole number, 0 or more; got {iterations!r}")
+    if isinstance(find_solver(solver), Tuned):
+        raise ValueError(f"{solver!r} was tuned for the steps of its grid, which cannot be doubled: see its measured")
     own = not getattr(find_solver(solver), "takes_steps", True)  # such a one is refused for what it is, below
     steps = STEPS if num_steps is None and not own and (grid is None or isinstance(grid, str)) else num_steps
     case = Case(solver, steps, grid, cond, guidance_scale, convention, state_dtype, max_batch)

@@ -42,8 +42,9 @@ from odesampler.plan import (
     execute,
 )
 from odesampler.program import Invertible, Loop, Solver
-from odesampler.registry import spec_of
+from odesampler.registry import find_solver, spec_of
 from odesampler.room import AnyBatch
+from odesampler.tuned import Tuned
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -167,7 +168,8 @@ def estimate_round_trip(
     images = checked_images(checked_model(model), images)
     if type(sweeps) is not int or sweeps < 0:
         raise ValueError(f"sweeps must be a whole number, 0 or more; got {sweeps!r}")
-    steps = STEPS if num_steps is None and (grid is None or isinstance(grid, str)) else num_steps
+    own = isinstance(find_solver(solver), Tuned) or not (grid is None or isinstance(grid, str))
+    steps = STEPS if num_steps is None and not own else num_steps
     case = Case(solver, steps, grid, cond, guidance_scale, convention, state_dtype, max_batch)
     plan = case.plan(model)
     warn_of_nothing_to_guide_to(model, cond, guidance_scale)

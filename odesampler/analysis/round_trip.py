@@ -30,6 +30,7 @@ from odesampler.plan import AnyGrid, AnySolver, checked_cond, checked_images, ch
 from odesampler.program import Invertible, Loop, Solver
 from odesampler.registry import find_solver
 from odesampler.room import AnyBatch
+from odesampler.tuned import Tuned
 
 FAILURES = (ArithmeticError, RuntimeError, ValueError)  # NaN, gave up, did not arrive: the others go on
 DEFAULT_SOLVERS = ("ddim", "heun", "rk4", "alf")
@@ -119,7 +120,7 @@ def _cases(
 ) -> Iterator[Case]:
     for solver in solvers:
         found = find_solver(solver)
-        own = isinstance(found, Loop) and not found.takes_steps
+        own = isinstance(found, Tuned) or (isinstance(found, Loop) and not found.takes_steps)
         given = dict(varied)
         if len(solvers) > 1 and (own or isinstance(found, Invertible)):
             given["convention"] = [None]

@@ -77,7 +77,7 @@ def roundtrip(
     cond = (
         {} if label is None or "," in label else cond_of(loaded, label)
     )  # labels of the pictures are not those of the drawn
-    options = {k: how[k] for k in ("guidance_scale", "max_batch")}
+    options = {k: how[k] for k in ("guidance_scale", "max_batch") if k in how}
     drawn = ods.sample(loaded, DRAWN, cond=cond or every_class(loaded, DRAWN), progress=shown(), **options)
     click.echo(f"{DRAWN} images drawn, {cost(drawn.nfe)}")
     with written_whole(out) as file:

@@ -12,6 +12,7 @@ from odesampler.solvers.edict import EDICT as EDICT
 from odesampler.solvers.exponential import Singlestep as Singlestep
 from odesampler.solvers.external import Scipy as Scipy
 from odesampler.solvers.external import Torchdiffeq as Torchdiffeq
+from odesampler.solvers.fitted import Fitted as Fitted
 from odesampler.solvers.fixed_point import FixedPoint as FixedPoint
 from odesampler.solvers.multistep import Multistep as Multistep
 from odesampler.solvers.reversible import Reversible as Reversible

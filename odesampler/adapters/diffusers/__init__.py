@@ -9,10 +9,21 @@ from importlib import import_module as _import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from odesampler.adapters.diffusers.autoencoder import Autoencoder as Autoencoder
+    from odesampler.adapters.diffusers.grids import grid_of as grid_of
+    from odesampler.adapters.diffusers.pipelines import from_pipeline as from_pipeline
+    from odesampler.adapters.diffusers.pipelines import from_pretrained as from_pretrained
+    from odesampler.adapters.diffusers.pipelines import from_unet as from_unet
+    from odesampler.adapters.diffusers.prompts import conditions as conditions
+    from odesampler.adapters.diffusers.prompts import text_model as text_model
     from odesampler.adapters.diffusers.schedules import Reading as Reading
     from odesampler.adapters.diffusers.schedules import read as read
 
 _HOMES = {
+    "grids": ("grid_of",),
+    "pipelines": ("from_pipeline", "from_pretrained", "from_unet"),
+    "autoencoder": ("Autoencoder",),
+    "prompts": ("conditions", "text_model"),
     "schedules": ("Reading", "read"),
 }
 _HOME = {name: home for home, names in _HOMES.items() for name in names}

@@ -145,6 +145,7 @@ def _facts(config: Any, name: str) -> tuple[Mapping[str, Any], str]:
         given, kinds = config.config, [base.__name__ for base in type(config).__mro__]
     else:
         raise TypeError(f"{name} must be a scheduler of diffusers or its config; got {type(config).__name__}")
+    kinds.append(str(given.get("config_of", "")))  # an OdeScheduler says whose configuration it took over
     if kind := next((k for k in kinds if k in known), ""):
         return given, kind
     if "beta_schedule" in given and not kinds[0]:  # a mapping without a class says enough
@@ -223,17 +224,17 @@ def _prediction(config: _Config) -> Prediction:
 
 def _betas(config: _Config) -> Tensor:
     """(T,) float64, where diffusers has float32."""
-    steps, start, end = int(config["num_train_timesteps"]), config["beta_start"], config["beta_end"]
+    steps, start, end = int(config["num_train_timesteps"]), float(config["beta_start"]), float(config["beta_end"])
     if config["trained_betas"] is not None:
-        betas = torch.as_tensor(config["trained_betas"], dtype=torch.float64)
-        if betas.shape != (steps,):
-            config.refuse("num_train_timesteps", f"but trained_betas has {betas.numel()} entries")
-        return betas
+        trained = torch.as_tensor(config["trained_betas"], dtype=torch.float64)
+        if trained.shape != (steps,):
+            config.refuse("num_train_timesteps", f"but trained_betas has {trained.numel()} entries")
+        return trained
     kind = config["beta_schedule"]
     if kind == "linear":
         return torch.linspace(start, end, steps, dtype=torch.float64)
     if kind == "scaled_linear":
-        return torch.linspace(start**0.5, end**0.5, steps, dtype=torch.float64) ** 2
+        return torch.linspace(start**0.5, end**0.5, steps, dtype=torch.float64).square()
     if kind == "sigmoid":
         return torch.linspace(-6, 6, steps, dtype=torch.float64).sigmoid() * (end - start) + start
     if kind not in _SIGNAL:
