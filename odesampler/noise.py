@@ -115,10 +115,16 @@ def noise_for(kind: str, seeds: Sequence[int]) -> Noise:
     return kinds[kind](seeds)
 
 
-def seeds_for(seed: AnySeed, num_samples: int) -> Sequence[int]:
+def seeds_for(seed: AnySeed, num_samples: int) -> list[int]:
     """One seed a sample: an int s means s, s + 1, s + 2, ...; so `seed=5` makes the sixth sample of `seed=0` first.
 
-    Those are not written out, so that any number of them takes no memory.
+    Raises: as `seed_row`.
+    """
+    return [*seed_row(seed, num_samples)]
+
+
+def seed_row(seed: AnySeed, num_samples: int) -> Sequence[int]:
+    """As `seeds_for`; those in sequence are not written out, so that any number of them takes no memory.
 
     Raises:
         TypeError: A seed that is no whole number.

@@ -30,7 +30,7 @@ from odesampler.inversion import encode, refuse_what_cannot_be_encoded
 from odesampler.latent import Recipe
 from odesampler.lossless import in_whole_numbers, place_of, rows_at_once
 from odesampler.model import Model
-from odesampler.noise import AnySeed, noise_for, seeds_for
+from odesampler.noise import AnySeed, noise_for, seed_row
 from odesampler.picture_files import PictureFiles
 from odesampler.plan import Plan, checked_cond, make_plan
 from odesampler.precision import finest_dtype
@@ -118,7 +118,7 @@ def sample_many(
     checked_shape(model)
     if kind == "png" and (model.image_shape or ())[:-2] not in ((1,), (3,)):
         raise ValueError(f"png takes images, (1 or 3, height, width); {model.name} makes {model.image_shape}")
-    seeds, conditions = seeds_for(seed, shards.count), checked_cond(model, cond, shards.count)
+    seeds, conditions = seed_row(seed, shards.count), checked_cond(model, cond, shards.count)
     shards.begin(
         {
             "kind": kind,
