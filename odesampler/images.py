@@ -9,7 +9,7 @@ import math
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import torch
 from torch import Tensor
@@ -48,7 +48,9 @@ def find(paths: Sequence[str | Path]) -> list[Path]:
             raise FileNotFoundError(f"no such file or folder: {path}")
         inside = sorted(p for p in path.iterdir() if p.suffix.lower() in SUFFIXES) if path.is_dir() else [path]
         if not inside:
-            raise FileNotFoundError(f"no {', '.join(SUFFIXES)} files in folder {path}")
+            below = any(p.is_dir() for p in path.iterdir())
+            advice = f"; folders in it are not searched: name them, as in {path}/*" if below else ""
+            raise FileNotFoundError(f"no {', '.join(SUFFIXES)} files in folder {path}{advice}")
         found += inside
     return found
 
@@ -72,35 +74,54 @@ def load(
             first, or more than is kept (`whole`).
     """
     pictures: list[Tensor] = []
-    files = find([paths] if isinstance(paths, (str, Path)) else paths)
-    for path in files:
-        picture = _read(path, "L" if shape is not None and shape[0] == 1 else "RGB", whole)
-        want = tuple(shape) if shape is not None else tuple(pictures[0].shape) if pictures else tuple(picture.shape)
-        if tuple(picture.shape) != want:
-            size, asked = (f"{s[2]} x {s[1]}" for s in (picture.shape, want))
-            raise ValueError(f"{path} is {size} pixels; {asked} are wanted: resize it first")
-        pictures.append(picture)
+    for path in find([paths] if isinstance(paths, (str, Path)) else paths):
+        like = shape if shape is not None or not pictures else (3, *pictures[0].shape[1:])
+        try:
+            with open(path, "rb") as file:
+                pictures.append(read(file, path, like, whole=whole))
+        except OSError as error:
+            raise ValueError(f"cannot read {path} as a picture: {error}") from error
     return torch.stack(pictures)
 
 
-def _read(path: Path, mode: str, whole: bool) -> Tensor:
+def read(file: IO[bytes], name: str | Path, shape: tuple[int, ...] | None = None, *, whole: bool = False) -> Tensor:
+    """One picture (channels, height, width), as `load` reads it, from an open file; errors call it `name`.
+
+    Raises:
+        ValueError: As for `load`; the size is looked at before the pixels are.
+    """
     from PIL import Image, UnidentifiedImageError
 
+    mode = "L" if shape is not None and shape[0] == 1 else "RGB"
+    refusal = None
     try:
-        with Image.open(path) as picture:
-            if picture.mode.startswith(("I", "F")):  # Pillow would cut its values off at 255
-                raise ValueError(f"{path} has more than 8 bits a pixel: convert it first")
-            if whole and (picture.has_transparency_data or (mode == "L" and picture.mode not in ("1", "L"))):
-                raise ValueError(f"{path} has transparency, or colours in place of greys, which would be lost")
-            if picture.has_transparency_data:
+        with Image.open(file) as picture:
+            refusal = _refusal(picture, mode, shape, whole)
+            if refusal is None and picture.has_transparency_data:
                 white = Image.new("RGBA", picture.size, "white")
                 converted = Image.alpha_composite(white, picture.convert("RGBA")).convert(mode)
-            else:
+            elif refusal is None:
                 converted = picture.convert(mode)
-    except (UnidentifiedImageError, Image.DecompressionBombError, OSError, SyntaxError) as error:
-        raise ValueError(f"cannot read {path} as a picture: {error}") from error
+    except UnidentifiedImageError as error:
+        raise ValueError(f"cannot read {name} as a picture: no format that Pillow knows, or damaged") from error
+    except Exception as error:  # Pillow's readers raise nearly any kind where a file is damaged
+        raise ValueError(f"cannot read {name} as a picture: {error or type(error).__name__}") from error
+    if refusal is not None:
+        raise ValueError(f"{name} {refusal}")
     data = torch.frombuffer(bytearray(converted.tobytes()), dtype=torch.uint8)
     return to_float(data.reshape(converted.height, converted.width, -1).permute(2, 0, 1))
+
+
+def _refusal(picture: Any, mode: str, shape: tuple[int, ...] | None, whole: bool) -> str | None:
+    """Why a picture, opened and not decoded yet, is not taken; None where it is."""
+    if shape is not None and picture.size != (shape[2], shape[1]):
+        size, asked = (f"{width} x {height}" for width, height in (picture.size, (shape[2], shape[1])))
+        return f"is {size} pixels; {asked} are wanted: resize it first"
+    if picture.mode.startswith(("I", "F")):  # Pillow would cut its values off at 255
+        return "has more than 8 bits a pixel: convert it first"
+    if whole and (picture.has_transparency_data or (mode == "L" and picture.mode not in ("1", "L"))):
+        return "has transparency, or colours in place of greys, which would be lost"
+    return None
 
 
 def grid(images: Tensor, columns: int | None = None, scale: int | None = None, gap: int = 1) -> Tensor:

@@ -20,6 +20,7 @@ from odesampler.model import Model
 from odesampler.plan import Plan, course_of
 from odesampler.program import Solver
 from odesampler.registry import find_solver, spec_of
+from odesampler.tensor_file import write_tensors
 from odesampler.threshold import AnyThreshold, DynamicThreshold, checked_threshold
 from odesampler.version import __version__
 
@@ -146,8 +147,6 @@ class Latent:
             OSError: The file cannot be written.
             ValueError: The solver is your own and has no name by which another process could find it.
         """
-        from safetensors.torch import save
-
         self.recipe.plan()
         tensors = {"x": self.x}
         tensors |= {f"memory.{i}": m for i, m in enumerate(self.memory)}
@@ -159,9 +158,8 @@ class Latent:
             facts["sidecar"] = text
         tensors |= {f"null.{k}": v for k, v in (self.null or {}).items()}
         tensors |= {k: v for k in _MEASURED if (v := getattr(self, k)) is not None}
-        data = {k: v.detach().cpu().clone(memory_format=torch.contiguous_format) for k, v in tensors.items()}
         with written_whole(path) as file:
-            file.write(save(data, metadata=facts))
+            write_tensors(file, tensors, facts)
 
     @classmethod
     def load(cls, path: str | Path, device: str | torch.device = "cpu") -> Latent:

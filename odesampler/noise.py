@@ -19,6 +19,8 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor
 
+AnySeed: TypeAlias = "int | Sequence[int] | Tensor"  # or an array of numpy's, which has the same methods
+
 LIMIT = 2**63
 _BITS = 32  # of a time's mantissa: two times nearer than 2**-32 of themselves are the same
 
@@ -113,20 +115,40 @@ def noise_for(kind: str, seeds: Sequence[int]) -> Noise:
     return kinds[kind](seeds)
 
 
-def seeds_for(seed: int | Sequence[int], num_samples: int) -> list[int]:
+def seeds_for(seed: AnySeed, num_samples: int) -> list[int]:
     """One seed a sample: an int s means s, s + 1, s + 2, ...; so `seed=5` makes the sixth sample of `seed=0` first.
+
+    Raises: as `seed_row`.
+    """
+    return [*seed_row(seed, num_samples)]
+
+
+def seed_row(seed: AnySeed, num_samples: int) -> Sequence[int]:
+    """As `seeds_for`; those in sequence are not written out, so that any number of them takes no memory.
 
     Raises:
         TypeError: A seed that is no whole number.
         ValueError: Not as many seeds as samples, or a seed outside 0 .. 2**63 - 1.
     """
-    seeds = [index(s) for s in seed] if isinstance(seed, Sequence) else [index(seed) + i for i in range(num_samples)]
+    given: Any = seed.tolist() if hasattr(seed, "tolist") else seed
+    try:
+        several = [_whole(s) for s in given] if isinstance(given, Sequence) else None
+        seeds: Sequence[int] = range(_whole(given), _whole(given) + num_samples) if several is None else several
+    except TypeError as error:
+        what = "a whole number, or one a sample: a list, or a tensor or array of one dimension"
+        raise TypeError(f"seed must be {what}; got {seed!r}") from error
     if len(seeds) != num_samples:
         raise ValueError(f"seed must be one int, or one a sample: {num_samples} samples, got {len(seeds)} seeds")
-    for s in seeds:
+    for s in (*seeds[:1], *seeds[-1:]) if isinstance(seeds, range) else seeds:
         if not 0 <= s < LIMIT:
             raise ValueError(f"a seed must be a whole number from 0 to 2**63 - 1; got {s}")
     return seeds
+
+
+def _whole(seed: Any) -> int:
+    if isinstance(seed, bool):  # an int to Python, and a mistake here
+        raise TypeError(f"{seed} is no whole number")
+    return index(seed)
 
 
 def _times(end: Any, batch: int) -> list[float]:

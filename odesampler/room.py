@@ -11,6 +11,7 @@ from __future__ import annotations
 import gc
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from numbers import Integral
 from typing import Literal, TypeAlias
 
 import torch
@@ -72,8 +73,11 @@ def check_max_batch(max_batch: AnyBatch, width: int) -> None:
     """Raises: ValueError: no size of a batch, or not room for one sample, which takes `width` rows."""
     if max_batch is None or max_batch == "auto":
         return
-    if isinstance(max_batch, str) or max_batch < 1:
+    whole = isinstance(max_batch, Integral) and not isinstance(max_batch, bool)
+    if isinstance(max_batch, str) or (whole and max_batch < 1):
         raise ValueError(f'max_batch must be 1 or more, "auto", or None; got {max_batch!r}')
+    if not whole:
+        raise ValueError(f'max_batch must be a whole number, "auto", or None; got {max_batch!r}')
     if max_batch < width:
         raise ValueError(
             f"guidance needs {width} rows for one sample: max_batch must be {width} or more; got {max_batch}"

@@ -6,7 +6,7 @@ x(sigma_max) = latent / alpha,     dx / dsigma = eps,     image = alpha * x at t
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from numbers import Integral
@@ -20,7 +20,7 @@ from odesampler.adjoint import AnyGrad
 from odesampler.codec import Codec
 from odesampler.guidance import AnyGuidance, usual_guidance, warn_of_nothing_to_guide_to
 from odesampler.model import Model
-from odesampler.noise import noise_for, seeds_for
+from odesampler.noise import AnySeed, noise_for, seeds_for
 from odesampler.observe import Trajectory
 from odesampler.plan import AnyGrid, AnySolver, Outcome, Plan, checked_batch, checked_cond, execute, make_plan
 from odesampler.program import Invertible, State
@@ -60,7 +60,7 @@ def sample(
     solver: AnySolver | None = None,
     num_steps: int | None = None,
     grid: AnyGrid | None = None,
-    seed: int | Sequence[int] = 0,
+    seed: AnySeed = 0,
     noise: str = "independent",
     x: Tensor | None = None,
     cond: Mapping[str, Any] | None = None,
@@ -85,7 +85,8 @@ def sample(
             denoised image, but for a few solvers that say so.
         grid: A name of `ods.grids()` such as "karras(rho=5)", a Grid, or falling sigmas. By default one that
             suits the solver and the number of steps, likewise.
-        seed: An int s (sample i then has seed s + i), or one a sample. Sample and seed belong together in any batch.
+        seed: An int s (sample i then has seed s + i), or one a sample, as a list, tensor or array. Sample and seed
+            belong together in any batch.
         noise: What stochastic solvers draw: "independent" from step to step, or increments of one path a sample,
             "brownian", so that with more steps the same images come out better. Churn's are always independent.
         x: Latents to start from, (batch, *shape), in the model's own scale, about N(0, 1): instead of drawing them.

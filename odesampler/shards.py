@@ -10,7 +10,6 @@ how many there are, and they need not know of each other.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 import os
@@ -19,10 +18,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from odesampler.files import written_whole
+from odesampler.files import is_part, sha256, sweep, written_whole
 
 MANIFEST = "manifest.json"
 CHECKSUMS = "SHA256SUMS"
+LEFT = 3600.0  # seconds after which a file that is not whole belongs to no living process
 
 
 class World(NamedTuple):
@@ -75,28 +75,36 @@ class Shards:
         """Say what is made, or see that it is what was begun here.
 
         Raises:
-            ValueError: Another run was begun here: names what differs.
+            ValueError: Another run was begun here: names what differs, in the order of the facts.
             OSError: The folder cannot be written.
         """
-        said = json.loads(json.dumps({**facts, "count": self.count, "shard size": self.size}))
+        said = json.loads(json.dumps({"count": self.count, "shard size": self.size, **facts}))
         path = self.folder / MANIFEST
+        if self.folder.exists() and not self.folder.is_dir():
+            raise ValueError(f"{self.folder} is a file, and shards are written into a folder: take another name")
         self.folder.mkdir(parents=True, exist_ok=True)
         if not path.exists():
-            if any(self.folder.iterdir()):
+            foreign = any(not is_part(p) for p in self.folder.iterdir())
+            if foreign and not path.exists():  # looked for again: another process may have begun in between
                 raise ValueError(f"{self.folder} holds other files and no {MANIFEST}: take a new or an empty folder")
-            _write_first(path, json.dumps(said, indent=1))
+            with written_whole(path, first=True) as file:
+                file.write(json.dumps(said, indent=1).encode())
         try:
             begun = json.loads(path.read_text())
         except ValueError as error:
             raise ValueError(f"{path} is damaged: {error}") from error
-        other = [k for k in {**begun, **said} if begun.get(k) != said.get(k)]
+        other = [k for k in {**said, **begun} if begun.get(k) != said.get(k)]
         if other:
             differ = "; ".join(f"{k}: {_short(begun.get(k))} there, {_short(said.get(k))} asked" for k in other)
             raise ValueError(f"{self.folder} holds another run ({differ}): take another folder")
 
+    def of(self, world: World) -> range:
+        """The shards of this process."""
+        return range(world.rank, len(self), world.size)
+
     def missing(self, world: World) -> list[int]:
         """The shards of this process that are not done."""
-        return [i for i in range(world.rank, len(self), world.size) if self.record(i) is None]
+        return [i for i in self.of(world) if self.record(i) is None]
 
     def record(self, i: int) -> dict[str, Any] | None:
         """What was noted when shard `i` was done; None: it is not, or a file of it is gone or cut short."""
@@ -110,10 +118,7 @@ class Shards:
 
     def finish(self, i: int, files: list[Path], **facts: Any) -> None:
         """Note that shard `i` is done: its `files`, all written whole, and what else is to be said of it."""
-        noted = {
-            path.relative_to(self.folder).as_posix(): {"bytes": path.stat().st_size, "sha256": _sha256(path)}
-            for path in files
-        }
+        noted = {path.relative_to(self.folder).as_posix(): _sum(path) for path in files}
         items = self.span(i)
         with written_whole(self.path(i, ".json")) as file:
             file.write(json.dumps({"items": [items.start, items.stop], "files": noted, **facts}, indent=1).encode())
@@ -124,35 +129,18 @@ class Shards:
         done = [r for r in records if r is not None]
         if len(done) < len(records):
             return None
-        sums = "".join(f"{fact['sha256']}  {name}\n" for r in done for name, fact in r["files"].items())
-        with written_whole(self.folder / CHECKSUMS) as file:
-            file.write(sums.encode())
-        for part in self.folder.rglob(".*.part"):  # of processes that were killed while they named a file
-            part.unlink(missing_ok=True)
+        sums = "".join(f"{fact['sha256']}  {name}\n" for r in done for name, fact in r["files"].items()).encode()
+        path = self.folder / CHECKSUMS
+        if sums and not (path.exists() and path.read_bytes() == sums):  # a folder that is done may be read only by now
+            with written_whole(path) as file:
+                file.write(sums)
+        sweep(self.folder, LEFT)
         return done
 
 
-def _write_first(path: Path, text: str) -> None:
-    """Write a file unless another process does so first."""
-    own = path.with_name(f".{path.name}.{os.getpid()}.own.part")
-    with written_whole(own) as file:
-        file.write(text.encode())
-    try:
-        os.link(own, path)
-    except FileExistsError:
-        pass
-    except OSError:  # a file system without links
-        os.replace(own, path)
-    finally:
-        own.unlink(missing_ok=True)
-
-
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
+def _sum(path: Path) -> dict[str, Any]:
     with open(path, "rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
+        return {"bytes": path.stat().st_size, "sha256": sha256(file)}
 
 
 def _short(value: Any) -> str:

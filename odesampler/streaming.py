@@ -10,13 +10,11 @@ memory that is free, and each shard's record says how many samples a call had.
 
 from __future__ import annotations
 
-import hashlib
 import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import partial
-from operator import index
 from pathlib import Path
 from typing import Any
 
@@ -25,20 +23,23 @@ from torch import Tensor
 
 from odesampler import images
 from odesampler.adaptive import Status
+from odesampler.conventions import upward
 from odesampler.files import written_whole
 from odesampler.guidance import rows_a_sample, usual_guidance, warn_of_nothing_to_guide_to
 from odesampler.inversion import encode, refuse_what_cannot_be_encoded
 from odesampler.latent import Recipe
-from odesampler.lossless import place_of, rows_at_once
+from odesampler.lossless import in_whole_numbers, place_of, rows_at_once
 from odesampler.model import Model
-from odesampler.noise import noise_for, seeds_for
+from odesampler.noise import AnySeed, noise_for, seed_row
+from odesampler.picture_files import PictureFiles
 from odesampler.plan import Plan, checked_cond, make_plan
 from odesampler.precision import finest_dtype
 from odesampler.room import AnyBatch, check_max_batch
+from odesampler.run_facts import fact_of_seeds, facts_of
 from odesampler.sampling import checked_count, checked_shape, sample
 from odesampler.shards import Shards, World
+from odesampler.tensor_file import write_tensors
 
-FORMAT = "odesampler.run/1"
 SHARD = 1024
 KINDS = ("safetensors", "png")
 
@@ -73,7 +74,7 @@ def sample_many(
     *,
     shard_size: int = SHARD,
     kind: str = "safetensors",
-    seed: int | Sequence[int] = 0,
+    seed: AnySeed = 0,
     cond: Mapping[str, Any] | None = None,
     max_batch: AnyBatch = None,
     rank: int | None = None,
@@ -109,20 +110,21 @@ def sample_many(
     if kind not in KINDS:
         raise ValueError(f"kind must be one of {', '.join(map(repr, KINDS))}; got {kind!r}")
     how["guidance_scale"] = usual_guidance(model, how.get("guidance_scale"))
-    plan = _planned(model, max_batch, into_zero=True, **{k: v for k, v in how.items() if k != "noise"})
+    numbers = {k: v for k, v in how.items() if k != "noise"}
+    plan = _planned("sample_many", model, max_batch, into_zero=True, **numbers)
     shards = Shards(Path(out), checked_count(num_samples, None), _checked_size(shard_size))
     noise_for(how.get("noise", "independent"), [0])
     warn_of_nothing_to_guide_to(model, cond, plan.guidance_scale)
     checked_shape(model)
     if kind == "png" and (model.image_shape or ())[:-2] not in ((1,), (3,)):
         raise ValueError(f"png takes images, (1 or 3, height, width); {model.name} makes {model.image_shape}")
-    seeds, conditions = _seeds(seed, shards.count), checked_cond(model, cond, shards.count)
+    seeds, conditions = seed_row(seed, shards.count), checked_cond(model, cond, shards.count)
     shards.begin(
         {
-            **_facts("sample", model, plan, max_batch, conditions),
             "kind": kind,
             "noise": how.get("noise", "independent"),
-            "seeds": _digest(",".join(map(str, seeds))) if isinstance(seed, Sequence) else f"from {index(seed)}",
+            "seeds": fact_of_seeds(seeds),
+            **facts_of("sample", model, plan, max_batch, conditions),
         }
     )
 
@@ -158,7 +160,7 @@ def encode_many(
         model: The model.
         paths: Picture files or folders of them, as `ods.images.load` takes them.
         out: As for `sample_many`. Each shard is a latent file, which `ods.Latent.load` reads; the names of its pictures
-            are in the record beside it, in the same order.
+            are in the record beside it, in the same order: their paths below the folder that holds all of them.
         shard_size: Pictures a file, and in memory at once.
         cond: As for `encode`, one value or one a picture.
         max_batch: As for `encode`.
@@ -172,35 +174,46 @@ def encode_many(
 
     Raises:
         FileNotFoundError: A path that does not exist.
-        ValueError: What cannot be meant, before the model is called; a folder that holds another run.
+        ValueError: What cannot be meant, before the model is called; a folder that holds another run, or a picture that
+            is not the one that was encoded.
         OSError: The disk is full, or the folder cannot be written; what is done stands.
     """
     here = World.of(rank, world)
-    files = images.find([paths] if isinstance(paths, (str, Path)) else list(paths))
+    files = PictureFiles(images.find([paths] if isinstance(paths, (str, Path)) else list(paths)))
+    if not files.paths:
+        raise ValueError("paths must name a picture or a folder of pictures; got none")
+    exact, micro_batch = how.get("exact"), how.get("micro_batch")
     numbers = {k: v for k, v in how.items() if k not in ("convention", "exact", "micro_batch")}
-    plan = _planned(model, max_batch, into_zero=False, **{"state_dtype": finest_dtype(model.device), **numbers})
+    numbers["state_dtype"] = numbers.get("state_dtype") or finest_dtype(model.device)
+    if exact == "bits":
+        numbers["solver"] = in_whole_numbers(numbers.get("solver"))
+    plan = _planned("encode_many", model, max_batch, into_zero=False, **numbers)
     refuse_what_cannot_be_encoded(plan)
+    upward(plan.loop, how.get("convention"))
+    Recipe.of(plan, model).plan()  # a solver that has no name could not be saved
     warn_of_nothing_to_guide_to(model, cond, plan.guidance_scale)
-    width = rows_a_sample(model, plan.guidance_scale)
-    rows = rows_at_once(how.get("exact"), how.get("micro_batch"), max_batch, width, grad=False)
+    rows = rows_at_once(exact, micro_batch, max_batch, rows_a_sample(model, plan.guidance_scale), grad=False)
     checked_shape(model)
-    shards = Shards(Path(out), len(files), _checked_size(shard_size))
-    conditions = checked_cond(model, cond, len(files))
+    if (model.image_shape or (3, 0, 0))[:-2] not in ((1,), (3,)):
+        raise ValueError(f"pictures are images, (1 or 3, height, width); {model.name} takes {model.image_shape}")
+    shards = Shards(Path(out), len(files.paths), _checked_size(shard_size))
+    conditions = checked_cond(model, cond, shards.count)
     shards.begin(
         {
-            **_facts("encode", model, plan, max_batch, conditions),
             **{k: repr(how.get(k)) for k in ("convention", "exact", "micro_batch")},
-            "pictures": _digest(*(f"{path.name} {path.stat().st_size}" for path in files)),
+            **facts_of("encode", model, plan, max_batch, conditions),
+            "pictures": files.fingerprint(),
         }
     )
-    read = partial(_read, shape=model.image_shape, whole=how.get("exact") is not None)
+    _refuse_changed(shards, here, files)
 
     def make(i: int, items: range) -> tuple[list[Path], dict[str, Any]]:
-        found = {item: read(files[item]) for item in items}
-        good = {item: picture for item, picture in found.items() if isinstance(picture, Tensor)}
+        read = {item: files.read(item, model.image_shape, exact is not None) for item in items}
+        good = {item: found.picture for item, found in read.items() if found.picture is not None}
         noted = {
-            "pictures": [files[item].name for item in good],
-            "skipped": {str(files[item]): str(why) for item, why in found.items() if item not in good},
+            "pictures": [files.names[item] for item in good],
+            "skipped": {str(files.paths[item]): found.why for item, found in read.items() if item not in good},
+            "seen": {files.names[item]: found.seen for item, found in read.items()},
         }
         if not good:
             return [], noted
@@ -213,6 +226,18 @@ def encode_many(
     return _carry_out(shards, here, partial(_place, model, shards, rows, plan), make, "encoding" if progress else None)
 
 
+def _refuse_changed(shards: Shards, world: World, files: PictureFiles) -> None:
+    """Raises: ValueError: a picture that was encoded here is another one now."""
+    for i in shards.of(world):
+        record = shards.record(i) or {}
+        path = files.changed(record.get("seen", {}))
+        if path is not None:
+            raise ValueError(
+                f"{path} is not the picture that was encoded in shard {i} of {shards.folder}: take another folder, or "
+                f"remove {shards.path(i, '.json')}, and the shard is made again"
+            )
+
+
 def _carry_out(
     shards: Shards, world: World, place: Callable[[], Mapping[str, Any]], make: Make, progress: str | None
 ) -> Run:
@@ -220,24 +245,31 @@ def _carry_out(
     from tqdm.auto import tqdm
 
     began = time.perf_counter()
-    missing, late, skipped = shards.missing(world), list[int](), dict[str, str]()
+    missing = shards.missing(world)
     with tqdm(total=sum(len(shards.span(i)) for i in missing), desc=progress, disable=progress is None) as bar:
-        for i in missing:
+        for done, i in enumerate(missing):
+            where = f"shard {i} of {shards.folder} could not be"
             try:
                 files, noted = make(i, shards.span(i))
                 shards.finish(i, files, place=place(), **noted)
             except OSError as error:
-                done = missing.index(i)
-                text = f"shard {i} of {shards.folder} could not be written, {done} were before it and stand: {error}"
-                raise OSError(error.errno, text) from error
-            late += noted.get("late", [])
-            skipped |= noted.get("skipped", {})
+                text = f"{where} written, {done} were before it and stand: {error.strerror or error}"
+                raise OSError(error.errno, text, error.filename) from error
+            except FloatingPointError as error:
+                raise FloatingPointError(f"{where} made, {done} were before it and stand: {error}") from error
             bar.update(len(shards.span(i)))
     records = shards.end()
     _warn_of_places(records or [])
-    seconds = time.perf_counter() - began
+    mine = [record for i in shards.of(world) if (record := shards.record(i))]
     return Run(
-        shards.folder, shards.count, len(shards), tuple(missing), records is not None, tuple(late), skipped, seconds
+        shards.folder,
+        shards.count,
+        len(shards),
+        tuple(missing),
+        records is not None,
+        tuple(item for record in mine for item in record.get("late", [])),
+        {path: why for record in mine for path, why in record.get("skipped", {}).items()},
+        time.perf_counter() - began,
     )
 
 
@@ -253,37 +285,24 @@ def _warn_of_places(records: Sequence[Mapping[str, Any]]) -> None:
         )
 
 
-def _planned(model: Model, max_batch: AnyBatch, *, into_zero: bool, **how: Any) -> Plan:
+def _planned(verb: str, model: Model, max_batch: AnyBatch, *, into_zero: bool, **how: Any) -> Plan:
     """The plan that every shard will have.
 
     Raises:
-        TypeError: An argument that no verb takes.
+        TypeError: An argument that `verb` does not take.
         ValueError: What cannot be meant.
     """
     numbers: dict[str, Any] = {"solver": None, "num_steps": None, "grid": None, "rtol": None, "atol": None}
+    known = {*numbers, "guidance_scale", "clip_denoised", "state_dtype"}
+    for name in how.keys() - known:
+        raise TypeError(f"{verb}() takes no argument {name!r}; of how to solve it takes {', '.join(sorted(known))}")
     plan = make_plan(model, into_zero=into_zero, **{**numbers, **how})
     check_max_batch(max_batch, rows_a_sample(model, plan.guidance_scale))
     return plan
 
 
-def _facts(what: str, model: Model, plan: Plan, max_batch: AnyBatch, cond: Mapping[str, Tensor]) -> dict[str, Any]:
-    """What two runs must agree in to be the same: all that decides what the shards hold."""
-    told = {k: _digest(str(v.dtype), str(v.tolist())) for k, v in cond.items()}
-    facts = {"format": FORMAT, "what": what, "max batch": max_batch, "conditions": told}
-    return {**asdict(Recipe.of(plan, model)), **facts}
-
-
 def _place(model: Model, shards: Shards, max_batch: AnyBatch, plan: Plan) -> dict[str, Any]:
     return place_of(model, shards.size, max_batch, rows_a_sample(model, plan.guidance_scale))
-
-
-def _seeds(seed: int | Sequence[int], count: int) -> Sequence[int]:
-    """One seed an item, not all written out where they are in sequence."""
-    if isinstance(seed, Sequence):
-        return seeds_for(seed, count)
-    seeds = range(index(seed), index(seed) + count)
-    seeds_for([seeds[0], seeds[-1]], 2)
-    return seeds
 
 
 def _checked_size(size: int) -> int:
@@ -296,21 +315,7 @@ def _written(shards: Shards, i: int, kind: str, x: Tensor, seeds: Sequence[int])
     """The samples `x` of shard `i`, in files that are whole."""
     if kind == "png":
         return images.save_each(x, shards.path(i), first=shards.span(i).start, digits=8)
-    from safetensors.torch import save
-
     path = shards.path(i, ".safetensors")
     with written_whole(path) as file:
-        file.write(save({"x": x.detach().cpu().contiguous(), "seed": torch.tensor(seeds)}))
+        write_tensors(file, {"x": x, "seed": torch.tensor(seeds)})
     return [path]
-
-
-def _read(path: Path, shape: tuple[int, ...] | None, whole: bool) -> Tensor | str:
-    """A picture (channels, height, width), or why it is none."""
-    try:
-        return images.load(path, shape, whole=whole)[0]
-    except (ValueError, OSError) as error:
-        return str(error)
-
-
-def _digest(*texts: str) -> str:
-    return hashlib.sha256("\n".join(texts).encode()).hexdigest()[:16]

@@ -473,6 +473,55 @@ def test_encode_into_a_folder_skips_what_it_cannot_read_and_says_so(capsys):
     assert len(ods.Latent.load("many/00000.safetensors")) == 2
 
 
+def test_what_was_skipped_is_said_in_the_line_and_again_after_a_restart(capsys):
+    ods.images.save_each(ods.held_out("digits").images[:3], "in")
+    Path("in/00001.png").write_text("nothing")
+    for made in ("1 of 1", "0 of 1"):
+        code, out, err = run(capsys, "encode", "in", "--steps", 2, "--out", "many")
+        assert code == 0, err
+        assert f"3 items, {made} shards made, complete, 1 skipped" in out
+        assert "skipped in/00001.png: cannot read" in err
+
+
+def test_a_folder_may_have_a_suffix(capsys):
+    Path("run.v2").mkdir()
+    for out in ("run.v2", "run.v3/"):
+        code, _, err = run(capsys, "sample", "--num", 2, "--steps", 2, "--out", out)
+        assert code == 0, err
+        assert Path(out, "manifest.json").is_file()
+
+
+def test_a_file_in_the_place_of_the_folder_is_said_in_words(capsys):
+    Path("many").write_text("mine")
+    assert "many is a file, and shards are written into a folder" in refused(
+        capsys, "sample", "--num", 2, "--steps", 2, "--out", "many"
+    )
+
+
+@pytest.mark.parametrize(
+    ("said", "gpus", "device"),
+    [
+        ({"LOCAL_RANK": "3"}, 8, "cuda:3"),
+        ({"SLURM_LOCALID": "3"}, 8, "cuda:3"),
+        ({"SLURM_LOCALID": "3"}, 1, "cuda:0"),
+        ({"LOCAL_RANK": "1", "SLURM_LOCALID": "0"}, 8, "cuda:1"),
+        ({"SLURM_LOCALID": "3"}, 0, "cuda"),
+        ({}, 8, "cuda"),
+    ],
+)
+def test_each_process_on_a_machine_has_its_own_gpu_under_torchrun_and_slurm(monkeypatch, said, gpus, device):
+    from odesampler.cli.shards import local
+
+    for name in ("LOCAL_RANK", "SLURM_LOCALID"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in said.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
+    assert local("cuda") == device
+    assert local("cpu") == "cpu"
+    assert local("cuda:5") == "cuda:5"
+
+
 @pytest.mark.parametrize(
     ("command", "words"),
     [

@@ -102,3 +102,30 @@ def test_a_full_disk_is_raised_and_the_pictures_after_it_are_let_be(tmp_path, mo
         ods.images.save_each(torch.zeros(2000, 1, 2, 2), tmp_path / "each")
     assert len(tried) < 1500
     assert list((tmp_path / "each").iterdir()) == []
+
+
+def test_whatever_pillow_says_of_a_damaged_file_is_a_value_error_that_names_it(tmp_path):
+    Image.new("RGB", (8, 8)).save(tmp_path / "a.dds")
+    data = bytearray((tmp_path / "a.dds").read_bytes())
+    data[80:88] = (4).to_bytes(4, "little") + b"XYZW"  # a pixel format that does not exist
+    (tmp_path / "a.png").write_bytes(data)
+    with pytest.raises(NotImplementedError):
+        Image.open(tmp_path / "a.png")
+    with pytest.raises(ValueError, match=r"cannot read .*a\.png as a picture: Unimplemented pixel format"):
+        ods.images.load(tmp_path / "a.png")
+
+
+def test_a_picture_of_another_size_is_refused_before_it_is_decoded(tmp_path):
+    Image.new("L", (30, 20)).save(tmp_path / "a.png")
+    (tmp_path / "a.png").write_bytes((tmp_path / "a.png").read_bytes()[:50])  # the size is there, the pixels are not
+    with pytest.raises(ValueError, match=r"a\.png is 30 x 20 pixels; 8 x 8 are wanted"):
+        ods.images.load(tmp_path / "a.png", (1, 8, 8))
+
+
+def test_a_folder_whose_pictures_are_in_folders_says_so(tmp_path):
+    (tmp_path / "cats").mkdir()
+    Image.new("L", (8, 8)).save(tmp_path / "cats" / "a.png")
+    with pytest.raises(FileNotFoundError, match=r"folders in it are not searched: name them, as in .*/\*"):
+        ods.images.load(tmp_path)
+    with pytest.raises(FileNotFoundError, match=r"no such file or folder: .*dogs"):
+        ods.images.load(tmp_path / "dogs")

@@ -140,3 +140,20 @@ def test_a_latent_from_disk_is_decoded_by_a_solver_that_knows_the_clock_and_the_
     latent.save(tmp_path / "z.safetensors")
     loaded = ods.Latent.load(tmp_path / "z.safetensors")
     assert torch.equal(ods.decode(MODEL, loaded).x, ods.decode(MODEL, latent).x)
+
+
+def test_a_latent_is_written_with_the_same_bytes_every_time(tmp_path):
+    latent = ods.encode(MODEL, images(), num_steps=3, exact="residual")
+    for i in range(8):
+        latent.save(tmp_path / f"{i}.safetensors")
+    files = [(tmp_path / f"{i}.safetensors").read_bytes() for i in range(8)]
+    assert set(files) == {files[0]}
+    assert int.from_bytes(files[0][:8], "little") % 8 == 0  # the tensors begin where they can be mapped
+    back = ods.decode(MODEL, ods.Latent.load(tmp_path / "0.safetensors")).x
+    assert torch.equal(back, ods.decode(MODEL, latent).x)
+
+
+def test_names_of_any_letters_survive_the_disk(tmp_path):
+    model = ods.Model(MODEL.network, MODEL.schedule, data_shape=(2,), name='ein "Modell" \u00e4\u6587')
+    ods.encode(model, images(), num_steps=2).save(tmp_path / "z.safetensors")
+    assert ods.Latent.load(tmp_path / "z.safetensors").recipe.model == model.name

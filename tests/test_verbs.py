@@ -359,6 +359,20 @@ def test_decode_takes_a_latent_and_nothing_else():
 # ---- interpolation -----------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("seed", [torch.tensor([4, 9]), torch.tensor([4, 9]).numpy(), (4, 9)], ids=type)
+def test_seeds_may_be_a_list_a_tensor_or_an_array(seed):
+    assert torch.equal(ods.sample(MODEL, 2, num_steps=2, seed=seed).x, ods.sample(MODEL, 2, num_steps=2, seed=[4, 9]).x)
+
+
+@pytest.mark.parametrize(
+    "seed",
+    [True, [True, 2], "12", torch.tensor([1.0, 2.0]), torch.tensor([[1], [2]]), None, torch.tensor([True, False])],
+)
+def test_what_is_no_seed_is_refused_and_what_is_one_is_said(seed):
+    with pytest.raises(TypeError, match="seed must be a whole number, or one a sample: a list, or a tensor or array"):
+        ods.sample(MODEL, 2, num_steps=2, seed=seed)
+
+
 @given(weight=st.floats(0, 1), seed=st.integers(0, 10**6))
 def test_slerp_keeps_the_length_of_vectors_of_one_length(weight, seed):
     a, b = torch.randn(2, 3, 7, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))

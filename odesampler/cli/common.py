@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
 from functools import wraps
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import click
 
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from odesampler.room import AnyBatch
 
 TINY = 500_000  # parameters
+SEPARATORS = tuple({os.sep, os.altsep or os.sep})
 
 F = TypeVar("F", bound=Callable[..., Any])
 N = TypeVar("N", int, float)
@@ -86,21 +88,27 @@ def GUIDANCE(command: F) -> F:  # one of the options above, though it takes thre
     return add(guided)  # type: ignore[return-value]  # the same command with other options
 
 
+class Folder(NamedTuple):
+    """A folder to write shards into, made if it is not there."""
+
+    path: Path
+
+
 def out_option(
     default: str | None, what: str, *, name: str = "--out", suffix: str = "", folder: bool = False
 ) -> Callable[[F], F]:
     """A file to write, checked before anything is computed: its folder exists and can be written.
 
-    With `folder` a path without a suffix is one to be made, for shards.
+    With `folder` a path without a suffix, one that is a folder, and one with a slash at its end are a `Folder`.
     """
     ending = Path(default).suffix if default else suffix
 
-    def check(_context: click.Context, _option: click.Parameter, value: str | None) -> Path | None:
+    def check(_context: click.Context, _option: click.Parameter, value: str | None) -> Path | Folder | None:
         if value is None:
             return None
         path = Path(value)
-        if folder and not path.suffix:
-            return path
+        if folder and (not path.suffix or path.is_dir() or value.endswith(SEPARATORS)):
+            return Folder(path)
         if path.suffix.lower() != ending:
             raise click.BadParameter(f"{path} must end in {ending}" + (", or be a folder" if folder else ""))
         try:

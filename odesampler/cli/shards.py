@@ -15,8 +15,15 @@ SHARD = click.option("--shard-size", type=int, help="Into a folder: how many a f
 
 
 def local(device: str) -> str:
-    """The device of this process: of several on a machine, each has its own."""
-    return f"cuda:{os.environ['LOCAL_RANK']}" if device == "cuda" and "LOCAL_RANK" in os.environ else device
+    """The device of this process: of several on a machine, each has its own, as torchrun or Slurm say.
+
+    Slurm may show each process one GPU only (--gpus-per-task), which is the first there: hence the remainder.
+    """
+    import torch
+
+    number = os.environ.get("LOCAL_RANK", os.environ.get("SLURM_LOCALID"))
+    there = torch.cuda.device_count() if device == "cuda" else 0
+    return device if number is None or there == 0 else f"cuda:{int(number) % there}"
 
 
 def given(**values: Any) -> dict[str, Any]:
@@ -32,10 +39,11 @@ def refuse_unused(out: Path, **values: Any) -> None:
 
 
 def report_run(run: Run) -> None:
-    """What was done, in a line; and a line for each picture that was skipped."""
+    """What became of the run, in a line; and a line for each picture that was skipped, now or earlier."""
     for path, why in run.skipped.items():
         click.echo(f"skipped {path}: {why}", err=True)
     state = "complete" if run.complete else "the rest is other processes' work"
+    skipped = f", {len(run.skipped)} skipped" if run.skipped else ""
     late = f", {len(run.late)} did not arrive and are NaN" if run.late else ""
     done = f"{len(run.made)} of {run.shards} shards made"
-    click.echo(f"{run.count} items, {done}, {state}{late}, {run.seconds:.2f} s: {run.folder}")
+    click.echo(f"{run.count} items, {done}, {state}{skipped}{late}, {run.seconds:.2f} s: {run.folder}")

@@ -15,6 +15,7 @@ from odesampler.cli.common import (
     LABEL,
     MODEL,
     PATHS,
+    Folder,
     check_arrived,
     cond_of,
     cost,
@@ -46,7 +47,7 @@ def sample(
     label: str | None,
     kind: str | None,
     shard_size: int | None,
-    out: Path,
+    out: Path | Folder,
     **how: Any,
 ) -> None:
     """Draw images from a model.
@@ -57,9 +58,9 @@ def sample(
 
     loaded = loaded_model(model, local(device))
     cond = cond_of(loaded, label)
-    if not out.suffix:
+    if isinstance(out, Folder):
         files = given(kind=kind, shard_size=shard_size)
-        report_run(ods.sample_many(loaded, num, out, cond=cond, progress=shown(), **files, **how))
+        report_run(ods.sample_many(loaded, num, out.path, cond=cond, progress=shown(), **files, **how))
         return
     refuse_unused(out, kind=kind, shard_size=shard_size)
     found = ods.sample(loaded, num, cond=cond, progress=shown(), **how)
@@ -83,7 +84,7 @@ def encode(
     label: str | None,
     num: int,
     shard_size: int | None,
-    out: Path,
+    out: Path | Folder,
     **how: Any,
 ) -> None:
     """Turn pictures (PNG, JPEG, folders of them) into latents; without any, held-out images of the model.
@@ -93,11 +94,12 @@ def encode(
     import odesampler as ods
 
     loaded = loaded_model(model, local(device))
-    if not out.suffix:
+    if isinstance(out, Folder):
         if not paths:
             raise click.BadParameter("a folder is for pictures of your own: name them, or folders of them")
         files = given(shard_size=shard_size)
-        report_run(ods.encode_many(loaded, paths, out, cond=cond_of(loaded, label), progress=shown(), **files, **how))
+        cond = cond_of(loaded, label)
+        report_run(ods.encode_many(loaded, paths, out.path, cond=cond, progress=shown(), **files, **how))
         return
     refuse_unused(out, shard_size=shard_size)
     images = images_of(loaded, paths, num, whole=how["exact"] is not None)

@@ -1,0 +1,56 @@
+"""What two runs must agree in: all that decides their bits, and nothing else."""
+
+import tracemalloc
+
+import pytest
+import torch
+
+from odesampler import run_facts
+from odesampler.run_facts import fact_of_seeds, hash_of
+
+
+def test_the_hash_of_one_value_repeated_does_not_depend_on_how_often_or_how_it_was_said():
+    hashes = {
+        hash_of(torch.tensor([3])),
+        hash_of(torch.tensor([3] * 500)),
+        hash_of(torch.tensor(3).expand(77)),
+    }
+    assert len(hashes) == 1
+
+
+def test_different_values_types_and_shapes_have_different_hashes():
+    values = [
+        torch.tensor([3, 3, 4]),
+        torch.tensor([3, 4, 3]),
+        torch.tensor([3, 3, 4], dtype=torch.int32),
+        torch.tensor([3.0, 3.0, 4.0], dtype=torch.bfloat16),
+        torch.tensor([[3], [3], [4]]),
+        torch.tensor([4]),
+        torch.tensor([True, False]),
+    ]
+    assert len({hash_of(v) for v in values}) == len(values)
+
+
+def test_a_hash_does_not_depend_on_how_many_values_are_looked_at_together(monkeypatch):
+    value = torch.arange(1000.0).reshape(50, 20)
+    whole = hash_of(value)
+    monkeypatch.setattr(run_facts, "VALUES", 7)
+    assert hash_of(value) == whole
+    assert hash_of(value.t().contiguous().t()) == whole
+
+
+def test_one_value_repeated_a_thousand_million_times_is_hashed_at_once():
+    long = torch.zeros(77, 64).expand(10**9, 77, 64)
+    tracemalloc.start()
+    assert hash_of(long) == hash_of(torch.zeros(1, 77, 64))
+    assert tracemalloc.get_traced_memory()[1] < 10**7
+    tracemalloc.stop()
+
+
+@pytest.mark.parametrize(("seeds", "said"), [(range(5, 9), "from 5"), ([5, 6, 7, 8], "from 5"), ([5], "from 5")])
+def test_seeds_in_sequence_are_said_as_the_first(seeds, said):
+    assert fact_of_seeds(seeds) == said
+
+
+def test_other_seeds_are_told_apart():
+    assert len({fact_of_seeds(s) for s in ([5, 7], [7, 5], [5, 6], [5, 5])}) == 4
