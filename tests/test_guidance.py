@@ -353,4 +353,6 @@ def test_null_conditions_follow_the_network_to_another_device_and_a_learned_one_
     with torch.no_grad():
         model.to("meta").nothing(2)
     assert {v.device.type for v in model.nothing(3).values()} == {"meta"}
-    assert model.nothing(3)["prompt"].requires_grad
+    prompts = [model.nothing(3)["prompt"] for _ in range(2)]
+    assert all(prompt.requires_grad for prompt in prompts)
+    assert prompts[0]._base is not prompts[1]._base
