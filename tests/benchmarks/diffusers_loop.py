@@ -9,7 +9,7 @@ from tests.counting import on_device
 
 
 def denoised(scheduler: Any, network: Callable[[Tensor, Tensor, int], Tensor], x: Tensor) -> Tensor:
-    """`x`, in the scheduler's scale, through all of its timesteps; `network` is given x_t, t and the number of the call.
+    """`x`, in the scheduler's scale, through all timesteps; `network` is given x_t, t and the number of the call.
 
     The timesteps count as being on the device, where their pipelines have them.
     """

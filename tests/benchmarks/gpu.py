@@ -76,7 +76,7 @@ def main() -> None:
 def compare(
     config: dict[str, Any], device: torch.device, batches: tuple[int, ...], steps: int, repeats: int, tiny: bool = False
 ) -> None:
-    """Print images a second of each way and batch, in brackets times those of diffusers, and times the network alone."""
+    """Print images a second of each way and batch, and beside those of diffusers and of the network alone."""
     torch.manual_seed(0)
     unet = diffusers.UNet2DModel(**config).to(device).eval()
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"

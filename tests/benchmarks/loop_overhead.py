@@ -10,9 +10,10 @@ Traffic is in states: how often an array as large as the state is read or writte
 setting up included, divided by its evaluations.
 
 Waits: how often a value is read that would be on the device: the state, the network's answers, timesteps, which Stable
-Diffusion's pipelines put there (DDIMPipeline does not), others' sigmas, and what is computed from these. A number on the
-host may be read for nothing. Of the adaptive loops they are counted a round, in which Dormand-Prince asks six times, without our driver: it looks for NaN
-among the answers, on a device once when all is done (tests/test_loop_cost.py).
+Diffusion's pipelines put there (DDIMPipeline does not), others' sigmas, and what is computed from these. A number on
+the host may be read for nothing. Of the adaptive loops they are counted a round, in which Dormand-Prince asks six
+times, without our driver: it looks for NaN among the answers, on a device once when all is done
+(tests/test_loop_cost.py).
 """
 
 import warnings
@@ -113,7 +114,9 @@ def main() -> None:
 def table(shape: tuple[int, ...], repeats: int = 9) -> None:
     """Print what each loop costs, and in brackets how many times ours of the same method, which is above."""
     print(f"state {shape}; {STEPS} steps for the time")
-    print(f"  {'an evaluation costs':24}{'operations':>14}{'traffic':>14}{'microseconds':>16}{'waits':>8}{'once, operations':>18}")
+    print(
+        f"  {'an evaluation costs':24}{'operations':>14}{'traffic':>14}{'microseconds':>16}{'waits':>8}{'once, operations':>18}"
+    )
     x = torch.randn(shape)
     for runs in rivals().values():
         seconds = in_turn({name: lambda run=run: run(Free(x), x, STEPS) for name, run in runs.items()}, repeats)
@@ -124,14 +127,17 @@ def table(shape: tuple[int, ...], repeats: int = 9) -> None:
             found = (cost.operations, cost.traffic, micro)
             first = first or found
             cells = [f"{v:.1f} ({v / f:.1f})" for v, f in zip(found, first, strict=True)]
-            print(f"  {name:24}{cells[0]:>14}{cells[1]:>14}{cells[2]:>16}{cost.waits:8.1f}{cost.once:18.0f}", flush=True)
+            print(
+                f"  {name:24}{cells[0]:>14}{cells[1]:>14}{cells[2]:>16}{cost.waits:8.1f}{cost.once:18.0f}", flush=True
+            )
 
 
 def adaptive(batch: int = 16, tolerance: float = 1e-3) -> None:
     """Print how often Dormand-Prince waits, and its rounds: ours and torchdiffeq's, on a mixture of Gaussians."""
     print("adaptive, Dormand-Prince: rounds, waits, waits a round")
+    problem = mixture()
     for name, run in {"ours": ours_by_hand, "torchdiffeq": of_torchdiffeq_adaptive}.items():
-        x, problem = on_device(20 * noise(batch)), mixture()
+        x = on_device(20 * noise(batch))
         counts = Counted(x.numel())
 
         def eps(x: Tensor, sigma: Tensor, counts: Counted = counts) -> Tensor:
