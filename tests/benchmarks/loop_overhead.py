@@ -114,9 +114,8 @@ def main() -> None:
 def table(shape: tuple[int, ...], repeats: int = 9) -> None:
     """Print what each loop costs, and in brackets how many times ours of the same method, which is above."""
     print(f"state {shape}; {STEPS} steps for the time")
-    print(
-        f"  {'an evaluation costs':24}{'operations':>14}{'traffic':>14}{'microseconds':>16}{'waits':>8}{'once, operations':>18}"
-    )
+    heads = f"{'operations':>14}{'traffic':>14}{'microseconds':>16}{'waits':>8}{'once, operations':>18}"
+    print(f"  {'an evaluation costs':24}{heads}")
     x = torch.randn(shape)
     for runs in rivals().values():
         seconds = in_turn({name: lambda run=run: run(Free(x), x, STEPS) for name, run in runs.items()}, repeats)
