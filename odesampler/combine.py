@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from odesampler.precision import finest_dtype
-from odesampler.program import Draw, Program, Request, Sigma, column
+from odesampler.program import Draw, Program, Request, Sigma, one_sigma
 
 T = TypeVar("T")
 
@@ -207,19 +207,11 @@ def _rows_in(block: Tensor, rows: Tensor | None) -> Tensor:
 
 
 def _merged(asked: Sequence[Request], blocks: Sequence[Tensor]) -> Request:
-    rows = torch.cat([_rows_in(b, a.rows) for a, b in zip(asked, blocks, strict=True)])
+    rows, xs = torch.cat([_rows_in(b, a.rows) for a, b in zip(asked, blocks, strict=True)]), [a.x for a in asked]
     told = None
     if any(a.told is not None for a in asked):
-        told = _one_sigma([a.sigma if a.told is None else a.told for a in asked], asked)
-    return Request(torch.cat([a.x for a in asked]), _one_sigma([a.sigma for a in asked], asked), rows, told)
-
-
-def _one_sigma(sigmas: Sequence[Sigma], asked: Sequence[Request]) -> Sigma:
-    """The sigmas of several requests as one: a number where all agree, else a column."""
-    numbers = {s for s in sigmas if not isinstance(s, Tensor)}
-    if len(numbers) == 1 and not any(isinstance(s, Tensor) for s in sigmas):
-        return numbers.pop()
-    return torch.cat([column(s, a.x) for s, a in zip(sigmas, asked, strict=True)])
+        told = one_sigma([a.sigma if a.told is None else a.told for a in asked], xs)
+    return Request(torch.cat(xs), one_sigma([a.sigma for a in asked], xs), rows, told)
 
 
 class _Abandoned(BaseException):

@@ -19,6 +19,7 @@ from odesampler.combine import question, together
 from odesampler.compiled import bucket, padded
 from odesampler.model import Cond
 from odesampler.noise import Noise
+from odesampler.precision import finest_dtype
 from odesampler.program import Draw, Program, Request, column
 from odesampler.room import AnyBatch, Room, attempted, check_max_batch, too_large
 
@@ -66,7 +67,8 @@ class _Watch:
     seen: int = 0
 
     def see(self, answer: Tensor, where: str) -> None:
-        self.kept.append((where, answer.sum(dtype=torch.promote_types(answer.dtype, torch.float32))))
+        # Answers near the largest number of their own dtype are finite, and so should be their sum.
+        self.kept.append((where, answer.sum(dtype=finest_dtype(answer.device))))
         self.seen += 1
         if answer.device.type == "cpu" and self.seen % READ == 1:
             self.settle()
@@ -107,13 +109,13 @@ def run(
         What each program returned, in order.
 
     Raises:
-        ValueError: `max_batch` below 1; an answer of the wrong shape.
+        ValueError: `max_batch` below 1; conditions of other programs than these; an answer of the wrong shape.
         torch.cuda.OutOfMemoryError: Not even one sample fits into memory ("auto").
         FloatingPointError: An answer with NaN or infinity; names the sigma.
     """
     calls = _Calls.of(model, max_batch)
     joined: Program[Any] = programs[0] if len(programs) == 1 else together(*programs)
-    conds = _joined_cond(cond)
+    conds = _joined_cond(cond, len(programs))
     watch, tally = _Watch(), Tally() if tally is None else tally
     answer: Tensor | None = None
     while True:
@@ -150,7 +152,7 @@ class _Calls:
     def of(cls, model: Eps, max_batch: AnyBatch) -> _Calls:
         """As `model` needs it, or the model that it wraps."""
         base, width = getattr(model, "base", None), getattr(model, "width", 1)
-        check_max_batch(max_batch, width)
+        max_batch = check_max_batch(max_batch, width)
         room, pads = (Room(), False) if base is None else (base.room, base.pads)
         return cls(model, width, max_batch, room, pads)
 
@@ -161,9 +163,9 @@ class _Calls:
 
     def answers(self, x: Tensor, sigma: float | Tensor, given: Mapping[str, Any]) -> list[Tensor]:
         """What the model answers about `x` (batch, *shape), in chunks; what is answered is not asked again."""
-        if self.max_batch is None and not self.pads:
-            return [self.model(x, sigma, **given)]
         answers, done, total = list[Tensor](), 0, x.shape[0]  # len() of a tensor takes longer than an operation on it
+        if (self.max_batch is None and not self.pads) or total == 0:
+            return [self.model(x, sigma, **given)]
         while done < total:
             most = self.most(x)
             size = min(total - done, most or total)
@@ -205,9 +207,11 @@ def _cut(value: Any, part: slice) -> Any:
     return value[part] if isinstance(value, Tensor) and len(value) > part.stop - part.start else value
 
 
-def _joined_cond(cond: Cond | Sequence[Cond]) -> Cond:
+def _joined_cond(cond: Cond | Sequence[Cond], programs: int) -> Cond:
     if not isinstance(cond, Sequence):
         return cond
+    if len(cond) not in (0, programs):
+        raise ValueError(f"conditions are one mapping a program: {programs} programs, {len(cond)} mapping(s)")
     keys = {frozenset(c) for c in cond}
     if len(keys) > 1:
         raise ValueError(f"programs side by side need the same conditions; got {[sorted(k) for k in keys]}")

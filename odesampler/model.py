@@ -24,10 +24,11 @@ from odesampler import prediction as predictions
 from odesampler.codec import Codec
 from odesampler.compiled import Compile, check_compile, compiled, wants_padding
 from odesampler.data_range import check_data_range
-from odesampler.precision import finest_dtype, is_number
+from odesampler.precision import check_dtypes, finest_dtype, is_number
 from odesampler.prediction import Prediction
 from odesampler.room import Room
 from odesampler.schedule import Schedule
+from odesampler.standing import Standing
 
 Cond: TypeAlias = Mapping[str, Tensor]  # model inputs beside x and sigma, each (batch, ...)
 
@@ -56,8 +57,9 @@ class Model:
         null_cond: What to give for each condition to mean "none", one value without a batch dimension. Missing
             conditions are filled with it, and guidance needs it.
         round_t: Give the network the nearest integer `t` (int64), as diffusers does. By default t is continuous.
-        dtype: The dtype the network is called with; that of its parameters by default, else that of the state.
-        autocast: Run the network under torch.autocast with this dtype.
+        dtype: The dtype the network is called with; that of its parameters by default, else that of the state. The
+            parameters stay as they are: for a network in half precision give `network.to(torch.bfloat16)`.
+        autocast: Run the network under torch.autocast with this dtype, torch.bfloat16 or torch.float16.
         name: For reports and recipes.
         labels: Names of the classes, where `cond` has a "label".
         data_range: The least and the greatest value of its data, (-1, 1) for most, if known: images outside are noticed
@@ -72,11 +74,13 @@ class Model:
         guidance_scale: What `sample`, `sample_many` and `compare` take where none is given. Encoding stays unguided.
         grid: The named grid that verbs take where none is given: that of a flow model with its shift, for example.
         channels_last: Store the network's weights, and the images that it is given, with channels last, as convolutions
-            in half precision on GPUs want them. On a CPU it may cost more than it gains.
+            in half precision on GPUs want them. On a CPU it may cost more than it gains. The network itself is changed,
+            as by `to`, and so for other models that hold it: its answers are the same but for rounding.
 
     Raises:
-        TypeError: A network that cannot be called, or no schedule.
-        ValueError: An unknown prediction, a range that the schedule does not cover, or a data range that is none.
+        TypeError: A network that cannot be called, no schedule, or a dtype that is none.
+        ValueError: An unknown prediction, a range that the schedule does not cover, a data range that is none, or a
+            dtype that no network computes in.
     """
 
     network: Callable[..., Tensor]
@@ -99,6 +103,7 @@ class Model:
     guidance_scale: float = 1.0
     grid: str | None = None
     room: Room = field(default_factory=Room, init=False, repr=False)  # for max_batch="auto"
+    standing: Standing = field(default_factory=Standing, init=False, repr=False)  # null_cond and cond, on the device
 
     def __post_init__(self) -> None:
         if not callable(self.network) or not isinstance(self.schedule, Schedule):
@@ -109,6 +114,7 @@ class Model:
         predictions.check(self.prediction)
         check_data_range(self.data_range)
         check_compile(self.compile)
+        check_dtypes(self.dtype, self.autocast)
         if not is_number(self.guidance_scale) or not math.isfinite(self.guidance_scale):
             raise ValueError(f"guidance_scale must be a finite number, 1 for off; got {self.guidance_scale!r}")
         self._lay_out()
@@ -229,21 +235,11 @@ class Model:
 
     def nothing(self, batch: int) -> dict[str, Tensor]:
         """The null conditions for `batch` samples; of those that have none, the usual ones."""
-        return self._repeated({**self.cond, **self.null_cond}, batch)
+        return self.standing.repeated({**self.cond, **self.null_cond}, batch, self.device)
 
     def usual(self, batch: int) -> dict[str, Tensor]:
         """What verbs take for `batch` samples where they are given no conditions."""
-        return self._repeated({**self.null_cond, **self.cond}, batch)
-
-    def _repeated(self, cond: Mapping[str, Any], batch: int) -> dict[str, Tensor]:
-        device, made = self.device, {}
-        for key, value in cond.items():
-            if isinstance(value, (bool, int, float)):  # filled in on the device: a copy to it would wait
-                made[key] = torch.full((batch,), value, device=device)
-            else:
-                one = torch.as_tensor(value, device=device)
-                made[key] = one.expand(batch, *one.shape)
-        return made
+        return self.standing.repeated({**self.null_cond, **self.cond}, batch, self.device)
 
     def fingerprint(self) -> str:
         """A short hash of schedule, prediction, range and weights, by which a latent knows its model.

@@ -36,6 +36,7 @@ from odesampler.plan import AnyGrid, Plan, checked_cond, checked_images, checked
 from odesampler.precision import finest_dtype, is_number
 from odesampler.program import Solver, State
 from odesampler.registry import find_solver, spec_of
+from odesampler.room import check_max_batch
 from odesampler.solvers.bases import checked_base
 
 STEPS = 50
@@ -111,8 +112,8 @@ def null_text(
     )
     key, name = _checked_key(plan, model, key), spec_of(plan.loop)
     search = _Search(plan, model, key, name, inner_steps, learning_rate, early_stop)
-    if max_batch is not None and max_batch < 2:
-        raise ValueError(f"guidance needs 2 rows for one sample: max_batch must be 2 or more; got {max_batch}")
+    if check_max_batch(max_batch, 2) == "auto":
+        raise ValueError('max_batch must be a number here, which also bounds the graph of each search; got "auto"')
     recipe, conditions = Recipe.of(plan, model), checked_cond(model, cond, len(x_t))
     outcome = execute(
         replace(plan, guidance_scale=1.0),

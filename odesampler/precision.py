@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from numbers import Real
+from typing import Any
 
 import torch
 
@@ -15,3 +16,22 @@ def finest_dtype(device: torch.device) -> torch.dtype:
 def is_number(value: object) -> bool:
     """Whether `value` is a real number, of Python or numpy; True and False are none."""
     return isinstance(value, Real) and not isinstance(value, bool)
+
+
+def check_dtypes(dtype: Any, autocast: Any) -> None:
+    """What a network is to be called with, and what torch.autocast is to use; None: as it comes.
+
+    Raises:
+        TypeError: No dtype.
+        ValueError: Whole numbers; a dtype that torch.autocast does not cast to, which it would ignore.
+    """
+    for name, given in (("dtype", dtype), ("autocast", autocast)):
+        if given is not None and not isinstance(given, torch.dtype):
+            raise TypeError(f"{name} must be a dtype such as torch.bfloat16; got {given!r}")
+    if dtype is not None and not dtype.is_floating_point:
+        raise ValueError(f"dtype must be a floating-point dtype; got {dtype}")
+    if autocast not in (None, torch.bfloat16, torch.float16):
+        raise ValueError(
+            f"autocast must be torch.bfloat16 or torch.float16; got {autocast} "
+            "(for a whole network in another precision convert its weights and give Model.dtype)"
+        )

@@ -79,8 +79,9 @@ class State(NamedTuple):
     def merge(states: Sequence[State]) -> State:
         """One state that holds the samples of all `states`, in order. Error estimates are dropped."""
         memories = zip(*(s.memory for s in states), strict=True)
-        sigmas = (_sigma_merged(each, states) for each in zip(*(s.sigmas for s in states), strict=True))
-        return State(torch.cat([s.x for s in states]), tuple(torch.cat(m) for m in memories), sigmas=tuple(sigmas))
+        xs = [s.x for s in states]
+        sigmas = (one_sigma(each, xs) for each in zip(*(s.sigmas for s in states), strict=True))
+        return State(torch.cat(xs), tuple(torch.cat(m) for m in memories), sigmas=tuple(sigmas))
 
 
 def column(sigma: Sigma, x: Tensor) -> Tensor:
@@ -97,11 +98,12 @@ def _sigma_where(accept: Tensor, a: Sigma, b: Sigma) -> Sigma:
     return torch.where(accept, column(a, accept), column(b, accept))
 
 
-def _sigma_merged(sigmas: Sequence[Sigma], states: Sequence[State]) -> Sigma:
+def one_sigma(sigmas: Sequence[Sigma], xs: Sequence[Tensor]) -> Sigma:
+    """The sigmas of several batches `xs` as one for all: a number where they agree, else a column."""
     numbers = {s for s in sigmas if not isinstance(s, Tensor)}
     if len(numbers) == 1 and not any(isinstance(s, Tensor) for s in sigmas):
         return numbers.pop()
-    return torch.cat([column(s, state.x) for s, state in zip(sigmas, states, strict=True)])
+    return torch.cat([column(s, x) for s, x in zip(sigmas, xs, strict=True)])
 
 
 class Course(NamedTuple):

@@ -64,21 +64,24 @@ def too_large(shape: tuple[int, ...], rows: int, device: torch.device, said: str
     """The error of one sample that does not fit."""
     return torch.cuda.OutOfMemoryError(
         f"not even one sample of shape {tuple(shape)} fits into the memory of {device} ({rows} rows of the network): "
-        "take a network in half precision (Model(dtype=torch.bfloat16) or autocast=), no guidance, or another device; "
+        "take a network in half precision (Model(network.to(torch.bfloat16), ...) or "
+        "Model(..., autocast=torch.bfloat16)), no guidance, or another device; "
         f"the last attempt ended with: {said.splitlines()[0]}"
     )
 
 
-def check_max_batch(max_batch: AnyBatch, width: int) -> None:
-    """Raises: ValueError: no size of a batch, or not room for one sample, which takes `width` rows."""
-    if max_batch is None or max_batch == "auto":
-        return
-    whole = isinstance(max_batch, Integral) and not isinstance(max_batch, bool)
-    if isinstance(max_batch, str) or (whole and max_batch < 1):
-        raise ValueError(f'max_batch must be 1 or more, "auto", or None; got {max_batch!r}')
-    if not whole:
-        raise ValueError(f'max_batch must be a whole number, "auto", or None; got {max_batch!r}')
+def check_max_batch(max_batch: AnyBatch, width: int) -> AnyBatch:
+    """`max_batch`, a number of numpy as one of Python.
+
+    Raises:
+        ValueError: No size of a batch, or not room for one sample, which takes `width` rows.
+    """
+    if max_batch is None or (isinstance(max_batch, str) and max_batch == "auto"):
+        return max_batch
+    if isinstance(max_batch, bool) or not isinstance(max_batch, Integral) or max_batch < 1:
+        raise ValueError(f'max_batch must be a whole number of 1 or more, "auto", or None; got {max_batch!r}')
     if max_batch < width:
         raise ValueError(
             f"guidance needs {width} rows for one sample: max_batch must be {width} or more; got {max_batch}"
         )
+    return int(max_batch)

@@ -5,7 +5,10 @@ import weakref
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 from torch.utils._pytree import tree_leaves
+from torch.utils.weak import WeakIdKeyDictionary
 
+# What counts as being on a device, though it is on the CPU: given there, or computed from what is.
+DEVICE = WeakIdKeyDictionary()
 READS = ("_local_scalar_dense", "item", "nonzero", "equal.default", "is_nonzero", "masked_select")
 
 
@@ -17,7 +20,8 @@ class Counted(TorchDispatchMode):
 
     def __init__(self, size):
         super().__init__()
-        self.size, self.evaluations, self.names, self.big, self.traffic = size, 0, [], [], 0.0
+        self.size, self.evaluations, self.traffic = size, 0, 0.0
+        self.names, self.big, self.device_names = [], [], []
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         out = func(*args, **(kwargs or {}))
@@ -25,6 +29,9 @@ class Counted(TorchDispatchMode):
         if not read and not written:  # a question about dtypes
             return out
         self.names.append(str(func))
+        if any(v in DEVICE for v in read):
+            self.device_names.append(str(func))
+            on_device(*written)
         if any(v.numel() >= self.size for v in (*read, *written)):
             self.big.append(str(func))
         if not func.is_view:
@@ -34,13 +41,29 @@ class Counted(TorchDispatchMode):
     @property
     def waits(self):
         """Operations that on a device wait for it: those that read a value, and an index that is a mask."""
-        return [name for name in self.names if any(read in name for read in READS)]
+        return _reads(self.names)
+
+    @property
+    def device_waits(self):
+        """Those of them that read what was put `on_device`, or was computed from it: the others read the host's."""
+        return _reads(self.device_names)
 
     def model(self, x, sigma, *_, **__):
         """An answer that costs nothing to make."""
         self.evaluations += 1
         with _disable_current_modes():
             return torch.zeros_like(x)
+
+
+def on_device(*tensors):
+    """Let tensors count as being on a device; returns the first."""
+    for tensor in tensors:
+        DEVICE[tensor] = True
+    return tensors[0] if tensors else None
+
+
+def _reads(names):
+    return [name for name in names if any(read in name for read in READS)]
 
 
 def _tensors(values):

@@ -4,6 +4,7 @@ import gc
 import math
 import threading
 import traceback
+from inspect import GEN_CLOSED, getgeneratorstate
 
 import pytest
 import torch
@@ -23,6 +24,11 @@ def asking(*sigmas, x=None):
     for sigma in sigmas:
         answers.append((yield noise(3) if x is None else x, sigma))
     return answers
+
+
+def iter_of(request):
+    """A program with one question."""
+    return (yield request)
 
 
 def foreign(*sigmas):
@@ -125,6 +131,21 @@ def test_within_lets_pass_what_is_inside_and_moves_what_only_rounding_put_outsid
     assert len(by_hand(within(0.1, 3.0, "Tame()", asking(*sigmas)), spy)) == 5
     assert spy.asked_outside(0.1, 3.0) == []
     assert {0.1, 1.0, 3.0} <= set(spy.sigmas)
+
+
+def test_within_moves_the_level_that_the_network_is_told_too():
+    sigma = torch.full((3, 1), 3.0 * (1 + 1e-7), dtype=torch.float64)
+    for told in (0.1 * (1 - 1e-7), sigma):
+        asked = within(0.1, 3.0, "Tame()", iter_of(Request(noise(3), 1.0, told=told))).send(None)
+        assert bool(torch.as_tensor((asked.told >= 0.1) & (asked.told <= 3.0)).all())
+        assert asked.sigma == 1.0
+
+
+def test_within_closes_the_program_that_it_refuses():
+    program = asking(0.01)
+    with pytest.raises(ValueError, match="outside the model's range"):
+        within(0.1, 3.0, "Wild()", program).send(None)
+    assert getgeneratorstate(program) == GEN_CLOSED
 
 
 def test_within_lets_draws_and_errors_pass():

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 import odesampler as ods
-from odesampler.compiled import bucket, padded
+from odesampler.compiled import bucket, compiled, padded
 from odesampler.drive import run
 from odesampler.guidance import guided
 from odesampler.integrate import on_grid
@@ -194,9 +194,25 @@ def test_options_are_passed_on_and_dynamic_sizes_are_not_padded():
         solved(modelled({"mode": "no such mode"}), 2)
 
 
+def test_how_often_torch_may_compile_is_64_unless_the_user_says_otherwise(monkeypatch):
+    def compile(network, *, dynamic, recompile_limit, **options):
+        given.append((dynamic, recompile_limit, options))
+        return network
+
+    given = []
+    monkeypatch.setattr(torch, "compile", compile)
+    for options in (True, {"recompile_limit": 3}, {"dynamic": True, "mode": "default"}):
+        compiled(Net(), options)
+    assert given == [(False, 64, {}), (False, 3, {}), (True, 64, {"mode": "default"})]
+
+
 def test_what_is_no_option_is_refused_at_once():
     with pytest.raises(TypeError, match="compile must be True, False, or options"):
         modelled("reduce-overhead")
+
+
+def test_a_batch_of_nobody_is_not_padded():
+    assert solved(modelled({"backend": Counting()}), 0).shape == (0, 2)
 
 
 # Channels last

@@ -6,6 +6,7 @@ import shlex
 from pathlib import Path
 
 import pytest
+import torch
 
 import odesampler
 from odesampler.cli import main
@@ -13,6 +14,7 @@ from tests.benchmarks import (
     against_diffusers,
     defaults,
     exact_problems,
+    gpu,
     heterogeneous,
     inversion,
     loop_overhead,
@@ -30,7 +32,7 @@ IN_SMALL = {  # the benchmarks that the pages name: the same, in small
         f(odesampler.load("digits"), 2, 10, (3,)) for f in (reversible.sampling, reversible.encoding)
     ],
     "inversion": lambda: [f(HELD.images[:2], {"label": HELD.labels[:2]}, 3) for f in (*INVERSIONS, inversion.polished)],
-    "loop_overhead": lambda: loop_overhead.table((1, 1, 4, 4), 1),
+    "loop_overhead": lambda: [loop_overhead.table((1, 1, 4, 4), 1), loop_overhead.adaptive(2)],
     "time_to_error": lambda: time_to_error.equal_steps(odesampler.load("digits"), 1, 4, 1),
     "heterogeneous": lambda: heterogeneous.table("mixtures", heterogeneous.mixtures(4), (1e-3,)),
     "throughput": lambda: [
@@ -38,6 +40,7 @@ IN_SMALL = {  # the benchmarks that the pages name: the same, in small
         throughput.memory((2,), (1,)),
         throughput.processes((2,), 8, 1),
     ],
+    "gpu": lambda: gpu.compare(gpu.TINY, torch.device("cpu"), (1,), 1, 1, tiny=True),
     "against_diffusers": lambda: against_diffusers.table(against_diffusers.Problem("digits", 4, 40), 5, 1),
 }
 ROOT = Path(__file__).parent.parent

@@ -4,6 +4,7 @@ import math
 import re
 import traceback
 
+import numpy as np
 import pytest
 import torch
 
@@ -16,7 +17,8 @@ from odesampler.guidance import guided
 from odesampler.integrate import on_grid
 from odesampler.model import Model
 from odesampler.noise import Streams, seeds_for
-from odesampler.program import column
+from odesampler.program import Request, column
+from odesampler.room import check_max_batch
 from odesampler.schedule import VE
 from odesampler.solvers import RK4, Ancestral, Bosh3, Dopri5, Euler, Heun, Reversible
 from tests.problems import HIGH, LOW, Spy, geometric, mixture, noise
@@ -107,8 +109,49 @@ def test_conditions_that_differ_in_their_names_are_refused():
 
 @pytest.mark.parametrize("max_batch", [0, -3, "max"])
 def test_a_batch_limit_below_1_is_refused(max_batch):
-    with pytest.raises(ValueError, match='max_batch must be 1 or more, "auto", or None; got'):
+    with pytest.raises(ValueError, match='max_batch must be a whole number of 1 or more, "auto", or None; got'):
         run(on_grid(Euler(), noise(), geometric(4)), model=mixture(), max_batch=max_batch)
+
+
+@pytest.mark.parametrize("max_batch", [2.5, 2.0, True, "8", torch.tensor(2), math.nan])
+def test_a_batch_limit_that_is_no_whole_number_is_refused(max_batch):
+    with pytest.raises(ValueError, match='max_batch must be a whole number of 1 or more, "auto", or None; got'):
+        run(on_grid(Euler(), noise(), geometric(4)), model=mixture(), max_batch=max_batch)
+
+
+@pytest.mark.parametrize("kind", [np.int64, np.uint8])
+def test_a_batch_limit_may_be_a_whole_number_of_numpy(kind):
+    spy = Spy(mixture())
+    run(on_grid(Euler(), noise(), geometric(1)), model=spy, max_batch=kind(4))
+    assert spy.rows == [4, 2]
+    assert type(check_max_batch(kind(4), 1)) is int
+
+
+def test_conditions_of_more_or_fewer_programs_are_refused():
+    for count in (1, 3):
+        programs = [on_grid(Euler(), noise(), geometric(4)) for _ in range(2)]
+        with pytest.raises(ValueError, match=f"one mapping a program: 2 programs, {count} mapping"):
+            run(*programs, model=labelled, cond=[{"label": torch.zeros(6)}] * count)
+
+
+@pytest.mark.parametrize("max_batch", [None, 2, "auto"])
+def test_a_batch_of_nobody_is_answered_with_nothing(max_batch):
+    [state] = run(on_grid(Euler(), noise()[:0], geometric(4)), model=mixture(), max_batch=max_batch)
+    assert state.x.shape == (0, 2)
+
+
+@pytest.mark.parametrize("sigma", [torch.tensor(0.5), torch.tensor([[0.5]]), torch.full((3, 1), 0.5)], ids=str)
+def test_the_model_is_told_a_sigma_for_each_sample_where_a_tensor_of_one_is_given(sigma):
+    def program():
+        return (yield Request(noise(3), sigma, told=sigma))
+
+    def eps(x, sigma, told):
+        shapes.append((tuple(sigma.shape), tuple(told.shape)))
+        return x
+
+    shapes = []
+    run(program(), model=eps)
+    assert shapes == [((3,), (3,))]
 
 
 @pytest.mark.parametrize("shape", [(6, 3), (5, 2), (6,), (6, 2, 1)])
@@ -273,3 +316,15 @@ def test_what_a_program_makes_of_an_answer_that_is_not_finite_does_not_hide_it()
     answers = iter((1.0, math.nan))
     with pytest.raises(FloatingPointError, match="at sigma = 2;"):
         run(program(), model=lambda x, sigma: x * next(answers))
+
+
+@pytest.mark.parametrize(
+    ("value", "dtype"), [(6e4, torch.float16), (3e38, torch.bfloat16), (3e38, torch.float32), (1e300, torch.float64)]
+)
+def test_answers_that_are_finite_pass_though_their_sum_in_their_own_dtype_is_not(value, dtype):
+    def program():
+        return (yield torch.zeros(2, 500, dtype=dtype), 1.0)
+
+    [answer] = run(program(), model=lambda x, sigma: torch.full_like(x, value))
+    assert answer.isfinite().all()
+    assert dtype == torch.float64 or answer.sum(dtype=dtype).isinf()

@@ -5,8 +5,11 @@ import warnings
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 import odesampler as ods
+from odesampler import drive
 from odesampler import prediction as predictions
 from odesampler.drive import run
 from odesampler.guidance import Guidance, Guided, guided
@@ -293,3 +296,63 @@ def test_guidance_without_a_condition_is_said_to_have_no_effect_once_a_call(verb
     ]
     assert places == {__file__}
     assert sum("no effect" in str(w.message) for w in caught) == 1
+
+
+class Copies(TorchDispatchMode):
+    """Notes what is copied from one device to another."""
+
+    def __init__(self):
+        super().__init__()
+        self.seen = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        read, made = ({v.device for v in tree_leaves(v) if isinstance(v, torch.Tensor)} for v in ((args, kwargs), out))
+        if func.overloadpacket in (torch.ops.aten._to_copy, torch.ops.aten.copy_) and len(read | made) > 1:
+            self.seen.append(str(func))
+        return out
+
+
+class Embedded(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layer = torch.nn.Linear(2, 2)
+
+    def forward(self, x_t, t, label, prompt, mask):
+        return self.layer(x_t) + label[:, None] + prompt.mean(1, keepdim=True) + mask
+
+
+@pytest.mark.parametrize("given", [{}, {"label": torch.ones(3)}], ids=["no condition", "one of three"])
+@pytest.mark.parametrize("scale", [1.0, 3.0])
+def test_null_conditions_kept_on_the_host_go_to_the_device_once(scale, given, monkeypatch):
+    """A copy to it waits. On the meta device, where a read would raise."""
+    monkeypatch.setattr(drive._Watch, "settle", lambda self: self.kept.clear())
+    null = {"label": 0.0, "prompt": torch.zeros(4), "mask": [1.0, 0.0]}
+    model = Model(Embedded(), VP.linear(), null_cond=null).to("meta")
+    eps, given = guided(model, scale), {k: v.to("meta") for k, v in given.items()}
+
+    start = State(noise(3).to("meta"))
+
+    def copies():
+        with torch.no_grad(), Copies() as counted:
+            run(solve(OnGrid(Heun()), start, [3.0, 2.0, 1.0]), model=eps, cond=given)
+        return counted.seen
+
+    assert len(copies()) == 1, "of the prompt; that of the list is not seen"
+    assert copies() == []
+    masks = [model.nothing(n)["mask"]._base for n in (2, 3)]
+    assert masks[0] is masks[1], "the list became a tensor once more"
+
+
+def test_null_conditions_follow_the_network_to_another_device_and_a_learned_one_is_read_anew():
+    learned = torch.zeros(2, requires_grad=True)
+    model = Model(torch.nn.Linear(2, 2), VE(), null_cond={"prompt": learned, "mask": [1.0, 2.0]})
+    with torch.inference_mode():
+        assert model.nothing(2)["mask"].tolist() == [[1.0, 2.0]] * 2
+    assert not model.nothing(2)["mask"].is_inference()
+    with torch.no_grad():
+        model.to("meta").nothing(2)
+    assert {v.device.type for v in model.nothing(3).values()} == {"meta"}
+    prompts = [model.nothing(3)["prompt"] for _ in range(2)]
+    assert all(prompt.requires_grad for prompt in prompts)
+    assert prompts[0]._base is not prompts[1]._base

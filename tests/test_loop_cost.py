@@ -8,8 +8,8 @@ from odesampler import drive
 from odesampler.integrate import OnGrid, solve
 from odesampler.program import State
 from odesampler.solvers import RK4, Bosh3, Dopri5, Euler, Heun, Multistep
-from tests.benchmarks.loop_overhead import Cost, cost_of, rivals
-from tests.counting import Counted, Live
+from tests.benchmarks.loop_overhead import THEIRS, Cost, adaptive, cost_of, rivals
+from tests.counting import Counted, Live, on_device
 from tests.problems import SOLVERS, SameNoise, by_hand, geometric, mixture, noise
 
 STEPS = 70
@@ -65,6 +65,7 @@ def test_other_loops_cost_so_many_times_as_much(costs, ours, theirs, operations,
     mine, other = costs[ours][ours], costs[ours][theirs]
     assert other.operations >= operations * mine.operations
     assert other.traffic >= traffic * mine.traffic
+    assert mine.waits == 0
 
 
 def test_what_is_counted_once_is_apart():
@@ -77,7 +78,7 @@ def test_what_is_counted_once_is_apart():
             x = network(x * 2)
             torch.ones(1)
 
-    assert cost_of(run, torch.zeros(5)) == Cost(2, 2, 7)
+    assert cost_of(run, torch.zeros(5)) == Cost(2, 2, 0, 7)
 
 
 @pytest.mark.parametrize("predictor", [1, 2, 3, 4])
@@ -166,6 +167,32 @@ def test_what_is_alive_at_once_is_counted():
         del kept[:2]
         x * 2
     assert (live.peak, live.now) == (160, 80)
+
+
+def test_a_read_of_the_device_is_told_from_one_of_the_host():
+    here, there, counts = torch.ones(3), on_device(torch.ones(3)), Counted(3)
+    with counts:
+        here[0].item()
+        total = (here + there).sum()
+        bool(total > 1)
+        (here * total.item()).nonzero()
+    assert len(counts.waits) == 4
+    assert counts.device_waits == ["aten._local_scalar_dense.default"] * 2
+
+
+def test_an_adaptive_loop_waits_once_a_round_where_torchdiffeq_waits_more(capsys):
+    adaptive(4)
+    ours, theirs = (line.split() for line in capsys.readouterr().out.splitlines()[1:])
+    assert int(ours[1]) > 5
+    assert float(ours[3]) <= 1.2
+    assert float(theirs[3]) > 1.2
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of diffusers, whose tensors are given to numpy
+def test_of_the_schedulers_only_ddims_reads_the_timestep(costs):
+    waits = {name: cost.waits for runs in costs.values() for name, cost in runs.items() if name in THEIRS}
+    assert waits.pop("DDIM") > 1
+    assert set(waits.values()) == {0}
 
 
 def test_the_counter_counts():

@@ -21,6 +21,33 @@ def test_a_condition_that_is_not_given_is_the_null_condition():
     assert calls == [[0.0] * 3]
 
 
+def test_of_two_conditions_the_one_that_is_given_is_kept_and_the_other_is_null():
+    def network(x_t, t, label, size):
+        seen.append((label.tolist(), size.tolist()))
+        return x_t
+
+    seen = []
+    model = Model(network, VE(), null_cond={"label": 9, "size": 7})
+    model(noise(2), 1.0, label=torch.tensor([1, 2]))
+    model(noise(2), 1.0, size=torch.tensor([5, 6]))
+    assert seen == [([1, 2], [7, 7]), ([9, 9], [5, 6])]
+
+
+@pytest.mark.parametrize(
+    ("how", "error", "message"),
+    [
+        ({"autocast": "bfloat16"}, TypeError, "autocast must be a dtype such as torch.bfloat16; got 'bfloat16'"),
+        ({"dtype": "float32"}, TypeError, "dtype must be a dtype such as torch.bfloat16; got 'float32'"),
+        ({"dtype": torch.int32}, ValueError, "dtype must be a floating-point dtype; got torch.int32"),
+        ({"autocast": torch.int8}, ValueError, "autocast must be torch.bfloat16 or torch.float16; got torch.int8"),
+        ({"autocast": torch.float32}, ValueError, "autocast must be torch.bfloat16 or torch.float16.*Model.dtype"),
+    ],
+)
+def test_a_precision_that_is_none_is_refused_when_the_model_is_made(how, error, message):
+    with pytest.raises(error, match=message):
+        Model(lambda x_t, t: x_t, VE(), **how)
+
+
 class Counting(TorchDispatchMode):
     """Notes the tensor operations that are carried out."""
 

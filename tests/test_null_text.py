@@ -191,6 +191,8 @@ BAD = [
     (NEVER, {"cond": {"lable": 0.0}}, "takes the conditions label"),
     (NEVER, {"grid": [3.0, 1.0, 0.2], "num_steps": 3}, "has 2 transitions"),
     (NEVER, {"max_batch": 1}, "max_batch must be 2 or more"),
+    (NEVER, {"max_batch": 2.5}, "max_batch must be a whole number"),
+    (NEVER, {"max_batch": "auto"}, "max_batch must be a number here"),
 ]
 
 

@@ -18,7 +18,7 @@ from odesampler.guidance import guided
 from odesampler.integrate import on_grid
 from odesampler.model import Model
 from odesampler.null_steps import NullGuided
-from odesampler.room import Room, attempted, of_memory
+from odesampler.room import Room, attempted, of_memory, too_large
 from odesampler.schedule import VE, VP
 from odesampler.solvers import Heun
 from odesampler.threshold import thresholded
@@ -99,6 +99,25 @@ def test_rows_that_were_answered_are_not_asked_about_again():
     torch.testing.assert_close(found, solved(Small(math.inf).model(), 24), rtol=1e-12, atol=1e-12)
 
 
+def test_a_guided_sample_is_tried_where_one_row_alone_is_known_to_fit():
+    network = Small(2)
+    model = network.model()
+    model.room.halve((2,), torch.device("cpu"), 3)
+    found = solved(guided(model, 3.0), 4)
+    assert set(network.asked) == {2}
+    torch.testing.assert_close(found, solved(guided(Small(99).model(), 3.0), 4, 2))
+
+
+def test_with_a_number_for_max_batch_memory_that_runs_out_is_an_error_at_once():
+    class Once(Small):
+        def __call__(self, x_t, t, label):
+            assert not self.asked, "asked again"
+            return super().__call__(x_t, t, label)
+
+    with pytest.raises(torch.cuda.OutOfMemoryError, match=r"Tried to allocate 7\.00 GiB"):
+        solved(Once(3).model(), 8, max_batch=4)
+
+
 @pytest.mark.parametrize("most", [2, 3, 7, 12])
 def test_guided_rows_count_and_the_wrapped_model_remembers_for_all_verbs(most):
     network = Small(most)
@@ -118,6 +137,26 @@ def test_one_sample_that_does_not_fit_is_an_error_that_says_what_to_do():
     for eps, rows in ((Small(0).model(), 1), (guided(Small(1).model(), 3.0), 2)):
         with pytest.raises(torch.cuda.OutOfMemoryError, match=rf"not even one sample .*\({rows} rows.*7.00 GiB"):
             solved(eps, 5)
+
+
+def test_what_the_error_of_one_sample_that_does_not_fit_advises_can_be_done():
+    network = torch.nn.Linear(2, 2)
+
+    class Takes(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner = network
+
+        def forward(self, x_t, t):
+            return self.inner(x_t)
+
+    said = str(too_large((2,), 1, torch.device("cpu"), "no memory"))
+    x, found = noise(3).float(), []
+    for advice in ("Model(network.to(torch.bfloat16), ...)", "Model(..., autocast=torch.bfloat16)"):
+        assert advice in said
+    found.append(Model(Takes(), VE(), autocast=torch.bfloat16)(x, 1.0))
+    found.append(Model(Takes().to(torch.bfloat16), VE())(x, 1.0))
+    assert all(eps.dtype == x.dtype and eps.isfinite().all() for eps in found)
 
 
 @pytest.mark.parametrize("error", [RuntimeError, ValueError, FloatingPointError])
@@ -143,6 +182,7 @@ def test_an_error_that_is_not_about_memory_is_raised_at_once(error):
 )
 def test_errors_of_memory_are_known_by_their_text(text):
     assert of_memory(RuntimeError(text))
+    assert of_memory(MemoryError())
     assert not of_memory(ValueError(text))
 
 

@@ -1,14 +1,14 @@
-"""Run all benchmarks, or those that are named."""
+"""Run all benchmarks, or those that are named. What begins with -- is for a benchmark."""
 
 import sys
 from importlib import import_module
 
 NAMES = (
     "import_time", "exact_problems", "defaults", "reversible", "inversion", "against_diffusers", "loop_overhead",
-    "time_to_error", "heterogeneous", "throughput",
+    "time_to_error", "heterogeneous", "throughput", "gpu",
 )  # fmt: skip
 
-for name in sys.argv[1:] or NAMES:
+for name in [word for word in sys.argv[1:] if not word.startswith("--")] or NAMES:
     if name not in NAMES:
         sys.exit(f"unknown benchmark {name!r}; known: {', '.join(NAMES)}")
     print(f"== {name}", flush=True)

@@ -23,6 +23,8 @@ import odesampler as ods
 from odesampler import defaults
 from odesampler.registry import find_solver
 
+from .diffusers_loop import denoised
+
 BUDGETS = (6, 10, 20, 50)
 MODELS = {"digits": (32, 8, 400), "emoji": (16, 3, 120)}  # samples, those that screen, steps of the reference
 KEPT, SHOWN = 6, 5
@@ -102,17 +104,14 @@ class Problem:
         if sigmas is not None:
             scheduler.set_begin_index(0)  # or they skip a sigma where the first timestep comes twice
         x = self.x_t[:count] * ((1 + sigmas[0].item() ** 2) ** 0.5 if in_x else 1)
-        for i, t in enumerate(scheduler.timesteps):
-            x_t = scheduler.scale_model_input(x, t)
+
+        def network(x_t: Tensor, t: Tensor, i: int) -> Tensor:
             if exact and sigmas is not None:
                 between = hasattr(scheduler, "sigmas_interpol") and i % 2  # KDPM2 in the middle of a step
-                at = scheduler.sigmas_interpol[i] if between else sigmas[i]
-                t_told = self.model.schedule.t(at.double())
-            else:
-                t_told = t
-            out = self.model.network(x_t.float(), t_told.float().expand(count), label=self.labels[:count])
-            x = scheduler.step(out.double(), t, x).prev_sample
-        return x
+                t = self.model.schedule.t((scheduler.sigmas_interpol[i] if between else sigmas[i]).double())
+            return self.model.network(x_t.float(), t.float().expand(count), label=self.labels[:count]).double()
+
+        return denoised(scheduler, network, x)
 
     def denoised(self, x_t: Tensor) -> Tensor:
         """The image that the model sees in `x_t` at its sigma_min."""

@@ -7,8 +7,13 @@ keeps the ends only.
 
 Operations and traffic are those of one more evaluation, from two numbers of steps, so that setting up is apart: "once".
 Traffic is in states: how often an array as large as the state is read or written. Time is that of a whole solve,
-setting up included, divided by its evaluations. Waits for the device are in tests/test_loop_cost.py, which can tell
-them from reading a number on the host; for the adaptive loops they are counted here, in `adaptive`.
+setting up included, divided by its evaluations.
+
+Waits: how often a value is read that would be on the device: the state, the network's answers, timesteps, which Stable
+Diffusion's pipelines put there (DDIMPipeline does not), others' sigmas, and what is computed from these. A number on
+the host may be read for nothing. Of the adaptive loops they are counted a round, in which Dormand-Prince asks six
+times, without our driver: it looks for NaN among the answers, on a device once when all is done
+(tests/test_loop_cost.py).
 """
 
 import warnings
@@ -25,8 +30,10 @@ from odesampler import drive
 from odesampler.integrate import OnGrid, solve
 from odesampler.program import State
 from odesampler.registry import find_solver
-from tests.counting import Counted
+from tests.counting import Counted, on_device
+from tests.problems import by_hand, mixture, noise
 
+from .diffusers_loop import denoised
 from .side_by_side import facts, in_turn
 
 STEPS = 50
@@ -45,6 +52,7 @@ SAME = {  # ours: theirs of diffusers and of k-diffusion, the same method each
     "dpmpp_2m": ("DPM-Solver++ 2M", "k-diffusion dpmpp_2m"),
     "unipc": ("UniPC",),
 }
+ENDS = (20.0, 0.01)  # of the adaptive loops, in sigma
 GRIDS = ("euler", "midpoint", "rk4")  # of torchdiffeq, whose rk4 is the 3/8 rule: as many stages
 
 
@@ -67,6 +75,7 @@ class Cost(NamedTuple):
 
     operations: float
     traffic: float  # in states
+    waits: float
     once: float  # operations
 
 
@@ -76,13 +85,15 @@ def cost_of(run: Run, x: Tensor) -> Cost:
     more = long.evaluations - short.evaluations
     operations = (len(long.names) - len(short.names)) / more
     traffic = (long.traffic - short.traffic) / more
-    return Cost(operations, traffic, len(short.names) - operations * short.evaluations)
+    waits = (len(long.device_waits) - len(short.device_waits)) / more
+    return Cost(operations, traffic, waits, len(short.names) - operations * short.evaluations)
 
 
 def counted(run: Run, x: Tensor, num_steps: int) -> Counted:
     """A solve, counted after one that was not."""
     run(Free(x), x, num_steps)
     network, counts = Free(x), Counted(x.numel())
+    on_device(x, network.answer)
     with counts:
         run(network, x, num_steps)
     counts.evaluations = network.evaluations
@@ -97,12 +108,14 @@ def main() -> None:
     with torch.no_grad():
         for shape in SHAPES:
             table(shape)
+        adaptive()
 
 
 def table(shape: tuple[int, ...], repeats: int = 9) -> None:
     """Print what each loop costs, and in brackets how many times ours of the same method, which is above."""
     print(f"state {shape}; {STEPS} steps for the time")
-    print(f"  {'an evaluation costs':24}{'operations':>14}{'traffic':>14}{'microseconds':>16}{'once, operations':>18}")
+    heads = f"{'operations':>14}{'traffic':>14}{'microseconds':>16}{'waits':>8}{'once, operations':>18}"
+    print(f"  {'an evaluation costs':24}{heads}")
     x = torch.randn(shape)
     for runs in rivals().values():
         seconds = in_turn({name: lambda run=run: run(Free(x), x, STEPS) for name, run in runs.items()}, repeats)
@@ -113,7 +126,38 @@ def table(shape: tuple[int, ...], repeats: int = 9) -> None:
             found = (cost.operations, cost.traffic, micro)
             first = first or found
             cells = [f"{v:.1f} ({v / f:.1f})" for v, f in zip(found, first, strict=True)]
-            print(f"  {name:24}{cells[0]:>14}{cells[1]:>14}{cells[2]:>16}{cost.once:18.0f}", flush=True)
+            print(
+                f"  {name:24}{cells[0]:>14}{cells[1]:>14}{cells[2]:>16}{cost.waits:8.1f}{cost.once:18.0f}", flush=True
+            )
+
+
+def adaptive(batch: int = 16, tolerance: float = 1e-3) -> None:
+    """Print how often Dormand-Prince waits, and its rounds: ours and torchdiffeq's, on a mixture of Gaussians."""
+    print("adaptive, Dormand-Prince: rounds, waits, waits a round")
+    problem = mixture()
+    for name, run in {"ours": ours_by_hand, "torchdiffeq": of_torchdiffeq_adaptive}.items():
+        x = on_device(20 * noise(batch))
+        counts = Counted(x.numel())
+
+        def eps(x: Tensor, sigma: Tensor, counts: Counted = counts) -> Tensor:
+            counts.evaluations += 1
+            return problem.eps(x, sigma)
+
+        with counts:
+            run(eps, x, tolerance)
+        rounds, waits = (counts.evaluations - 2) // 6, len(counts.device_waits)  # two to find the first step
+        print(f"  {name:24}{rounds:8}{waits:8}{waits / rounds:8.2f}", flush=True)
+
+
+def ours_by_hand(eps: Callable[[Tensor, Tensor], Tensor], x: Tensor, tolerance: float) -> None:
+    """`ods.Adaptive(ods.Dopri5())`, answered without the driver."""
+    by_hand(solve(ods.Adaptive(ods.Dopri5(), tolerance, tolerance), State(x), ENDS), eps)
+
+
+def of_torchdiffeq_adaptive(eps: Callable[[Tensor, Tensor], Tensor], x: Tensor, tolerance: float) -> None:
+    """One step for all; the times are on the device."""
+    ends = on_device(torch.tensor(ENDS, dtype=x.dtype))
+    torchdiffeq.odeint(lambda sigma, x: eps(x, sigma), x, ends, rtol=tolerance, atol=tolerance, method="dopri5")
 
 
 def rivals() -> dict[str, dict[str, Run]]:
@@ -151,10 +195,7 @@ def of_diffusers(name: str) -> Run:
     def run(network: Free, x: Tensor, num_steps: int) -> object:
         scheduler = kind(**options)
         scheduler.set_timesteps(num_steps)
-        x = x * scheduler.init_noise_sigma
-        for t in scheduler.timesteps:
-            x = scheduler.step(network(scheduler.scale_model_input(x, t), t), t, x).prev_sample
-        return x
+        return denoised(scheduler, network, x * scheduler.init_noise_sigma)
 
     return run
 
@@ -163,7 +204,7 @@ def of_torchdiffeq(method: str) -> Run:
     """`odeint` on our grid."""
 
     def run(network: Free, x: Tensor, num_steps: int) -> object:
-        grid = torch.tensor(sigmas(num_steps)[:-1])
+        grid = on_device(torch.tensor(sigmas(num_steps)[:-1]))
         options = {"grid_constructor": lambda f, y, t: grid}
         return torchdiffeq.odeint(network, x, grid[[0, -1]], method=method, options=options)
 
@@ -174,11 +215,11 @@ def of_k_diffusion(sampler: Callable[[Callable[..., Tensor], Tensor, Tensor], Te
     """A sampler of theirs around the network as their wrapper has it: c_in, and the denoised image."""
 
     def run(network: Free, x: Tensor, num_steps: int) -> object:
-        def denoised(x: Tensor, sigma: Tensor) -> Tensor:
+        def image(x: Tensor, sigma: Tensor) -> Tensor:
             column = sigma[(...,) + (None,) * (x.ndim - 1)]
             return x - network(x * (1 + column**2) ** -0.5, sigma) * column
 
-        return sampler(denoised, x, torch.tensor(sigmas(num_steps)))
+        return sampler(image, x, on_device(torch.tensor(sigmas(num_steps))))
 
     return run
 

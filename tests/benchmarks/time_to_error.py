@@ -4,7 +4,8 @@
    default, diffusers' DDIM with the best of its timestep spacings, and the best of all its deterministic schedulers
    with all their sigma settings (those that did best in a screening). Errors as in `against_diffusers`, which also
    lets theirs hear the exact clock, where that is the better.
-2. The same solver for as many steps: `ods.sample`, and the loop of their pipelines.
+2. The same solver for as many steps: `ods.sample`, and the loop of their pipelines. Their scheduler is made before the
+   clock starts, and set, as in each call of a pipeline, after.
 
 All in float32. Time is that of one processor; rivals are measured in turn, and the median counts.
 """
@@ -20,6 +21,7 @@ from torch import Tensor
 import odesampler as ods
 
 from .against_diffusers import IN_X, KEPT, SCHEDULERS, Problem, Setting, settings
+from .diffusers_loop import denoised
 from .side_by_side import facts, in_turn
 
 WANTED, MOST = 1e-2, 400
@@ -58,7 +60,8 @@ def to_error(problem: Problem, repeats: int = 9) -> None:
         setting = those[which]
         name = f"{name}: {setting.name}"
         found[name] = n
-        runs[name] = lambda s=setting, n=n: pipeline(problem.model, s.within(n, problem.prediction), x, cond)
+        scheduler = setting.within(n, problem.prediction)
+        runs[name] = lambda s=scheduler: pipeline(problem.model, s, x, cond)
     seconds = in_turn(runs, repeats)
     print(f"median error {WANTED:g}, {count} digits: evaluations, milliseconds, in brackets times ours")
     for name, took in seconds.items():
@@ -90,11 +93,11 @@ def equal_steps(model: ods.Model, batch: int, steps: int = 20, repeats: int = 15
     x = torch.randn(batch, *model.data_shape, generator=torch.Generator().manual_seed(0))
     cond = {"label": torch.arange(batch) % len(model.labels)}
     for ours, name in SAME.items():
-        setting = Setting(name, *SCHEDULERS[name])
         nfe = steps if ours != "heun" else 2 * steps - 1
+        scheduler = Setting(name, *SCHEDULERS[name]).within(nfe, "epsilon")
         runs = {
             "ours": lambda s=ours: ods.sample(model, x=x, cond=cond, solver=s, num_steps=steps),
-            "theirs": lambda s=setting, n=nfe: pipeline(model, s.within(n, "epsilon"), x, cond),
+            "theirs": lambda s=scheduler: pipeline(model, s, x, cond),
             "network": lambda n=nfe: [model.network(x, torch.full((batch,), 500.0), **cond) for _ in range(n)],
         }
         took = in_turn(runs, repeats)
@@ -105,10 +108,8 @@ def equal_steps(model: ods.Model, batch: int, steps: int = 20, repeats: int = 15
 
 
 def pipeline(model: ods.Model, scheduler: Any, x: Tensor, cond: dict[str, Tensor]) -> Tensor:
-    """Their loop, as their pipelines have it."""
+    """A call of their pipelines, which begins by setting the timesteps anew, as ours by making a grid."""
+    scheduler.set_timesteps(scheduler.num_inference_steps)
     if isinstance(scheduler, IN_X):
         x = x * scheduler.init_noise_sigma
-    for t in scheduler.timesteps:
-        out = model.network(scheduler.scale_model_input(x, t), t.float().expand(len(x)), **cond)
-        x = scheduler.step(out, t, x).prev_sample
-    return x
+    return denoised(scheduler, lambda x_t, t, _: model.network(x_t, t.float().expand(len(x)), **cond), x)
