@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from functools import cached_property
 from hashlib import blake2b
 from operator import index
 from typing import Any, TypeAlias
@@ -33,7 +34,12 @@ class Streams:
     """
 
     def __init__(self, seeds: Sequence[int]) -> None:
-        self._generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+        self._seeds = list(seeds)
+
+    @cached_property
+    def _generators(self) -> list[torch.Generator]:
+        """Made when first drawn from, which few solves do that are given their latents."""
+        return [torch.Generator().manual_seed(seed) for seed in self._seeds]
 
     def draw(self, like: Tensor, rows: Tensor | None = None, span: tuple[Any, Any] | None = None) -> Tensor:
         """Standard normal noise of the shape, dtype and device of `like`, (n, *shape), for the samples `rows`.

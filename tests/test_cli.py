@@ -537,3 +537,37 @@ def test_what_belongs_to_folders_is_refused_for_files(capsys, command, words):
     code, _, err = run(capsys, *command)
     assert code == 2
     assert words in err
+
+
+@pytest.fixture(scope="module")
+def saved_pipelines(tmp_path_factory):
+    """Folders of tiny pipelines, of pixels and of text."""
+    from tests.pipelines import ddpm, sd
+
+    folder = tmp_path_factory.mktemp("pipelines")
+    for name, make in (("ddpm", ddpm), ("sd", sd)):
+        make().save_pretrained(folder / name)
+    return folder
+
+
+def test_a_pipeline_of_diffusers_is_a_model(saved_pipelines, capsys):
+    folder = saved_pipelines / "ddpm"
+    assert run(capsys, "sample", "--model", folder, "--num", 2, "--steps", 3, "--out", "a.png")[0] == 0
+    assert ods.images.load("a.png").shape[1] == 3
+    said = refused(capsys, "encode", "--model", folder, "--out", "l.safetensors")
+    assert "no held-out images: name pictures of your own" in said
+
+
+def test_a_text_pipeline_is_told_a_prompt_and_goes_from_pictures_to_latents_and_back(saved_pipelines, capsys):
+    told = ["--model", saved_pipelines / "sd", "--steps", 3]
+    text = ["--prompt", "a cat", "--negative-prompt", "blurred", "--guidance", 3]
+    assert run(capsys, "sample", *told, *text, "--num", 2, "--kind", "png", "--out", "drawn")[0] == 0
+    assert run(capsys, "encode", "drawn/00000", *told, "--prompt", "a cat", "--out", "l.safetensors")[0] == 0
+    assert ods.Latent.load("l.safetensors").cond["text"].shape[0] == 2
+    decoded = ["--each", "back", "--out", "b.png"]
+    assert run(capsys, "decode", "l.safetensors", "--model", saved_pipelines / "sd", *decoded)[0] == 0
+    assert ods.images.load("back").shape == (2, 3, 16, 16)
+
+
+def test_a_prompt_for_a_model_without_text_is_refused(capsys):
+    assert "digits takes none" in refused(capsys, "sample", "--prompt", "a cat", "--out", "a.png")

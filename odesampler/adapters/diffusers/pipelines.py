@@ -9,7 +9,8 @@ unless one says otherwise; clipping is off, unless one asks a verb for it.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import fields
 from os import PathLike
 from pathlib import Path
@@ -17,6 +18,7 @@ from typing import Any
 
 import torch
 from diffusers import DiffusionPipeline
+from diffusers.utils import logging
 from torch import nn
 
 from odesampler.adapters.diffusers.autoencoder import Autoencoder
@@ -84,6 +86,7 @@ def from_pretrained(
     *,
     device: str | torch.device | None = None,
     load: Mapping[str, Any] | None = None,
+    progress: bool = False,
     **given: Any,
 ) -> Model:
     """A pipeline in a folder or on the hub, as a model. Weights are read from safetensors only.
@@ -92,6 +95,7 @@ def from_pretrained(
         source: A folder, as `pipe.save_pretrained` writes it, or a hub id such as "google/ddpm-cifar10-32".
         device: Where to put its networks.
         load: What `DiffusionPipeline.from_pretrained` takes: {"dtype": torch.float16, "variant": "fp16"}.
+        progress: Show a progress bar.
         given: As for `from_pipeline`.
 
     Raises:
@@ -104,10 +108,22 @@ def from_pretrained(
             "code: have them converted to safetensors"
         )
     loader: Any = DiffusionPipeline  # of which no types are known
-    pipe = loader.from_pretrained(source, **wanted)
+    with _bar(progress):
+        pipe = loader.from_pretrained(source, **wanted)
     if device is not None:
         pipe.to(device)
     return from_pipeline(pipe, **{"name": Path(source).name, **given})
+
+
+@contextmanager
+def _bar(shown: bool) -> Iterator[None]:
+    """Their progress bar, which is on or off for all of diffusers, shown or not."""
+    before = logging.is_progress_bar_enabled()
+    (logging.enable_progress_bar if shown else logging.disable_progress_bar)()
+    try:
+        yield
+    finally:
+        (logging.enable_progress_bar if before else logging.disable_progress_bar)()
 
 
 def _of_pixels(pipe: Any, **options: Any) -> Model:
