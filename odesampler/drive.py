@@ -66,8 +66,8 @@ class _Watch:
     seen: int = 0
 
     def see(self, answer: Tensor, where: str) -> None:
-        # Finite numbers may sum to infinity: those of half precision easily, those of float32 where nothing is right any
-        # more. A sum in float64 would take five times as long.
+        # Finite numbers may sum to infinity: those of half precision easily, those of float32 where nothing is right
+        # any more. A sum in float64 would take five times as long.
         self.kept.append((where, answer.sum(dtype=torch.promote_types(answer.dtype, torch.float32))))
         self.seen += 1
         if answer.device.type == "cpu" and self.seen % READ == 1:
