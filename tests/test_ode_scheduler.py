@@ -642,3 +642,15 @@ def test_clipping_on_the_way_up_warns():
     made = scheduler("ddim", rising=True, clip_sample=True)
     with pytest.warns(UserWarning, match="clip_sample or thresholding bounds the predicted image"):
         made.set_timesteps(4)
+
+
+def test_levels_and_scales_are_told_as_diffusers_counts_them():
+    flow = scheduler("ddim", FLOW)
+    flow.set_timesteps(sigmas=[0.9, 0.5])
+    torch.testing.assert_close(flow.sigmas, torch.tensor([2.7 / 2.8, 0.75, 0]))
+    assert flow.init_noise_sigma == 1
+    edm = scheduler("alf", diffusers.EDMEulerScheduler().config, rising=True)
+    edm.set_timesteps(4)
+    assert edm.init_noise_sigma == 1  # an image is not scaled
+    down = scheduler("ddim", diffusers.EDMEulerScheduler().config)
+    assert down.init_noise_sigma == diffusers.EDMEulerScheduler().init_noise_sigma
