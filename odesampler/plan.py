@@ -33,6 +33,7 @@ from odesampler.room import AnyBatch
 from odesampler.threshold import AnyThreshold, checked_threshold, thresholded
 from odesampler.tuned import Tuned
 
+ROUNDED = 1e-6  # of a sigma in float32; `combine.within` moves what is outside by no more to the end of the range
 AnyGrid: TypeAlias = "Grid | Sequence[float] | str"
 AnySolver: TypeAlias = "Solver | Loop | str"
 
@@ -287,10 +288,10 @@ def _ends(low: float, high: float, loop: Loop, into_zero: bool) -> tuple[float, 
 def _check_grid(grid: Grid, model: Model, into_zero: bool) -> None:
     low, high = model.range
     inner = [s for s in grid.sigmas if s > 0]
-    if max(inner) > high * (1 + 1e-9) or min(inner) < low * (1 - 1e-9):
+    if max(inner) > high * (1 + ROUNDED) or min(inner) < low * (1 - ROUNDED):
         raise ValueError(
-            f"the grid runs from {max(inner):g} to {min(inner):g}, outside the range [{low:g}, {high:g}] in which "
-            f"{model.name} may be asked"
+            f"the grid runs from {max(inner):.9g} to {min(inner):.9g}, outside the range [{low:.9g}, {high:.9g}] in "
+            f"which {model.name} may be asked"
         )
     if not into_zero and grid.down()[-1] == 0:
         raise ValueError(

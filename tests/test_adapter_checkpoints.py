@@ -32,6 +32,23 @@ def saved(path, what):
     return path
 
 
+@pytest.mark.parametrize(
+    ("held", "where"),
+    [
+        ({"model": weights(1), "ema": {"decay": 0.9, "shadow": weights(2)}}, "'ema'"),
+        ({"model": weights(1), "ema": {"decay": 0.9, "shadow_params": [*weights(2).values()]}}, "'ema'"),
+        ({"model": weights(1), "ema_rate_0.9999": weights(2)}, "'ema_rate_0.9999'"),
+        ({"state_dict": {**weights(1, "model."), "model_ema.0weight": torch.ones(2)}}, "'state_dict/model_ema.*'"),
+    ],
+    ids=["shadow", "list", "rate", "latent-diffusion"],
+)
+def test_raw_weights_are_not_taken_silently_where_averages_are_in_a_form_that_is_not_known(tmp_path, held, where):
+    path, raw = saved(tmp_path / "m.pt", held), next(iter(held))
+    with pytest.raises(ValueError, match=f"holds averages under {re.escape(where)}.*key='{raw}' for the raw"):
+        load_weights(path)
+    assert load_weights(path, key=raw)
+
+
 @pytest.mark.parametrize("suffix", [".pt", ".pth", ".ckpt", ".bin", ".PT", ".safetensors"])
 def test_weights_are_read_from_every_kind_of_file(tmp_path, suffix):
     path = tmp_path / f"model{suffix}"

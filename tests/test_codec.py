@@ -192,3 +192,12 @@ def test_labels_without_a_null_one_are_only_those_that_there_are():
     assert ods.sample(model, 2, num_steps=2, cond={"label": 1}).x.shape == (2, 1, 2, 2)
     with pytest.raises(ValueError, match="label 2 does not exist"):
         ods.sample(model, 2, num_steps=2, cond={"label": 2})
+
+
+def test_a_grid_may_miss_the_range_by_the_rounding_of_float32():
+    digits = ods.load("digits")
+    sigmas = torch.tensor(ods.make_grid("karras", digits.schedule, 4, into_zero=True).sigmas)
+    assert sigmas[0].item() > digits.range[1]
+    assert ods.sample(digits, 1, grid=sigmas.tolist(), solver="euler").x.isfinite().all()
+    with pytest.raises(ValueError, match="outside the range"):
+        ods.sample(digits, 1, grid=[digits.range[1] * 1.0001, 1.0, 0.0])

@@ -25,6 +25,7 @@ AVERAGED = (
     "network_ema", "unet_ema", "g_ema",
 )  # fmt: skip
 RAW = ("state_dict", "model_state_dict", "model", "params", "network", "net", "unet", "weights", "module")
+EMA = re.compile(r"(?i)(?<![a-z])ema(?![a-z])")
 SUFFIXES = (".safetensors", ".pt", ".pth", ".ckpt", ".bin")
 DEPTH = 3  # of keys within keys
 
@@ -162,6 +163,11 @@ def _chosen(found: Any, key: str | None, file: Path) -> Weights:
         return Weights(found)
     for names in (AVERAGED, RAW):
         candidates = dict(_candidates(found, names))
+        if names is RAW and candidates and (unread := [*_of_averages(found)]):
+            raise ValueError(
+                f"{file.name} holds averages under {_list(unread)} in a form that is not known here: give "
+                f"key={next(iter(candidates))!r} for the raw weights, or the key of named tensors within"
+            )
         if len(candidates) == 1:
             [(taken, tensors)] = candidates.items()
             others = tuple(k for k, _ in _candidates(found, (*AVERAGED, *RAW)) if k != taken)
@@ -202,6 +208,21 @@ def _candidates(found: Any, names: tuple[str, ...], depth: int = DEPTH) -> Itera
         else:
             deeper = (*AVERAGED, *RAW) if key in names else names
             yield from ((f"{key}/{path}", tensors) for path, tensors in _candidates(inner, deeper, depth - 1))
+
+
+def _of_averages(found: Mapping[Any, Any]) -> list[str]:
+    """Keys that by their name hold averages, whatever their form; among names of tensors too (latent-diffusion)."""
+    inner = {k: [*v] for k, v in found.items() if isinstance(k, str) and isinstance(v, Mapping)}
+    named = [k for k, v in found.items() if isinstance(k, str) and EMA.search(k) and _has_tensors(v)]
+    beside = [f"{k}/model_ema.*" for k, names in inner.items() if any(str(n).startswith("model_ema.") for n in names)]
+    return named + beside
+
+
+def _has_tensors(found: Any, depth: int = DEPTH) -> bool:
+    if isinstance(found, Tensor):
+        return found.ndim > 0
+    inner = [*found.values()] if isinstance(found, Mapping) else found if isinstance(found, (list, tuple)) else ()
+    return depth > 0 and any(_has_tensors(one, depth - 1) for one in inner)
 
 
 def _is_weights(found: Any) -> bool:
