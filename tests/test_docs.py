@@ -19,6 +19,7 @@ from tests.benchmarks import (
     reversible,
     throughput,
     time_to_error,
+    tune,
 )
 
 HELD = odesampler.held_out("digits")
@@ -39,6 +40,14 @@ IN_SMALL = {  # the benchmarks that the pages name: the same, in small
         throughput.processes((2,), 8, 1),
     ],
     "against_diffusers": lambda: against_diffusers.table(against_diffusers.Problem("digits", 4, 40), 5, 1),
+    "tune": lambda: tune.row(
+        against_diffusers.Problem("ring", 4, 40, tune.models()["ring"]),
+        4,
+        1,
+        num_samples=9,
+        iterations=10,
+        reference_steps=20,
+    ),
 }
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("**/*.md"))]
