@@ -31,7 +31,7 @@ from odesampler.program import Program
 from odesampler.solvers.frames import plus
 
 Shape: TypeAlias = Callable[[Tensor], tuple[Tensor, Tensor]]  # parameters -> sigmas above 0 (n,), weights (n, n)
-CHECK = 10  # iterations between two looks at the validation samples
+CHECK = 10  # iterations at most between two looks at the validation samples
 PATIENCE = 0.5  # of all iterations, without a better one
 BETAS = (0.9, 0.95)
 TINY = 1e-300
@@ -188,6 +188,7 @@ def descend(
         saved.facts[fact] = {"done": 0, "loss": _valued(valid, stage.shape, theta), "at": 0, "over": False}
     state = saved.facts[fact]
     theta, mean, square, best = (saved.tensors[k] for k in names)
+    every = max(1, min(CHECK, stage.iterations // 5))
     tell(state["done"])
     while state["done"] < stage.iterations and not state["over"] and not clock.over():
         i = state["done"] + 1
@@ -201,7 +202,7 @@ def descend(
         rate = stage.rate * 0.5 * (1 + math.cos(math.pi * (i - 1) / stage.iterations))
         step = mean / (1 - BETAS[0] ** i) / ((square / (1 - BETAS[1] ** i)).sqrt() + 1e-12)
         theta = stage.allowed(theta - rate * step)
-        if i % CHECK == 0 or i == stage.iterations:
+        if i % every == 0 or i == stage.iterations:
             loss = _valued(valid, stage.shape, theta)
             if loss < state["loss"]:
                 best, state["loss"], state["at"] = theta, loss, i

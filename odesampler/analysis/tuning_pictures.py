@@ -49,6 +49,7 @@ def before_and_after(found: Tuning) -> Figure:
         axis.plot(x, y, "o", color=COLOURS[i % len(COLOURS)], markersize=4, alpha=0.7)
         axis.set_xscale("log")
         axis.set_yscale("log")
+        axis.tick_params(which="both", labelsize=7)
         axis.set_title(kind, fontsize=10)
         axis.set_xlabel("error of the untuned default")
         axis.grid(visible=True, linewidth=0.4)
