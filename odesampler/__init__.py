@@ -43,6 +43,7 @@ if TYPE_CHECKING:
     from odesampler.analysis.sources import ErrorSources as ErrorSources
     from odesampler.analysis.trajectory_plane import TrajectoryPlane as TrajectoryPlane
     from odesampler.analysis.trajectory_plane import trajectory_plane as trajectory_plane
+    from odesampler.analysis.tune import tune as tune
     from odesampler.grid import Grid as Grid
     from odesampler.grid import concatenate as concatenate
     from odesampler.grid import grids as grids
@@ -121,6 +122,7 @@ _HOMES = {
     "analysis.round_trips": ("RoundTrip",),
     "analysis.sources": ("ErrorSources",),
     "analysis.trajectory_plane": ("TrajectoryPlane", "trajectory_plane"),
+    "analysis.tune": ("tune",),
     "grid": ("Grid", "concatenate", "grids", "make_grid"),
     "guidance": ("Guidance",),
     "implicit": ("Implicit",),

@@ -21,6 +21,7 @@ from tests.benchmarks import (
     reversible,
     throughput,
     time_to_error,
+    tune,
 )
 
 HELD = odesampler.held_out("digits")
@@ -42,6 +43,14 @@ IN_SMALL = {  # the benchmarks that the pages name: the same, in small
     ],
     "gpu": lambda: gpu.compare(gpu.TINY, torch.device("cpu"), (1,), 1, 1, tiny=True),
     "against_diffusers": lambda: against_diffusers.table(against_diffusers.Problem("digits", 4, 40), 5, 1),
+    "tune": lambda: tune.row(
+        against_diffusers.Problem("ring", 4, 40, tune.models()["ring"]),
+        4,
+        1,
+        num_samples=9,
+        iterations=10,
+        reference_steps=20,
+    ),
 }
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("**/*.md"))]

@@ -14,6 +14,7 @@ import click
 from odesampler.cli.analyses import compare, likelihood, roundtrip
 from odesampler.cli.interpolate import interpolate
 from odesampler.cli.reproduce import reproduce
+from odesampler.cli.tune import tune
 from odesampler.cli.verbs import decode, encode, sample
 from odesampler.version import __version__
 
@@ -25,7 +26,7 @@ def cli(debug: bool) -> None:
     """Sample, encode and decode images with diffusion models, by solving dx/dsigma = eps(x, sigma)."""
 
 
-for command in (sample, encode, decode, roundtrip, compare, likelihood, interpolate, reproduce):
+for command in (sample, encode, decode, roundtrip, compare, likelihood, interpolate, reproduce, tune):
     cli.add_command(command)
 
 

@@ -2,9 +2,9 @@
 
     x_{i+1} = x_i + sum_j weights_ij k_j,    k_j = eps(x_j, s_j), newest first,    sum_j weights_ij = s_{i+1} - s_i
 
-Every linear multistep method, in whatever frame and variable, is such a table on a given grid: the state it carries is
-a sum of values of eps. So a table can begin as any of them and be fitted from there (`ods.tune`), and no table has more
-to remember than eps.
+Every linear multistep method in the frames "noise", "data" and "flow", in whatever variable, is such a table on a given
+grid: the state it carries is x and a sum of values of eps. So a table can begin as any of them and be fitted from there
+(`ods.tune`), and no table has more to remember than eps.
 """
 
 from __future__ import annotations

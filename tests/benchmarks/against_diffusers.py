@@ -78,11 +78,12 @@ class Setting(NamedTuple):
 class Problem:
     """A model, latents, and where they lead."""
 
-    def __init__(self, name: str, samples: int, steps: int) -> None:
+    def __init__(self, name: str, samples: int, steps: int, model: ods.Model | None = None) -> None:
         self.name, self.samples = name, samples
-        self.model = ods.load(name, dtype=torch.float32)
+        self.model = ods.load(name, dtype=torch.float32) if model is None else model
         self.prediction = {"eps": "epsilon", "v": "v_prediction"}[self.model.prediction]
-        self.labels = torch.arange(samples) % len(self.model.labels)
+        classes = len(self.model.labels)
+        self.cond = {"label": torch.arange(samples) % classes} if classes else {}
         generator = torch.Generator().manual_seed(0)
         self.x_t = torch.randn(samples, *self.model.data_shape, generator=generator, dtype=torch.float64)
         sigmas = ods.make_grid("log_snr", self.model.schedule, steps, into_zero=True).sigmas
@@ -95,8 +96,11 @@ class Problem:
 
     def ours(self, count: int, **options: Any) -> ods.Solution:
         """`ods.sample` from the first `count` latents."""
-        cond = {"label": self.labels[:count]}
-        return ods.sample(self.model, x=self.x_t[:count], cond=cond, state_dtype=torch.float64, **options)
+        return ods.sample(self.model, x=self.x_t[:count], cond=self.first(count), state_dtype=torch.float64, **options)
+
+    def first(self, count: int) -> dict[str, Tensor]:
+        """The conditions of the first `count` samples."""
+        return {k: v[:count] for k, v in self.cond.items()}
 
     def theirs(self, scheduler: Any, count: int, exact: bool) -> Tensor:
         """Their loop, as their pipelines have it; `exact`: the network hears t(sigma)."""
@@ -109,14 +113,14 @@ class Problem:
             if exact and sigmas is not None:
                 between = hasattr(scheduler, "sigmas_interpol") and i % 2  # KDPM2 in the middle of a step
                 t = self.model.schedule.t((scheduler.sigmas_interpol[i] if between else sigmas[i]).double())
-            return self.model.network(x_t.float(), t.float().expand(count), label=self.labels[:count]).double()
+            return self.model.network(x_t.float(), t.float().expand(count), **self.first(count)).double()
 
         return denoised(scheduler, network, x)
 
     def denoised(self, x_t: Tensor) -> Tensor:
         """The image that the model sees in `x_t` at its sigma_min."""
         x = self.model.schedule.from_model_scale(x_t, self.low)
-        return x - self.low * self.model(x, self.low, label=self.labels[: len(x)])
+        return x - self.low * self.model(x, self.low, **self.first(len(x)))
 
     def error(self, x: Tensor, end: float) -> float:
         """Median over samples, from the reference where it stops: at sigma_min or at 0."""
@@ -156,23 +160,33 @@ def settings() -> Iterator[Setting]:
 
 def table(problem: Problem, budget: int, few: int) -> None:
     """Print the best of theirs, and ours with the ratio to the best of theirs."""
+    theirs = best_of_theirs(problem, budget, few)
+    print(f"{problem.name}, {budget} evaluations: diffusers, best of {len(list(settings()))} settings")
+    for error, name in theirs[:SHOWN]:
+        print(f"  {error:.2e}  {name}")
+    for error, solver in best_of_ours(problem, budget):
+        label = solver or f"default, {defaults.solver_for(budget, adaptive=False)}"
+        print(f"  {error:.2e}  {error / theirs[0][0]:5.2f} x  odesampler: {label}", flush=True)
+
+
+def best_of_theirs(problem: Problem, budget: int, few: int) -> list[tuple[float, str]]:
+    """Errors and names of those that did best on a `few` samples, best first."""
     screened = [(problem.measured(s, budget, few, True), i, s) for i, s in enumerate(settings())]
-    failed = sum(error == math.inf for error, _, _ in screened)
-    theirs = sorted(
+    return sorted(
         min(
             (problem.measured(s, budget, problem.samples, exact), s.name + ("" if exact else ", t as it gives it"))
             for exact in (True, False)
         )
         for _, _, s in sorted(screened)[:KEPT]
     )
-    print(f"{problem.name}, {budget} evaluations: diffusers, best of {len(screened)} settings ({failed} impossible)")
-    for error, name in theirs[:SHOWN]:
-        print(f"  {error:.2e}  {name}")
+
+
+def best_of_ours(problem: Problem, budget: int) -> list[tuple[float, str | None]]:
+    """Errors of the default (None) and of `OURS`, as many steps as the budget allows, the last of which asks once."""
+    found: list[tuple[float, str | None]] = []
     for solver in (None, *OURS):
         num_steps = budget
-        if solver is not None:  # as many steps as the budget allows, the last of which asks once
+        if solver is not None:
             num_steps = next(n for n in range(budget, 0, -1) if find_solver(solver).cost(n - 1) + 1 <= budget)
-        sol = problem.ours(problem.samples, solver=solver, num_steps=num_steps)
-        error = problem.error(sol.x, 0.0)
-        label = solver or f"default, {defaults.solver_for(budget, adaptive=False)}"
-        print(f"  {error:.2e}  {error / theirs[0][0]:5.2f} x  odesampler: {label} ({int(sol.nfe[0])})", flush=True)
+        found.append((problem.error(problem.ours(problem.samples, solver=solver, num_steps=num_steps).x, 0.0), solver))
+    return found

@@ -1,0 +1,250 @@
+"""Tuning a sampler: race, knots, table, and what was measured of them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from odesampler.analysis.fitting import Clock, Goals, Recomputed, Stage, counted, descend, frozen
+from odesampler.analysis.knots import measured_grid
+from odesampler.analysis.race import FEW, Entry, entrants, errors_of, plan_for, raced
+from odesampler.analysis.resumable import Resumable
+from odesampler.analysis.shapes import FreeTable, Knots, MovedKnots
+from odesampler.analysis.side_by_side import Samples, side_by_side
+from odesampler.analysis.tune_task import Task, scale_as_json, summary
+from odesampler.analysis.tuning import Case, Tuning
+from odesampler.analysis.weight_tables import table_of
+from odesampler.grid import Grid, make_grid
+from odesampler.guidance import rows_a_sample
+from odesampler.plan import Plan, eps_of
+from odesampler.program import Solver
+from odesampler.registry import find_solver
+from odesampler.solvers.fitted import Fitted
+from odesampler.tuned import Tuned
+
+STARTS = 3  # of the race, whose knots are fitted
+SHARE = 0.1  # of all iterations, for the knots of each
+RATES = {"knots": 0.03, "table": 0.01}  # of the shorter gap; of a step's length
+NODES = 60  # of the reference trajectories, to choose knots from
+TOP = 250.0  # the highest node where a model starts at infinity
+WORST = 3.0  # a sample that misses so many times more than the worst untuned one: the table blows up
+GAIN = 0.99  # less is not worth a table
+SHOWN = 8  # pictures
+
+
+@dataclass(frozen=True, eq=False)
+class Found:
+    """A solver on its grid, and its errors."""
+
+    name: str
+    solver: Solver
+    grid: Grid
+    plan: Plan
+    train: Tensor  # (n,) rms from the truth
+    valid: Tensor
+
+    @property
+    def score(self) -> float:
+        """Geometric mean over the validation samples."""
+        return self.valid.log().mean().exp().item()
+
+
+def tuned_sampler(task: Task, others: Mapping[str, Task], saved: Resumable, clock: Clock) -> Tuned:
+    """What `tune` finds to sample with."""
+    sets = {name: task.samples(validation) for name, validation in (("train", False), ("validation", True))}
+    truths = {name: task.truth(name, samples, saved) for name, samples in sets.items()}
+    entries = _race(task, sets["train"], truths["train"][0], saved)
+    valid = errors_of(
+        task.model,
+        [e.plan for e in entries],
+        sets["validation"],
+        truths["validation"][0],
+        max_batch=task.max_batch,
+    )
+    untuned = [
+        Found(e.name, find_solver(e.solver), e.plan.grid, e.plan, e.error, v)  # type: ignore[arg-type]  # all are solvers
+        for e, v in zip(entries, valid, strict=True)
+    ]
+    usual = next(u for u, e in zip(untuned, entries, strict=True) if e.usual)
+    best = min(untuned, key=lambda u: u.score)
+    goals = [_goals(task, entries[0].plan, sets[k], truths[k][0]) for k in ("train", "validation")]
+    with frozen(task.model):
+        made, done = _fitted(task, _starts(entries), goals[0], goals[1], saved, clock)
+    tuned = _as_found(task, made, sets, truths)
+    refused = _refusal(tuned, best)
+    taken = replace(best, name=f"{best.name}, as it is") if refused else tuned
+    held = _held_out(others, taken, usual, saved)
+    measured = {
+        "task": "sample",
+        "evaluations": task.num_steps,
+        "train": {"samples": len(taken.train), **summary(taken.train)},
+        "validation": {"samples": len(taken.valid), **summary(taken.valid)},
+        "untuned": {"name": best.name, "train": summary(best.train), "validation": summary(best.valid)},
+        "default": {"name": usual.name, "train": summary(usual.train), "validation": summary(usual.valid)},
+        "ratio": summary(taken.valid)["median"] / summary(usual.valid)["median"],
+        "refused": refused,
+        "reference": f"rk4, {task.reference_steps} steps; half as many differ by {truths['validation'][1]:.1e}",
+        "iterations": done,
+        "iterations_asked": task.iterations,
+        "cut_short_by_budget": clock.cut,
+        "seconds": round(clock.spent, 1),
+        "seeds": {k: [*s.seeds] if s.x_t is None else "latents were given" for k, s in sets.items()},
+        "guidance_scale": scale_as_json(task.guidance_scale),
+        "held_out": held,
+    }
+    report = _report(task, sets["validation"], truths["validation"][0], (usual, best, taken), measured)
+    model = task.model
+    return Tuned(
+        taken.solver,
+        taken.grid,
+        model=model.name,
+        fingerprint=model.fingerprint(),
+        start=usual.name,
+        measured=measured,
+        warning=_warning(held, refused),
+        report=report,
+    )
+
+
+def _race(task: Task, train: Samples, truth: Tensor, saved: Resumable) -> list[Entry]:
+    """The best entries, and the default, best first."""
+    model, scale = task.model, task.guidance_scale
+    grids = [Grid(tuple(s), "measured") for s in saved.fact("measured grid", lambda: _measured(task, train))]
+    entries = entrants(model, task.num_steps, scale, grids)
+    run = raced(model, entries, train, truth, max_batch=task.max_batch, progress=task.progress)
+    return [replace(e, usual=e.plan is entries[0][1]) for e in run]
+
+
+def _starts(entries: list[Entry]) -> list[Entry]:
+    """The best entries that have a table."""
+    found = []
+    for entry in entries:
+        try:
+            table_of(entry.walker, [s for s in entry.plan.grid if 0 < s < math.inf])
+        except ValueError:
+            continue
+        found.append(entry)
+    return found[:STARTS]
+
+
+def _measured(task: Task, train: Samples) -> list[list[float]]:
+    """The grid from local errors, if there are nodes enough for so many steps; for the default's guidance."""
+    model, (low, high) = task.model, task.model.range
+    first = () if math.isfinite(high) else (math.inf,)
+    steps = task.num_steps - len(first)
+    if not 2 <= steps <= NODES:
+        return []
+    top = min(high, TOP)
+    plan = plan_for(model, None, None, task.num_steps, task.guidance_scale)
+    nodes = make_grid(
+        "log_snr", model.schedule, NODES - 1, into_zero=False, sigma_min=low, sigma_max=max(top, 2 * low)
+    ).sigmas
+    [x_t], _ = train.latents(model, [high], plan.state_dtype)
+    x = model.schedule.from_model_scale(x_t[:FEW], high)
+    if first:  # where the first node is, pure noise says all but the image
+        x = x * nodes[0]
+    cond = {k: v[:FEW] for k, v in train.cond.items()}
+    return [[*measured_grid(eps_of(plan, model), x, cond, nodes, steps, first).sigmas]]
+
+
+def _goals(task: Task, plan: Plan, samples: Samples, truth: Tensor) -> Goals:
+    model, top = task.model, task.model.range[1]
+    [x_t], _ = samples.latents(model, [top], plan.state_dtype)
+    width = rows_a_sample(model, task.guidance_scale)
+    return Goals(
+        Recomputed(eps_of(plan, model)),
+        model.schedule.from_model_scale(x_t, top),
+        truth.to(model.device, plan.state_dtype),
+        {k: v.detach() for k, v in samples.cond.items()},
+        out_of_infinity=math.isinf(top),
+        chunk=None if task.max_batch is None else max(1, task.max_batch // width),
+    )
+
+
+def _fitted(
+    task: Task, starts: list[Entry], train: Goals, valid: Goals, saved: Resumable, clock: Clock
+) -> tuple[tuple[str, Solver, Grid], int]:
+    """The fitted solver, in words, itself and its grid, and how many iterations it took."""
+    low, high = task.model.range
+    each = round(SHARE * task.iterations)
+    found = []
+    with counted("tuning", task.iterations, show=task.progress) as tell:
+        for i, entry in enumerate(starts):
+            inner = tuple(s for s in entry.plan.grid if 0 < s < math.inf)
+            shape = MovedKnots(entry.walker, Knots(inner, low, high, pinned=math.isfinite(high)))
+            stage = Stage(f"knots {i}", shape, each, RATES["knots"], shape.allowed)
+            theta, loss = descend(stage, shape.start(), train, valid, saved, clock, tell)
+            found.append((loss, i, entry, tuple(shape(theta)[0].tolist())))
+        _, _, entry, sigmas = min(found, key=lambda f: f[:2])
+        knots = Knots(sigmas, low, high, pinned=math.isfinite(high))
+        last = (FreeTable if task.coefficients else MovedKnots)(entry.walker, knots)
+        kind = "table" if task.coefficients else "knots"
+        stage = Stage("last", last, task.iterations - each * len(starts), RATES[kind], last.allowed)
+        theta, _ = descend(stage, last.start(), train, valid, saved, clock, tell)
+    nodes, weights = (v.tolist() for v in last(theta))
+    first = () if math.isfinite(high) else (math.inf,)
+    grid = Grid((*first, *nodes, 0.0), "tuned")
+    done = sum(saved.facts[k]["done"] for k in saved.facts if k == "last" or k.startswith("knots "))
+    if not task.coefficients:
+        return (f"{entry.solver} on tuned knots", find_solver(entry.solver), grid), done  # type: ignore[return-value]
+    rows = tuple(tuple(row[i::-1]) for i, row in enumerate(weights))
+    return (f"tuned from {entry.solver}", Fitted((*nodes, 0.0), rows), grid), done
+
+
+def _as_found(
+    task: Task, made: tuple[str, Solver, Grid], sets: Mapping[str, Samples], truths: Mapping[str, tuple[Tensor, float]]
+) -> Found:
+    """Measured as it will be used."""
+    name, solver, grid = made
+    plan = plan_for(task.model, solver, grid, None, task.guidance_scale)
+    errors = [errors_of(task.model, [plan], sets[k], truths[k][0], max_batch=task.max_batch)[0] for k in sets]
+    return Found(name, solver, grid, plan, *errors)
+
+
+def _refusal(tuned: Found, best: Found) -> str:
+    """Why what was fitted is not taken; nothing if it is."""
+    if not bool(tuned.valid.isfinite().all()) or tuned.valid.max() > WORST * best.valid.max():
+        return f"what was fitted blows up: {tuned.valid.max():.1e} at worst, untuned {best.valid.max():.1e}"
+    if not tuned.score < GAIN * best.score:
+        return f"what was fitted is no better on the validation samples: {tuned.score:.1e}, untuned {best.score:.1e}"
+    return ""
+
+
+def _held_out(others: Mapping[str, Task], taken: Found, usual: Found, saved: Resumable) -> dict[str, Any]:
+    """Errors of what was not tuned for, against the untuned default."""
+    found: dict[str, Any] = {}
+    for i, (name, task) in enumerate(others.items()):
+        samples = task.all_of()
+        truth, _ = task.truth(f"held out {i}", samples, saved)
+        plans = [replace(f.plan, guidance_scale=task.guidance_scale) for f in (taken, usual)]
+        tuned, default = errors_of(task.model, plans, samples, truth, max_batch=task.max_batch)
+        ratio = (tuned.log() - default.log()).mean().exp().item()
+        found[name] = {"tuned": summary(tuned), "default": summary(default), "ratio": ratio}
+    return found
+
+
+def _warning(held: Mapping[str, Any], refused: str) -> str:
+    worse = [f"{name} ({h['ratio']:.2g} times its error)" for name, h in held.items() if not h["ratio"] <= 1]
+    said = [f"{refused}; this is the best untuned solver"] if refused else []
+    if worse:
+        said.append(f"worse than the untuned default on what it was not tuned for: {', '.join(worse)}")
+    return "; ".join(said)
+
+
+def _report(
+    task: Task, samples: Samples, truth: Tensor, found: tuple[Found, Found, Found], measured: Mapping[str, Any]
+) -> Tuning:
+    plans = [found[0].plan, found[2].plan]
+    ran, _ = side_by_side(task.model, plans, samples, max_batch=task.max_batch)
+    images = torch.stack([ran[0].x[:SHOWN], ran[1].x[:SHOWN], truth[:SHOWN].to(ran[0].x.dtype)])
+    names = ("default", "best untuned", "tuned")
+    cases = [
+        Case(f"{kind}: {f.name}", f.grid, {"tuned on": f.train, "validation": f.valid})
+        for kind, f in zip(names, found, strict=True)
+    ]
+    return Tuning(tuple(cases), images, task.model.name, task.num_steps, measured, ("default", "tuned", "reference"))

@@ -1,0 +1,107 @@
+"""What tuning found: errors before and after, the grid chosen, sample by sample, and pictures."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor
+
+from odesampler.analysis.reference import quantile
+from odesampler.analysis.report import Report, Section, Table
+from odesampler.grid import Grid
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+@dataclass(frozen=True, eq=False)
+class Case:
+    """A solver on its grid, before or after."""
+
+    name: str
+    grid: Grid
+    errors: Mapping[str, Tensor]  # what was measured -> (n,), above 0; the last decides
+
+
+@dataclass(frozen=True, repr=False, eq=False)
+class Tuning(Report):
+    """Errors before and after; prints as a table and draws itself."""
+
+    cases: tuple[Case, ...]  # the untuned default first, what was tuned last
+    images: Tensor  # (rows, n, *shape), one row for each of `shown`
+    model: str
+    num_steps: int
+    measured: Mapping[str, Any]
+    shown: tuple[str, ...]
+
+    @property
+    def title(self) -> str:
+        """One line for a page."""
+        return f"{self.num_steps} steps tuned for {self.model}"
+
+    def sections(self) -> Sequence[Section]:
+        """Errors of each case; what was held out; the grids; sample by sample; pictures."""
+        kinds = list(self.cases[0].errors)
+        head = ("solver", *(f"{kind} (median)" for kind in kinds), f"{kinds[-1]}, of the default's")
+        rows = [
+            (
+                *(r["solver"], *(f"{r[kind]:.2e}" for kind in kinds)),
+                f"{r[kinds[-1]] / self.records()[0][kinds[-1]]:.2f}",
+            )
+            for r in self.records()
+        ]
+        found = [
+            Section(self.title, table=Table(head, rows, self._notes()), draw=self.plot),
+            *([self._held_out] if self.measured.get("held_out") else []),
+            Section("Sample by sample", f"{kinds[-1]}: below the line is better than before.", draw=self.scatter),
+        ]
+        if self.images.ndim == 5 and self.images.shape[2] in (1, 3):
+            words = f"The same samples after {self.num_steps} steps, and where they should be."
+            found.append(Section("Pictures", words, draw=self.pictures))
+        return found
+
+    def _notes(self) -> list[str]:
+        m = self.measured
+        notes = [f"errors: rms from the reference, in units of the data; {m['reference']}"]
+        cut = ", cut short by the budget" if m["cut_short_by_budget"] else ""
+        notes.append(f"{m['iterations']} iterations{cut}, {m['seconds']:.0f} s of processor time")
+        if m["refused"]:
+            notes.append(f"not taken: {m['refused']}")
+        return notes
+
+    @property
+    def _held_out(self) -> Section:
+        head = ("held out", "default (median)", "tuned (median)", "ratio of errors")
+        rows = [
+            (name, f"{h['default']['median']:.2e}", f"{h['tuned']['median']:.2e}", f"{h['ratio']:.2f}")
+            for name, h in self.measured["held_out"].items()
+        ]
+        words = "What was not tuned for: above 1 the tuned solver is worse there than the untuned default."
+        return Section("Held out", words, Table(head, rows, ["ratio: geometric mean over the samples"]))
+
+    def records(self) -> list[dict[str, Any]]:
+        """A record for each case: medians."""
+        return [
+            {"solver": c.name, "grid": c.grid.name, **{kind: quantile(e, 0.5) for kind, e in c.errors.items()}}
+            for c in self.cases
+        ]
+
+    def plot(self) -> Figure:
+        """Where the sigmas of each grid are."""
+        from odesampler.analysis.tuning_pictures import grids_chosen
+
+        return grids_chosen(self)
+
+    def scatter(self) -> Figure:
+        """Each validation sample's error, before and after."""
+        from odesampler.analysis.tuning_pictures import before_and_after
+
+        return before_and_after(self)
+
+    def pictures(self) -> Figure:
+        """The first validation samples, before, after, and as they should be."""
+        from odesampler.analysis.grid_pictures import table_of_images
+
+        return table_of_images(self.images, [""] * self.images.shape[1], self.shown)

@@ -1,0 +1,459 @@
+"""Tuning: tables of solvers, gradients through a solve, knots by dynamic programming, the verb."""
+
+import json
+import math
+import shlex
+import weakref
+from contextlib import nullcontext
+from itertools import combinations, pairwise
+
+import pytest
+import torch
+from torch import nn
+
+import odesampler as ods
+from odesampler.analysis import fitting, tune_sampler
+from odesampler.analysis.fitting import Clock, Goals, Recomputed, by_table, frozen, gradient
+from odesampler.analysis.knots import FRAME, cheapest, costs
+from odesampler.analysis.resumable import Resumable
+from odesampler.analysis.shapes import FreeTable, Knots
+from odesampler.analysis.tune_sampler import _refusal, _warning
+from odesampler.analysis.weight_tables import table_of
+from odesampler.cli import main
+from odesampler.drive import run
+from odesampler.integrate import OnGrid, solve
+from odesampler.program import State
+from odesampler.solvers import Euler, Fitted, Multistep, TwoStep
+from odesampler.solvers.frames import log
+from odesampler.solvers.weights import exact
+from tests.problems import BOTH_WAYS, COURSE, DRAWING, Spy, geometric, labelled, mixture, noise
+
+QUICK = {"num_samples": 12, "iterations": 30, "reference_steps": 60}
+NODES = geometric(6)
+
+
+def mixture8():
+    generator = torch.Generator().manual_seed(1)
+    means = torch.randn(5, 8, generator=generator, dtype=torch.float64)
+    return ods.exact.GaussianMixture(means, torch.full((5,), 0.05))
+
+
+def ring():
+    return ods.exact.GaussianMixture.ring(std=0.1).model()
+
+
+def fresh(model, count=20):
+    return torch.randn(count, *model.data_shape, dtype=torch.float64, generator=torch.Generator().manual_seed(77))
+
+
+def error(model, x, truth, **how):
+    found = ods.sample(model, x=x, state_dtype=torch.float64, **how).x
+    return (found - truth).square().mean(1).sqrt().log().mean().exp().item()
+
+
+def truth_of(model, x, **how):
+    return ods.sample(model, x=x, solver="rk4", num_steps=200, grid="log_snr", state_dtype=torch.float64, **how).x
+
+
+# ---- tables
+
+
+@pytest.mark.parametrize("solver", BOTH_WAYS, ids=repr)
+def test_a_table_from_unit_vectors_is_the_solver_itself_or_the_solver_has_none(solver):
+    spy, sigmas = Spy(mixture()), [*NODES, 0.0]
+    x = run(solve(OnGrid(solver), State(noise(1)), sigmas), model=spy)[0].state.x
+    try:
+        table = table_of(solver, NODES)
+    except ValueError:
+        turns = "frame='v'" in repr(solver) or isinstance(solver, TwoStep)
+        assert turns or len(spy.sigmas) != len(NODES) or spy.sigmas != pytest.approx(NODES, rel=1e-12)
+        return
+    assert spy.sigmas == pytest.approx(NODES, rel=1e-12)
+    [again] = run(by_table(noise(1), torch.tensor(NODES, dtype=torch.float64), table), model=mixture())
+    torch.testing.assert_close(again, x, rtol=0, atol=1e-12)
+
+
+def test_predictor_corrector_methods_have_tables_and_those_that_ask_elsewhere_have_none():
+    table = table_of(Multistep(), NODES)
+    assert (table[3, :4] != 0).all()
+    assert (table.triu(1) == 0).all()
+    lengths = torch.tensor([b - a for a, b in pairwise([*NODES, 0.0])], dtype=torch.float64)
+    torch.testing.assert_close(table.sum(1), lengths)
+    for solver in (ods.Heun(), ods.RK4(), DRAWING[0], Multistep("v", "phi"), ods.ALF("angle").prepared(COURSE)):
+        with pytest.raises(ValueError, match="is no table of weights"):
+            table_of(solver, NODES)
+
+
+@pytest.mark.parametrize("solver", [Multistep(), Multistep("data", rule="bh2"), Multistep("noise", "log1p", 3, 0)])
+def test_the_table_is_differentiable_in_the_sigmas(solver):
+    sigmas = torch.tensor(NODES, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(lambda s: table_of(solver, s), sigmas)
+
+
+# ---- what a fit may change
+
+
+def test_knots_stay_in_order_in_range_and_the_first_where_it_is():
+    knots = Knots((8.0, 4.0, 2.0, 1.0, 0.5), low=0.4, high=8.0)
+    assert knots.made(torch.zeros(4)).tolist() == pytest.approx([8, 4, 2, 1, 0.5], rel=1e-15)
+    wild = torch.tensor([5.0, -5.0, 3.0, -9.0], dtype=torch.float64)
+    sigmas = knots.made(knots.allowed(wild)).tolist()
+    assert sigmas[0] == 8
+    assert all(a > 1.01 * b for a, b in pairwise(sigmas))
+    assert min(sigmas) >= 0.4 * (1 - 1e-12)
+    fine = torch.tensor([0.2, -0.3, 0.1, 0.2], dtype=torch.float64)
+    torch.testing.assert_close(knots.allowed(fine), fine)
+
+
+def test_a_free_table_starts_as_the_solver_and_is_always_consistent():
+    shape = FreeTable(Multistep(), Knots(tuple(NODES), 0.2, 3.0))
+    sigmas, weights = shape(shape.start())
+    torch.testing.assert_close(weights, table_of(Multistep(), NODES))
+    theta = 0.1 * torch.randn(len(shape.start()), dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    sigmas, weights = shape(shape.allowed(theta))
+    torch.testing.assert_close(weights.sum(1), torch.cat([sigmas[1:], torch.zeros(1)]) - sigmas)
+    assert (weights.triu(1) == 0).all()
+    assert (weights - table_of(Multistep(), sigmas)).abs().max() > 0.01
+
+
+def goals(model, sigmas, chunk=None, eps=None, cond=None):
+    x = noise(7)
+    return Goals(Recomputed(eps or model), x, torch.zeros_like(x), cond or {}, chunk=chunk)
+
+
+def test_the_gradient_is_that_of_finite_differences_whatever_the_chunks():
+    shape = FreeTable(Multistep(), Knots(tuple(NODES[:4]), 0.1, 3.0))
+    theta = 0.02 * torch.arange(len(shape.start()), dtype=torch.float64)
+    loss, slope = gradient(goals(mixture(), NODES), shape, theta)
+    spy = Spy(mixture())
+    again, in_parts = gradient(goals(mixture(), NODES, chunk=3, eps=spy), shape, theta)
+    assert max(spy.rows) == 3
+    torch.testing.assert_close(in_parts, slope)
+    assert again == pytest.approx(loss)
+    for i in range(len(theta)):
+        step = torch.zeros_like(theta)
+        step[i] = 1e-5
+        ends = [goals(mixture(), NODES).errors(*shape(theta + sign * step)).log().mean() for sign in (1, -1)]
+        assert ((ends[0] - ends[1]) / 2e-5).item() == pytest.approx(slope[i].item(), rel=1e-4, abs=1e-6)
+
+
+class Wide(nn.Module):
+    """A network that knows how many of its hidden layers are alive, and whether its weights want gradients."""
+
+    def __init__(self):
+        super().__init__()
+        generator = torch.Generator().manual_seed(0)
+        self.layer = nn.Parameter(torch.randn(2, 50, generator=generator, dtype=torch.float64) / 9)
+        self.fixed = nn.Parameter(torch.ones((), dtype=torch.float64), requires_grad=False)
+        self.hidden, self.most, self.wanting = [], 0, set()
+
+    def forward(self, x_t, t):
+        hidden = torch.tanh(x_t @ self.layer) * self.fixed
+        self.hidden.append(weakref.ref(hidden))
+        self.most = max(self.most, sum(h() is not None for h in self.hidden))
+        self.wanting.add(self.layer.requires_grad)
+        return torch.tanh(hidden) @ self.layer.T + x_t / 2
+
+
+@pytest.mark.parametrize("steps", [4, 12])
+def test_what_the_network_keeps_does_not_grow_with_the_steps(steps):
+    network = Wide()
+    model = ods.Model(network, ods.VE(), sigma_min=0.1, sigma_max=3.0, data_shape=(2,))
+    shape = FreeTable(Multistep(), Knots(tuple(geometric(steps - 1)), 0.1, 3.0))
+    with frozen(model):
+        gradient(goals(model, NODES), shape, shape.start())
+    assert network.most <= 3
+
+
+def test_the_weights_are_frozen_meanwhile_and_as_they_were_afterwards(monkeypatch):
+    network = Wide()
+    model = ods.Model(network, ods.VE(), sigma_min=0.1, sigma_max=3.0, data_shape=(2,))
+    before = network.layer.detach().clone()
+    with frozen(model):
+        assert not network.layer.requires_grad
+    network.wanting.clear()
+    ods.tune(model, 3, **QUICK)
+    assert torch.equal(network.layer, before)
+    assert network.layer.grad is None
+    assert [p.requires_grad for p in (network.layer, network.fixed)] == [True, False]
+
+    def fails(*_):
+        raise MemoryError
+
+    monkeypatch.setattr(fitting, "gradient", fails)
+    with pytest.raises(MemoryError):
+        ods.tune(model, 3, **QUICK)
+    assert [p.requires_grad for p in (network.layer, network.fixed)] == [True, False]
+
+
+# ---- knots
+
+
+def test_costs_are_local_errors_and_the_path_is_the_cheapest():
+    generator = torch.Generator().manual_seed(0)
+    nodes = geometric(5)
+    walked = [tuple(torch.randn(2, 3, 4, generator=generator, dtype=torch.float64)) for _ in nodes]
+    cost = costs(walked, nodes)
+    seen = [FRAME.seen(k, x, s) for (x, k), s in zip(walked, nodes, strict=True)]
+    h, i, j = 1, 2, 4
+    weights = exact(FRAME, log, nodes[i], nodes[j], [nodes[i], nodes[h]])
+    x = FRAME.carried(nodes[i], nodes[j]) * walked[i][0] + float(weights[0]) * seen[i] + float(weights[1]) * seen[h]
+    missed = ((x - walked[j][0]) / (1 + nodes[j])).square().mean(1).sqrt().mean()
+    assert cost[h, i, j].item() == pytest.approx(missed.item())
+    end = walked[-1][0] - nodes[-1] * walked[-1][1]
+    into_zero = (walked[3][0] - nodes[3] * walked[3][1] - end).square().mean(1).sqrt().mean()
+    assert cost[0, 3, -1].item() == pytest.approx(into_zero.item())
+    assert cost[3, 2, 4].isinf()
+
+    def total(path):
+        before = [-1, *path]
+        return sum(cost[h, i, j].item() for h, i, j in zip(before, path, path[1:], strict=False))
+
+    last = len(nodes)
+    paths = [(0, *inner, last) for inner in combinations(range(1, last), 2)]
+    assert tuple(cheapest(cost, 3)) == min(paths, key=total)
+
+
+# ---- the verb
+
+
+@pytest.mark.parametrize(("problem", "steps"), [(mixture(), 5), (mixture8(), 8)])
+def test_it_is_better_on_latents_that_it_has_not_seen(problem, steps):
+    model = problem.model(ods.VP.linear())
+    recipe = ods.tune(model, steps, **{**QUICK, "num_samples": 36, "iterations": 80})
+    x = fresh(model)
+    truth = truth_of(model, x)
+    tuned, untuned = error(model, x, truth, solver=recipe), error(model, x, truth, num_steps=steps)
+    best = min(error(model, x, truth, solver=s, num_steps=steps) for s in ("multistep", "unipc", "adams_pc"))
+    assert tuned < 0.7 * untuned
+    assert tuned < best
+    assert isinstance(recipe.solver, Fitted)
+    assert ods.sample(model, x=x, solver=recipe).nfe.tolist() == [steps] * len(x)
+    measured = recipe.measured
+    assert measured["validation"]["geometric_mean"] < measured["untuned"]["validation"]["geometric_mean"]
+    assert measured["train"]["samples"] + measured["validation"]["samples"] == 36
+    assert not set(measured["seeds"]["train"]) & set(measured["seeds"]["validation"])
+    assert json.dumps(measured, allow_nan=False)
+
+
+def test_knots_alone_leave_the_solver_as_it_is():
+    recipe = ods.tune(ring(), 6, coefficients=False, **QUICK)
+    assert isinstance(recipe.solver, Multistep)
+    assert recipe.grid.name == "tuned"
+    assert recipe.measured["validation"]["geometric_mean"] < recipe.measured["untuned"]["validation"]["geometric_mean"]
+
+
+def test_the_same_seed_gives_the_same_recipe_and_another_does_not():
+    found = [ods.tune(ring(), 5, seed=seed, **{**QUICK, "iterations": 12}) for seed in (3, 3, 4)]
+    assert found[0] == found[1]
+    assert found[0].grid != found[2].grid
+
+
+@pytest.mark.parametrize("stop", [1, 7, 25])
+def test_it_goes_on_after_a_kill_and_finds_the_same(stop, tmp_path, monkeypatch):
+    path, calls, real = tmp_path / "unfinished.safetensors", [], fitting.gradient
+    whole = ods.tune(ring(), 5, **QUICK)
+    monkeypatch.setattr("odesampler.analysis.resumable.EVERY", 0.0)
+
+    def killed(*given):
+        calls.append(0)
+        if len(calls) == stop:
+            raise KeyboardInterrupt
+        return real(*given)
+
+    monkeypatch.setattr(fitting, "gradient", killed)
+    with pytest.raises(KeyboardInterrupt):
+        ods.tune(ring(), 5, checkpoint=path, **QUICK)
+    assert path.exists()
+    with pytest.raises(ValueError, match="of something else, it differs in num_steps"):
+        ods.tune(ring(), 6, checkpoint=path, **QUICK)
+    before = len(calls)
+    found = ods.tune(ring(), 5, checkpoint=path, **QUICK)
+    assert found == whole
+    assert found.measured["iterations"] == whole.measured["iterations"]
+    assert len(calls) - before <= found.measured["iterations"] - stop + 1
+    assert not path.exists()
+
+
+def test_a_damaged_checkpoint_is_refused(tmp_path):
+    path = tmp_path / "c.safetensors"
+    Resumable(path, {"a": 1}).once("x", lambda: torch.ones(3))
+    assert Resumable(path, {"a": 1}).once("x", lambda: pytest.fail("it is known")).tolist() == [1, 1, 1]
+    path.write_bytes(path.read_bytes()[:40])
+    with pytest.raises(ValueError, match="damaged"):
+        Resumable(path, {"a": 1})
+
+
+def test_where_the_untuned_is_exact_already_it_is_kept_and_that_is_said():
+    point = ods.exact.Gaussian(torch.tensor([0.5, -1.0]), 0.0).model()
+    recipe = ods.tune(point, 3, **QUICK)
+    assert not isinstance(recipe.solver, Fitted)
+    assert "no better on the validation samples" in recipe.measured["refused"]
+    assert recipe.warning.endswith("this is the best untuned solver")
+    with pytest.warns(UserWarning, match="no better"):
+        ods.sample(point, 1, solver=recipe)
+
+
+def found(valid):
+    error = torch.tensor(valid, dtype=torch.float64)
+    return tune_sampler.Found("", Euler(), ods.Grid((2.0, 1.0, 0.0)), None, error, error)
+
+
+def test_a_table_that_blows_up_on_one_sample_is_refused_though_most_are_better():
+    untuned = found([0.1, 0.2, 0.3])
+    assert "blows up" in _refusal(found([0.001, 0.001, 5.0]), untuned)
+    assert "blows up" in _refusal(found([0.001, 0.001, math.inf]), untuned)
+    assert "no better" in _refusal(found([0.1, 0.2, 0.3]), untuned)
+    assert not _refusal(found([0.05, 0.1, 0.31]), untuned)
+
+
+def two_kinds():
+    """Label 0: a mixture; 1: another, much narrower one, at other places."""
+    kinds = (mixture8(), ods.exact.GaussianMixture(-2 * mixture8().means, torch.full((5,), 1e-4)))
+    networks = [kind.model(ods.VP.linear()).network for kind in kinds]
+
+    def network(x_t, t, label):
+        outs = [one(x_t, t) for one in networks]
+        return torch.where(label[:, None] == 1, outs[1], outs[0])
+
+    return ods.Model(network, ods.VP.linear(), data_shape=(8,), null_cond={"label": 0}, labels=("wide", "narrow"))
+
+
+def test_what_was_not_tuned_for_is_measured_and_warned_of():
+    model = two_kinds()
+    recipe = ods.tune(model, 6, cond={"label": 0}, **QUICK)
+    held = recipe.measured["held_out"]
+    assert [*held] == ["label 1", "guidance 2"]
+    x, cond = fresh(model), {"label": 1}
+    truth = truth_of(model, x, cond=cond)
+    ratios = {}
+    for name, h in held.items():
+        ratios[name] = h["ratio"]
+        assert (name in recipe.warning) == (h["ratio"] > 1)
+    with pytest.warns(UserWarning, match="worse than") if recipe.warning else nullcontext():
+        tuned = error(model, x, truth, solver=recipe, cond=cond)
+    ratio = tuned / error(model, x, truth, num_steps=6, cond=cond)
+    assert ratio == pytest.approx(ratios["label 1"], rel=0.5)
+    assert _warning({"label 1": {"ratio": 1.2}, "guidance 2": {"ratio": 0.8}}, "") == (
+        "worse than the untuned default on what it was not tuned for: label 1 (1.2 times its error)"
+    )
+    assert not _warning({"label 1": {"ratio": 0.9}}, "")
+
+
+def test_under_guidance_it_is_the_guided_model_that_is_tuned_for():
+    model = two_kinds()
+    recipe = ods.tune(model, 5, cond={"label": 1}, guidance_scale=1.5, held_out=(), **QUICK)
+    assert recipe.measured["guidance_scale"] == 1.5
+    x, how = fresh(model), {"cond": {"label": 1}, "guidance_scale": 1.5}
+    truth = truth_of(model, x, **how)
+    assert error(model, x, truth, solver=recipe, **how) < error(model, x, truth, num_steps=5, **how)
+
+
+def test_models_that_start_at_infinity_are_tuned_too():
+    model = mixture8().model(ods.RectifiedFlow(), prediction="flow")
+    recipe = ods.tune(model, 6, **{**QUICK, "num_samples": 24, "iterations": 60})
+    assert recipe.grid[0] == math.inf
+    x = fresh(model)
+    truth = ods.sample(model, x=x, solver="rk4", num_steps=300, state_dtype=torch.float64).x
+    assert error(model, x, truth, solver=recipe) < 0.9 * error(model, x, truth, num_steps=6)
+
+
+def test_a_budget_ends_it_and_that_is_said():
+    recipe = ods.tune(ring(), 5, budget=1e-3, **QUICK)
+    assert recipe.measured["cut_short_by_budget"]
+    assert recipe.measured["iterations"] < 30
+    clock = Clock(limit=10.0, earlier=11.0)
+    assert clock.over()
+
+
+def test_to_encode_the_latents_alone_become_better():
+    model = mixture8().model(ods.VP.linear())
+    images = mixture8().sample(12, seed=3)
+    recipe = ods.tune(model, 8, task="encode", images=images, iterations=25, reference_steps=60)
+    others = mixture8().sample(12, seed=9)
+    trips = {}
+    for name, how in (("tuned", {"solver": recipe}), ("usual", {"num_steps": 8})):
+        latent = ods.encode(model, others, **how)
+        assert (ods.decode(model, latent).x - others).abs().max() < 1e-8
+        with pytest.warns(UserWarning, match="no memory"):
+            back = ods.decode(model, latent.without_memory()).x
+        trips[name] = (back - others).square().mean(1).sqrt().log().mean().exp().item()
+    assert recipe.measured["ratio"] < 0.9
+    assert trips["tuned"] < trips["usual"]
+    assert len(recipe.report.sections()) == 2
+    assert recipe.grid[-1] > 0
+
+
+def test_the_encoder_is_the_default_where_nothing_better_was_found():
+    model, images = mixture8().model(ods.VP.linear()), mixture8().sample(6, seed=3)
+    recipe = ods.tune(model, 8, task="encode", images=images, iterations=0, reference_steps=60)
+    assert recipe.solver == ods.ALF()
+    assert recipe.measured["ratio"] == 1
+
+
+SPY = Spy(mixture())
+MODEL = ods.Model(SPY, ods.VP.linear(), data_shape=(2,), name="spied")
+
+
+@pytest.mark.parametrize(
+    ("how", "said"),
+    [
+        ({"num_steps": 1}, "one step leaves nothing to tune"),
+        ({"num_steps": 2.5}, "whole number"),
+        ({"task": "decode"}, "task must be one of sample, encode"),
+        ({"num_samples": 5}, "needs 6 samples or more"),
+        ({"iterations": -1}, "iterations must be"),
+        ({"iterations": True}, "iterations must be"),
+        ({"budget": 0}, "budget must be"),
+        ({"reference_steps": 7}, "must be even"),
+        ({"max_batch": "auto"}, "give a number"),
+        ({"max_batch": 0}, "max_batch"),
+        ({"x": torch.zeros(8, 3)}, "must have shape"),
+        ({"images": torch.zeros(8, 2)}, 'for task="encode"'),
+        ({"task": "encode"}, "tunes on images"),
+        ({"task": "encode", "images": torch.zeros(8, 2), "held_out": [{"guidance_scale": 2}]}, "for samplers"),
+        ({"guidance_scale": 2.0}, "null condition"),
+        ({"held_out": [{"guidance_scale": 2.0}]}, "null condition"),
+        ({"held_out": [{"label": 2}]}, 'a setting of held_out has "cond"'),
+        ({"checkpoint": "c.json"}, r"as \.safetensors"),
+        ({"checkpoint": "/nowhere/c.safetensors"}, "does not exist"),
+    ],
+)
+def test_what_cannot_be_meant_is_refused_before_the_model_is_asked(how, said):
+    with pytest.raises(ValueError, match=said):
+        ods.tune(MODEL, **{"num_steps": 4, **how})
+    assert SPY.calls == 0
+
+
+def test_conditions_that_are_samples_long_are_split_with_them():
+    model = labelled()
+    model = ods.Model(model.network, model.schedule, null_cond={"label": 0.0}, data_shape=(2,))
+    recipe = ods.tune(model, 4, cond={"label": [0.1 * i for i in range(12)]}, held_out=(), **QUICK)
+    assert recipe.measured["held_out"] == {}
+    assert recipe.measured["ratio"] < 1
+
+
+def test_the_report_shows_grids_errors_and_samples(tmp_path):
+    recipe = ods.tune(ring(), 5, progress=True, **QUICK)
+    report = recipe.report
+    assert [s.title for s in report.sections()] == [report.title, "Sample by sample"]
+    assert [r["solver"].partition(":")[0] for r in report.records()] == ["default", "best untuned", "tuned"]
+    text = report.to_html(tmp_path / "page.html")
+    assert text.count("<svg") == 2
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")  # so few iterations may find nothing, which is said
+def test_the_command_writes_a_recipe_that_sample_takes(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as stopped:
+        main(shlex.split("tune --steps 4 --num 9 --iterations 12 --reference-steps 20 --out r.json --report r.html"))
+    assert stopped.value.code == 0
+    assert "recipe: r.json" in capsys.readouterr().out
+    assert (tmp_path / "r.html").read_text().count("<svg") >= 3
+    with pytest.raises(SystemExit) as stopped:
+        main(["sample", "--solver", "r.json", "--num", "2", "--label", "3"])
+    assert stopped.value.code == 0
+    assert "4 evaluations each" in capsys.readouterr().out
+    with pytest.raises(SystemExit) as stopped:
+        main(["tune", "picture.png", "--steps", "4"])
+    assert stopped.value.code == 2
