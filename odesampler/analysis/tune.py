@@ -32,8 +32,8 @@ from odesampler.room import AnyBatch, check_max_batch
 from odesampler.sampling import checked_count, checked_shape
 from odesampler.tuned import Tuned
 
-FEWEST, SAMPLES = 6, 64
-ITERATIONS = {"sample": 300, "encode": 60}
+FEWEST, SAMPLES = 6, 96
+ITERATIONS = {"sample": 500, "encode": 60}
 REFERENCE_STEPS = 200
 
 
@@ -63,14 +63,14 @@ def tune(
         model: The model. Its weights are neither changed nor differentiated.
         num_steps: Transitions, 2 or more, of one evaluation each.
         task: "sample"; or "encode": the reversible solver whose latents are best without their memory.
-        num_samples: Latents, 64 by default; every third is for validation.
+        num_samples: Latents, 96 by default; every third is for validation.
         seed: Of the first latent, as for `sample`; the next has seed + 1.
         x: Latents instead, (num_samples, *shape), as for `sample`.
         images: To encode, with task="encode": (num_samples, *shape), as for `encode`.
         cond: As for `sample`, for these samples. Give the conditions that will be asked for: classes in turn, prompts.
         guidance_scale: As for `sample`; to encode as for `encode`.
         coefficients: Fit the weights of the steps too, not only the grid.
-        iterations: Of the fit, 300 by default; with task="encode" settings that are tried, 60. The same number gives
+        iterations: Of the fit, 500 by default; with task="encode" settings that are tried, 60. The same number gives
             the same recipe.
         budget: Seconds of processor time after which the fit ends, wherever it is; `measured` then says so.
         held_out: What to report besides: settings such as {"cond": {"label": 3}, "guidance_scale": 2}, whose `cond` is

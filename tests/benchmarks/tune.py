@@ -16,6 +16,7 @@ from sklearn.datasets import load_digits
 
 import odesampler as ods
 from odesampler import defaults
+from odesampler.analysis.tune import SAMPLES as SAMPLES_TUNED
 from tests.benchmarks import against_diffusers, exact_problems
 
 BUDGETS = {"digits": (5, 6, 8, 10, 20), "exact": (10, 20)}
@@ -62,7 +63,8 @@ def row(problem: against_diffusers.Problem, num_steps: int, few: int, **how: int
     with torch.no_grad():
         [(theirs, scheduler), *_] = against_diffusers.best_of_theirs(problem, num_steps, few)
         untuned = against_diffusers.best_of_ours(problem, num_steps)
-    cond = {"label": [i % len(model.labels) for i in range(64)]} if model.labels else None
+    how = {"num_samples": SAMPLES_TUNED, **how}
+    cond = {"label": [i % len(model.labels) for i in range(how["num_samples"])]} if model.labels else None
     recipe = ods.tune(model, num_steps, seed=SEED, cond=cond, held_out=(), **how)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # where the fit was refused the row says so
