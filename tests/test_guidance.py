@@ -266,13 +266,16 @@ def test_a_guidance_that_is_no_more_than_a_scale_makes_the_same_recipe():
     assert listed == paired != plain
 
 
+QUICK = ods.Model(
+    lambda x_t, t, label: 0.5 * x_t, ods.VP.linear(), null_cond={"label": 10}, data_shape=(1, 8, 8), data_range=(-1, 1)
+)
 VERBS = {
     "sample": lambda **how: ods.sample(DIGITS, 2, num_steps=2, **how),
     "encode": lambda **how: ods.encode(DIGITS, HELD, num_steps=2, **how),
     "round_trip": lambda **how: ods.round_trip(DIGITS, HELD, ["ddim", "heun"], 2, **how),
-    "round_trip with sources": lambda **how: ods.round_trip(DIGITS, HELD[:1], "ddim", 2, sources=True, **how),
+    "round_trip with sources": lambda **how: ods.round_trip(QUICK, HELD[:1], "ddim", 2, sources=True, **how),
     "estimate": lambda **how: ods.estimate_round_trip(DIGITS, HELD, solver="ddim", num_steps=2, **how),
-    "error_sources": lambda **how: ods.error_sources(DIGITS, HELD, solver="ddim", num_steps=2, iterations=0, **how),
+    "error_sources": lambda **how: ods.error_sources(QUICK, HELD, solver="ddim", num_steps=2, iterations=0, **how),
     "compare": lambda **how: ods.compare(DIGITS, ["ddim"], [2, 3], num_samples=2, reference_steps=20, **how),
     "likelihood": lambda **how: ods.log_likelihood(DIGITS, HELD, num_steps=4, solver="multistep", **how),
     "consistency": lambda **how: ods.consistency(DIGITS, (2, 3, 4), 2, **how),

@@ -23,11 +23,10 @@ import torch
 from torch import Tensor
 
 from odesampler.analysis.report import Report, Section, Table
-from odesampler.data_range import check_images
 from odesampler.grid import make_grid
 from odesampler.inversion import decode, encode
 from odesampler.model import Model
-from odesampler.plan import checked_batch, checked_cond, checked_model
+from odesampler.plan import checked_cond, checked_images, checked_model
 from odesampler.room import AnyBatch
 
 PAPER = {10: 0.014, 20: 0.0065, 50: 0.0023, 100: 0.0009, 200: 0.0004, 500: 0.0001, 1000: 0.0001}  # on CIFAR-10
@@ -93,10 +92,9 @@ def ddim_table2(
         ValueError: What cannot be meant, before the model is called: no table of times, more times than it has, fewer
             than two, a data range that is not known.
     """
-    checked_batch(checked_model(model), images, "images")
+    images = checked_images(checked_model(model), images)
     if model.data_range is None:
         raise ValueError(f"the error is one of data scaled to [0, 1]: give {model.name} its range, Model(data_range=)")
-    check_images(images, model.data_range, model.name)
     conditions = checked_cond(model, cond, len(images))
     _check_steps(model, steps)
     low, high = model.data_range
