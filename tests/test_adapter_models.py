@@ -100,7 +100,7 @@ def test_zero_snr_starts_at_infinity_as_theirs(unet):
     close(ours.x, their_loop(asked(unet), scheduler, x, 8), 1e-6)
 
 
-@pytest.mark.parametrize("shift", [1.0, 3.0])
+@pytest.mark.parametrize("shift", [0.2, 0.9, 1.0, 3.0])
 def test_a_flow_is_theirs(unet, shift):
     """With the model's own grid, which is the scheduler's; their step computes in float32."""
     scheduler, x = diffusers.FlowMatchEulerDiscreteScheduler(shift=shift), noise(2, 3, 16, 16)
