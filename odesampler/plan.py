@@ -267,7 +267,7 @@ def checked_cond(model: Model, cond: Mapping[str, Any] | None, batch: int) -> di
         made[key] = one
     if "label" in made and model.labels:
         if made["label"].ndim != 1 or made["label"].dtype not in (torch.int32, torch.int64):
-            raise ValueError(f"labels are whole numbers, one a sample; got {(cond or {})['label']!r}")
+            raise ValueError(f"labels are whole numbers, one a sample; got {made['label'].tolist()}")
         null = made["label"].new_tensor(model.null_cond.get("label", [])).flatten().tolist()
         allowed = {*range(len(model.labels)), *null}
         bad = sorted({*made["label"].tolist()} - allowed)
