@@ -418,3 +418,21 @@ def test_what_a_model_is_named_after_and_where_its_autoencoder_is():
     assert text_model(pipe, name="mine").name == "mine"
     assert text_model(pipe).name == "StableDiffusionPipeline"
     assert isinstance(text_model(pipe).codec.vae, AutoencoderKL)
+
+
+def test_guidance_between_texts_of_different_lengths_is_refused_before_any_call():
+    model = text_model(pipelines.sd(), guidance_scale=3.0)
+    asked, cond = [], {"text": torch.zeros(20, 32)}
+    model.network.register_forward_pre_hook(lambda *_: asked.append(1))
+    for guidance in (None, ods.Guidance(3.0, interval=(0.5, 1.0))):
+        with pytest.raises(ValueError, match=r"'text'.* a sample's is \(20, 32\), the model's null condition \(77, 32"):
+            ods.sample(model, 1, num_steps=3, cond=cond, guidance_scale=guidance)
+    assert asked == []
+    assert ods.sample(model, 1, num_steps=3, cond=cond, guidance_scale=1.0).x.isfinite().all()
+
+
+def test_a_grid_that_is_not_known_is_refused_when_the_model_is_made():
+    for grid, why in (("nonsense", "unknown grid 'nonsense'"), ("karras(zeta=1)", "the karras grid takes rho")):
+        with pytest.raises(ValueError, match=why):
+            text_model(pipelines.sd(), grid=grid)
+    assert text_model(pipelines.sd(), grid="karras(rho=5)").grid == "karras(rho=5)"
