@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 from itertools import pairwise
 from numbers import Integral
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from odesampler.named_grids import NAMED, NamedGrid, parameters
 from odesampler.names import parsed, table
@@ -191,14 +191,7 @@ def make_grid(
 
 @lru_cache(maxsize=256)  # the same few come back at every solve, and making one takes as long as a small network
 def _named(grid: str, schedule: Schedule, num_steps: int, into_zero: bool, low: float, high: float) -> Grid:
-    name, arguments = parsed(grid, "grid")
-    if name not in NAMED:
-        raise ValueError(f"unknown grid {name!r}; known: {', '.join(NAMED)}, a Grid or a sequence of sigmas")
-    takes = parameters(NAMED[name])
-    if unknown := arguments.keys() - takes.keys():
-        raise ValueError(
-            f"the {name} grid takes {', '.join(takes) or 'no arguments'}; got {', '.join(sorted(unknown))}"
-        )
+    name, arguments = parsed_grid(grid)
     if not 0 < low < high:
         raise ValueError(f"a named grid runs between 0 < sigma_min < sigma_max; got [{low:g}, {high:g}]")
     try:
@@ -212,6 +205,22 @@ def _named(grid: str, schedule: Schedule, num_steps: int, into_zero: bool, low: 
                 f"{i} and {i + 1} are {s0:.17g} and {s1:.17g}; take fewer, milder arguments, or grid='log_snr'"
             )
     return Grid(tuple(sigmas), grid.strip())
+
+
+def parsed_grid(grid: str) -> tuple[str, dict[str, Any]]:
+    """The name of a named grid, and its arguments.
+
+    Raises: ValueError: an unknown name, or arguments that it does not take.
+    """
+    name, arguments = parsed(grid, "grid")
+    if name not in NAMED:
+        raise ValueError(f"unknown grid {name!r}; known: {', '.join(NAMED)}, a Grid or a sequence of sigmas")
+    takes = parameters(NAMED[name])
+    if unknown := arguments.keys() - takes.keys():
+        raise ValueError(
+            f"the {name} grid takes {', '.join(takes) or 'no arguments'}; got {', '.join(sorted(unknown))}"
+        )
+    return name, arguments
 
 
 def check_num_steps(num_steps: int) -> None:

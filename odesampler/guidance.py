@@ -104,6 +104,7 @@ class Guided:
             return model(x, sigma, told=told, **cond)
         place = model.place(x, sigma, told)
         null = {**null, **{k: v for k, v in cond.items() if k not in model.null_cond}}  # told on both sides
+        check_sides(null, cond)
         both = {k: torch.cat([cond.get(k, null[k]), null[k]]) for k in null}
         out = model.ask(
             torch.cat([place.x_t] * 2), torch.cat([place.t] * 2) if isinstance(place.t, Tensor) else place.t, both
@@ -140,6 +141,16 @@ def guided(model: Model, guidance: AnyGuidance) -> Model | Guided:
             f"[{lowest:g}, {highest:g}] only, so it would have no effect: leave guidance out"
         )
     return Guided(model, wanted)
+
+
+def check_sides(null: Cond, cond: Cond) -> None:
+    """Raises: ValueError: a condition and the null condition that it is guided away from have not one shape."""
+    for key, value in null.items():
+        if key in cond and cond[key].shape[1:] != value.shape[1:]:
+            raise ValueError(
+                f"guidance asks with and without the condition {key!r} in one call, so both must have one shape: a "
+                f"sample's is {tuple(cond[key].shape[1:])}, the model's null condition {tuple(value.shape[1:])}"
+            )
 
 
 def usual_guidance(model: Any, guidance: AnyGuidance | None) -> AnyGuidance:

@@ -35,13 +35,14 @@ from odesampler.plan import (
     checked_images,
     checked_model,
     clean_end,
+    coded,
     execute,
     make_plan,
 )
 from odesampler.precision import finest_dtype
 from odesampler.program import State
 from odesampler.registry import spec_of
-from odesampler.room import AnyBatch
+from odesampler.room import AnyBatch, check_max_batch
 from odesampler.sampling import Solution, arrived, is_reversible, to_solution
 from odesampler.solvers.fixed_point import FixedPoint
 from odesampler.threshold import AnyThreshold
@@ -104,7 +105,7 @@ def encode(
         ValueError: What cannot be meant, before the model is called: images far outside the model's data range, a
             solver that draws noise. Images outside by more than a tenth of its width are encoded, with a warning.
     """
-    x_t = checked_images(checked_model(model), images)
+    images = checked_images(checked_model(model), images)
     max_batch = lossless.rows_at_once(exact, micro_batch, max_batch, rows_a_sample(model, guidance_scale), grad)
     plan = make_plan(
         model,
@@ -122,7 +123,9 @@ def encode(
     warn_of_losses(plan, model)
     warn_of_nothing_to_guide_to(model, cond, guidance_scale)
     loop, how = upward(plan.loop, convention)
-    recipe, conditions = replace(Recipe.of(plan, model), convention=how), checked_cond(model, cond, len(x_t))
+    recipe, conditions = replace(Recipe.of(plan, model), convention=how), checked_cond(model, cond, len(images))
+    check_max_batch(max_batch, rows_a_sample(model, guidance_scale))
+    x_t = coded(model, images)
     outcome = execute(
         replace(plan, loop=loop),
         model,

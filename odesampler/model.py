@@ -24,6 +24,7 @@ from odesampler import prediction as predictions
 from odesampler.codec import Codec
 from odesampler.compiled import Compile, check_compile, compiled, wants_padding
 from odesampler.data_range import check_data_range
+from odesampler.grid import parsed_grid
 from odesampler.precision import check_dtypes, finest_dtype, is_number
 from odesampler.prediction import Prediction
 from odesampler.room import Room
@@ -79,8 +80,8 @@ class Model:
 
     Raises:
         TypeError: A network that cannot be called, no schedule, or a dtype that is none.
-        ValueError: An unknown prediction, a range that the schedule does not cover, a data range that is none, or a
-            dtype that no network computes in.
+        ValueError: An unknown prediction or grid, a range that the schedule does not cover, a data range that is none,
+            or a dtype that no network computes in.
     """
 
     network: Callable[..., Tensor]
@@ -115,6 +116,8 @@ class Model:
         check_data_range(self.data_range)
         check_compile(self.compile)
         check_dtypes(self.dtype, self.autocast)
+        if self.grid is not None:
+            parsed_grid(self.grid)
         if not is_number(self.guidance_scale) or not math.isfinite(self.guidance_scale):
             raise ValueError(f"guidance_scale must be a finite number, 1 for off; got {self.guidance_scale!r}")
         self._lay_out()

@@ -32,7 +32,17 @@ from odesampler.latent import Latent, Recipe
 from odesampler.model import Model
 from odesampler.null_steps import with_null_steps
 from odesampler.observe import Progress
-from odesampler.plan import AnyGrid, Plan, checked_cond, checked_images, checked_model, clean_end, execute, make_plan
+from odesampler.plan import (
+    AnyGrid,
+    Plan,
+    checked_cond,
+    checked_images,
+    checked_model,
+    clean_end,
+    coded,
+    execute,
+    make_plan,
+)
 from odesampler.precision import finest_dtype, is_number
 from odesampler.program import Solver, State
 from odesampler.registry import find_solver, spec_of
@@ -98,7 +108,7 @@ def null_text(
             solver that draws noise, remembers or chooses its own steps. Afterwards: an answer that does not depend on
             the null condition.
     """
-    x_t = checked_images(checked_model(model), images)
+    images = checked_images(checked_model(model), images)
     plan = make_plan(
         model,
         _checked_solver(solver),
@@ -114,7 +124,8 @@ def null_text(
     search = _Search(plan, model, key, name, inner_steps, learning_rate, early_stop)
     if check_max_batch(max_batch, 2) == "auto":
         raise ValueError('max_batch must be a number here, which also bounds the graph of each search; got "auto"')
-    recipe, conditions = Recipe.of(plan, model), checked_cond(model, cond, len(x_t))
+    recipe, conditions = Recipe.of(plan, model), checked_cond(model, cond, len(images))
+    x_t = coded(model, images)
     outcome = execute(
         replace(plan, guidance_scale=1.0),
         model,

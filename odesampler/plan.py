@@ -22,7 +22,7 @@ from odesampler.combine import within
 from odesampler.data_range import check_images
 from odesampler.drive import Eps, Tally, run
 from odesampler.grid import Grid, check_num_steps, make_grid
-from odesampler.guidance import AnyGuidance, checked_guidance, guided
+from odesampler.guidance import AnyGuidance, Guided, check_sides, checked_guidance, guided
 from odesampler.integrate import OnGrid, solve
 from odesampler.model import Model
 from odesampler.noise import Noise
@@ -144,6 +144,8 @@ def execute(
     grid = plan.grid.up() if rising else plan.grid.down()
     if trajectory and not (plan.loop.takes_steps and plan.loop.observable):
         raise ValueError("a trajectory is recorded by our own solvers on a fixed grid: give num_steps, not tolerances")
+    if isinstance(guided(model, plan.guidance_scale), Guided):
+        check_sides(model.nothing(1), cond or {})
     how = checked_grad(grad, plan.loop)
     if grad and max_batch == "auto":
         raise ValueError(
@@ -199,33 +201,42 @@ def checked_model(model: Any) -> Model:
     return model
 
 
-def checked_batch(model: Model, x: Any, what: str) -> Tensor:
+def checked_batch(model: Model, x: object, what: str) -> Tensor:
     """`x` as a batch that this model can take.
 
     Raises:
         TypeError: Not a floating-point tensor.
         ValueError: Wrong shape, empty, or not finite.
     """
-    if not isinstance(x, Tensor) or not x.is_floating_point():
-        kind = x.dtype if isinstance(x, Tensor) else type(x).__name__
-        raise TypeError(
-            f"{what} must be a floating-point tensor in the model's data range; got {kind} "
-            "(ods.images.load reads files, ods.images.to_float converts bytes)"
-        )
+    x = _floats(x, what)
     shape = model.data_shape
     if x.ndim < 2 or (shape is not None and tuple(x.shape[1:]) != tuple(shape)):
         wanted = f"(batch, {', '.join(map(str, shape))})" if shape else "(batch, *shape)"
         raise ValueError(f"{what} must have shape {wanted}; got {tuple(x.shape)}")
+    _check_values(x, what)
+    return x
+
+
+def _floats(x: object, what: str) -> Tensor:
+    if isinstance(x, Tensor) and x.is_floating_point():
+        return x
+    raise TypeError(
+        f"{what} must be a floating-point tensor in the model's data range; got "
+        f"{x.dtype if isinstance(x, Tensor) else type(x).__name__} (ods.images.load reads files, "
+        "ods.images.to_float converts bytes)"
+    )
+
+
+def _check_values(x: Tensor, what: str) -> None:
     if len(x) == 0:
         raise ValueError(f"{what} holds no samples: shape {tuple(x.shape)}")
     if not bool(torch.isfinite(x).all()):
         bad = torch.nonzero(~torch.isfinite(x).flatten(1).all(1)).flatten().tolist()
         raise ValueError(f"{what} must be finite; samples {bad[:8]} have NaN or infinity")
-    return x
 
 
 def checked_images(model: Model, images: Any) -> Tensor:
-    """`images` as what the model is about: they themselves, or what its codec makes of them.
+    """`images`, as what the model is about or as its codec takes them; the codec is not asked: see `coded`.
 
     Raises as `checked_batch`, and for images far outside the range; warns of those a little outside.
     """
@@ -239,8 +250,20 @@ def checked_images(model: Model, images: Any) -> Tensor:
         raise ValueError(
             f"images of {model.name} must have shape (batch, *shape) with {wanted} of them; got {tuple(images.shape)}"
         )
+    images = _floats(images, "images")
+    _check_values(images, "images")
     check_images(images, codec.data_range, model.name)
-    return checked_batch(model, codec.encode(images), "what the codec made of images")
+    return images
+
+
+def coded(model: Model, images: Tensor) -> Tensor:
+    """Checked images as what the model is about: they themselves, or what its codec makes of them.
+
+    To ask a codec may take long, so verbs do it last, when all that they are given has been checked.
+    """
+    if model.codec is None or tuple(images.shape[1:]) == model.data_shape:
+        return images
+    return checked_batch(model, model.codec.encode(images), "what the codec made of images")
 
 
 def checked_cond(model: Model, cond: Mapping[str, Any] | None, batch: int) -> dict[str, Tensor]:
@@ -267,7 +290,7 @@ def checked_cond(model: Model, cond: Mapping[str, Any] | None, batch: int) -> di
         made[key] = one
     if "label" in made and model.labels:
         if made["label"].ndim != 1 or made["label"].dtype not in (torch.int32, torch.int64):
-            raise ValueError(f"labels are whole numbers, one a sample; got {(cond or {})['label']!r}")
+            raise ValueError(f"labels are whole numbers, one a sample; got {made['label'].tolist()}")
         null = made["label"].new_tensor(model.null_cond.get("label", [])).flatten().tolist()
         allowed = {*range(len(model.labels)), *null}
         bad = sorted({*made["label"].tolist()} - allowed)

@@ -23,6 +23,7 @@ from torch import Tensor
 from odesampler.combine import within
 from odesampler.conventions import upward
 from odesampler.drive import Tally, run
+from odesampler.guidance import rows_a_sample
 from odesampler.implicit import Way, defect_correction
 from odesampler.inversion import check_model, refuse_stochastic, warn_of_unconverged
 from odesampler.latent import Latent
@@ -35,13 +36,14 @@ from odesampler.plan import (
     checked_cond,
     checked_images,
     checked_model,
+    coded,
     eps_of,
     make_plan,
 )
 from odesampler.precision import is_number
 from odesampler.program import Program
 from odesampler.registry import find_solver, spec_of
-from odesampler.room import AnyBatch
+from odesampler.room import AnyBatch, check_max_batch
 from odesampler.roots import Search, find_roots
 
 QUARTER_LEVEL = 0.5 / 255  # of 8 bits, in images from -1 to 1: well within what rounds to the same byte
@@ -83,9 +85,15 @@ def polish(
         ValueError: What does not belong together, before the model is called.
         TypeError: Not a Latent.
     """
-    x, x_t = _checked(model, images, latent, sweeps, tolerance, insist)
+    images, x_t = _checked(model, images, latent, sweeps, tolerance, insist)
     plan = latent.plan or latent.recipe.plan(model)
-    up = _encoder(model, plan, encoder)
+    up, conditions = _encoder(model, plan, encoder), checked_cond(model, latent.cond, len(x_t))
+    check_max_batch(max_batch, rows_a_sample(model, plan.guidance_scale))
+    x = coded(model, images)
+    if x.shape != x_t.shape:
+        raise ValueError(
+            f"polish needs the images that were encoded, {tuple(x_t.shape)} as the latents; got {tuple(x.shape)}"
+        )
     low, high = plan.grid.down()[-1], plan.grid.down()[0]
     target = model.schedule.from_model_scale(x.to(model.device, plan.state_dtype), low)
     start = model.schedule.from_model_scale(x_t.to(model.device, plan.state_dtype), high)
@@ -103,7 +111,7 @@ def polish(
         [found] = run(
             within(*model.range, spec_of(plan.loop), search),
             model=eps_of(plan, model),
-            cond=checked_cond(model, latent.cond, len(x)),
+            cond=conditions,
             max_batch=max_batch,
             tally=tally,
         )
@@ -135,16 +143,14 @@ def _checked(
     check_model(checked_model(model), latent.recipe, insist)
     if latent.null is not None:
         raise ValueError("null_text has already fitted this latent to its images: polish latent.without_null() instead")
-    x, x_t = checked_images(model, images), checked_batch(model, latent.x, "latent.x")
-    if x.shape != x_t.shape:
-        raise ValueError(
-            f"polish needs the images that were encoded, {tuple(x_t.shape)} as the latents; got {tuple(x.shape)}"
-        )
+    images, x_t = checked_images(model, images), checked_batch(model, latent.x, "latent.x")
+    if len(images) != len(x_t):
+        raise ValueError(f"polish needs the images that were encoded, {len(x_t)} as the latents; got {len(images)}")
     if isinstance(sweeps, bool) or not isinstance(sweeps, Integral) or sweeps < 0:
         raise ValueError(f"sweeps must be a whole number, 0 or more; got {sweeps!r}")
     if not is_number(tolerance) or not 0 <= tolerance < math.inf:
         raise ValueError(f"tolerance must be a finite number, 0 or more, in units of the images; got {tolerance!r}")
-    return x, x_t
+    return images, x_t
 
 
 def _encoder(model: Model, plan: Plan, encoder: AnySolver | None) -> Way:

@@ -155,12 +155,24 @@ def test_labels_become_rows_and_the_null_label_a_row_of_zeros():
         ods.sample(model, 2, num_steps=1, cond={"label": 4})
 
 
+@pytest.mark.parametrize("null_label", [False, True])
+def test_no_call_looks_at_labels_that_are_on_a_device(null_label):
+    """The meta device stands for one: to read a value there raises, where on a GPU it would wait."""
+    asked = edm.from_net(lambda x, sigma, rows: x + rows.sum(), label_dim=3, null_label=null_label).network
+    x, sigma, label = (torch.zeros(*shape, device="meta") for shape in ((2, 1, 4, 4), (2,), (2,)))
+    assert asked(x, sigma, label=label.long()).shape == x.shape
+
+
 def test_without_a_null_label_a_label_must_be_given_and_guidance_is_refused():
     net = Net(label_dim=3)
     model = edm.from_net(net)
-    for cond in (None, {"label": 3}, {"label": -1}, {"label": 0.5}):
-        with pytest.raises(ValueError, match="label_dim = 3: give cond"):
+    refused = [(3, "label 3 does not exist"), (-1, "label -1 does not"), (0.5, "labels are whole numbers")]
+    for cond, why in [(None, "label_dim = 3: give cond"), *(({"label": label}, why) for label, why in refused)]:
+        with pytest.raises(ValueError, match=why):
             ods.sample(model, 1, num_steps=1, cond=cond)
+    for label in (3, -1, 0.5):
+        with pytest.raises(ValueError, match="label_dim = 3: give cond"):
+            model(torch.zeros(1, 1, 4, 4), 1.0, label=torch.tensor([label]))
     with pytest.raises(ValueError, match="null condition"):
         ods.sample(model, 1, num_steps=1, cond={"label": 1}, guidance_scale=2.0)
     with pytest.raises(ValueError, match="label_dim = 0"):

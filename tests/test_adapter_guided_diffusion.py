@@ -79,14 +79,28 @@ def test_labels_go_by_the_name_y_and_others_by_their_own():
     model(torch.zeros(2, 1, 4, 4), 1.0, label=torch.tensor([4, 0]), low_res=torch.ones(2))
     assert net.seen[0][1] == [4, 0]
     assert list(net.seen[0][2]) == ["low_res"]
-    for cond in (None, {"label": 5}, {"label": -1}, {"label": 1.0}):
-        with pytest.raises(ValueError, match="num_classes = 5: give cond"):
+    refused = [(5, "label 5 does not exist"), (-1, "label -1 does not"), (1.0, "labels are whole numbers")]
+    for cond, why in [(None, "num_classes = 5: give cond"), *(({"label": label}, why) for label, why in refused)]:
+        with pytest.raises(ValueError, match=why):
             ods.sample(model, 1, num_steps=1, cond=cond)
+    for label in (5, -1, 1.0):
+        with pytest.raises(ValueError, match="num_classes = 5: give cond"):
+            model(torch.zeros(1, 1, 4, 4), 1.0, label=torch.tensor([label]))
     with pytest.raises(ValueError, match="null condition"):
         ods.sample(model, 1, num_steps=1, cond={"label": 1}, guidance_scale=2.0)
     assert len(net.seen) == 1
     with pytest.raises(ValueError, match="num_classes = None"):
         ods.sample(guided_diffusion.from_network(Unet()), 1, num_steps=1, cond={"label": 1})
+
+
+@pytest.mark.parametrize("null_label", [None, 5])
+def test_no_call_looks_at_labels_that_are_on_a_device(null_label):
+    """The meta device stands for one: to read a value there raises, where on a GPU it would wait."""
+    asked = guided_diffusion.from_network(lambda x, t, y: x, num_classes=5, null_label=null_label).network
+    x, t, label = (torch.zeros(*shape, device="meta") for shape in ((2, 1, 4, 4), (2,), (2,)))
+    assert asked(x, t, label=label.long()).shape == x.shape
+    with pytest.raises(ValueError, match="does not exist"):
+        ods.sample(guided_diffusion.from_network(Unet(num_classes=5)), 1, num_steps=1, cond={"label": 9})
 
 
 def test_with_a_null_label_it_is_guided():

@@ -100,7 +100,7 @@ def test_zero_snr_starts_at_infinity_as_theirs(unet):
     close(ours.x, their_loop(asked(unet), scheduler, x, 8), 1e-6)
 
 
-@pytest.mark.parametrize("shift", [1.0, 3.0])
+@pytest.mark.parametrize("shift", [0.2, 0.9, 1.0, 3.0])
 def test_a_flow_is_theirs(unet, shift):
     """With the model's own grid, which is the scheduler's; their step computes in float32."""
     scheduler, x = diffusers.FlowMatchEulerDiscreteScheduler(shift=shift), noise(2, 3, 16, 16)
@@ -224,7 +224,7 @@ def test_a_unet_that_hears_text_is_told_what_the_pipeline_tells_it():
         ).sample
         ours = model(x_t / alpha_bar**0.5, sigma, **cond)
     close(ours, theirs, 1e-5)
-    with pytest.raises(TypeError, match="missing 2 required positional arguments: 'pooled' and 'size'"):
+    with pytest.raises(ValueError, match="takes the conditions text, pooled, size; got text: give cond"):
         model(x_t, sigma, text=text)
 
 
@@ -232,8 +232,40 @@ def test_a_unet_of_stable_diffusion_needs_its_text():
     pipe = pipelines.sd()
     model = adapter.from_unet(pipe.unet, pipe.scheduler, null_cond={"text": torch.zeros(5, 32)})
     assert ods.sample(model, 1, num_steps=2).x.shape == (1, 4, 8, 8)
-    with pytest.raises(TypeError, match="missing 1 required positional argument: 'text'"):
+    with pytest.raises(ValueError, match="takes the conditions text; got none: give cond"):
         ods.sample(adapter.from_unet(pipe.unet, pipe.scheduler), 1, num_steps=2)
+
+
+@pytest.mark.parametrize("make", [pipelines.sd3, pipelines.flux])
+def test_a_transformer_that_hears_text_says_what_it_lacks_and_what_it_does_not_know(make):
+    pipe = make()
+    network = adapter.from_unet(pipe.transformer, pipe.scheduler).network
+    x_t, t = torch.zeros(1, 4, 8, 8), torch.ones(1)
+    with pytest.raises(ValueError, match="takes the conditions text, pooled; got text: give cond"):
+        network(x_t, t, text=torch.zeros(1, 5, 32))
+    with pytest.raises(ValueError, match="takes the conditions text, pooled; got text, pooled, size"):
+        network(x_t, t, text=torch.zeros(1, 5, 32), pooled=torch.zeros(1, 32), size=torch.zeros(1, 6))
+
+
+def test_dit_takes_a_scale_of_nothing_for_off_as_text_pipelines_do():
+    assert adapter.from_pipeline(pipelines.dit(), guidance_scale=0.0).guidance_scale == 1.0
+    with pytest.raises(ValueError, match=r"guidance_scale must be a finite number.*got 'a'"):
+        adapter.from_pipeline(pipelines.dit(), guidance_scale="a")
+
+
+def test_dit_refuses_labels_that_it_has_not_where_its_classes_have_no_names():
+    pipe = pipelines.dit()
+    pipe.labels = {}
+    model = adapter.from_pipeline(pipe, guidance_scale=1.0)
+    assert model.labels[999] == "999"
+    for label in (5000, -1):
+        with pytest.raises(ValueError, match=f"label {label} does not exist: DiTPipeline has 0 .. 999"):
+            ods.sample(model, 1, num_steps=2, cond={"label": label})
+        with pytest.raises(ValueError, match=f"0 to 999 or 1000 for none, or by name; got {label}"):
+            adapter.from_pipeline(pipe, label=label)
+    with pytest.raises(ValueError, match="labels are whole numbers, one a sample"):
+        ods.sample(adapter.from_unet(pipe.transformer, pipe.scheduler, cond={"label": 1.5}), 1, num_steps=2)
+    assert adapter.from_pipeline(pipe, label=1000).cond == {"label": 1000}
 
 
 def unet_by(**more):

@@ -19,7 +19,7 @@ from diffusers import (
 )
 
 import odesampler as ods
-from odesampler.adapters.diffusers import conditions, text_model
+from odesampler.adapters.diffusers import OdeScheduler, conditions, text_model
 from tests import pipelines
 
 PROMPTS = ["a cat", "two dogs"]
@@ -169,6 +169,26 @@ def test_the_usual_grid_of_flux_is_that_of_its_pipeline(height, static):
     pipe("", num_inference_steps=4, height=height, width=16, output_type="latent")
     grid = ods.make_grid(model.grid, model.schedule, 4, into_zero=True)
     torch.testing.assert_close(torch.tensor(grid.sigmas), torch.tensor(flow_grid(pipe)), rtol=1e-6, atol=0)
+
+
+@pytest.mark.parametrize("config", [{}, {"shift": 0.9}, {"shift_terminal": 0.1}], ids=str)
+@pytest.mark.parametrize("ours", [False, True])
+def test_the_usual_grid_of_flux_goes_by_the_config_and_not_by_the_class(ours, config):
+    """With our own scheduler, or one made from theirs, as with theirs."""
+    pipe = pipelines.flux(use_dynamic_shifting=False, **config)
+    pipe("", num_inference_steps=4, output_type="latent", **SIZE)
+    wanted = flow_grid(pipe)
+    kind = OdeScheduler if ours else type("Mine", (FlowMatchEulerDiscreteScheduler,), {})
+    pipe.scheduler = kind.from_config(pipe.scheduler.config)
+    model = text_model(pipe, **SIZE)
+    grid = ods.make_grid(model.grid, model.schedule, 4, into_zero=True)
+    torch.testing.assert_close(torch.tensor(grid.sigmas), torch.tensor(wanted), rtol=1e-5, atol=0)
+
+
+def test_flux_refuses_a_guidance_scale_to_be_told_that_is_no_number():
+    with pytest.raises(ValueError, match=r"guidance_scale must be a finite number.*got 'a'"):
+        text_model(pipelines.flux(True), guidance_scale="a", **SIZE)
+    assert text_model(pipelines.flux(True), guidance_scale=0.5, **SIZE).cond["guidance"] == 0.5
 
 
 def test_the_usual_grid_of_stable_diffusion_3_is_that_of_its_pipeline():
@@ -398,3 +418,21 @@ def test_what_a_model_is_named_after_and_where_its_autoencoder_is():
     assert text_model(pipe, name="mine").name == "mine"
     assert text_model(pipe).name == "StableDiffusionPipeline"
     assert isinstance(text_model(pipe).codec.vae, AutoencoderKL)
+
+
+def test_guidance_between_texts_of_different_lengths_is_refused_before_any_call():
+    model = text_model(pipelines.sd(), guidance_scale=3.0)
+    asked, cond = [], {"text": torch.zeros(20, 32)}
+    model.network.register_forward_pre_hook(lambda *_: asked.append(1))
+    for guidance in (None, ods.Guidance(3.0, interval=(0.5, 1.0))):
+        with pytest.raises(ValueError, match=r"'text'.* a sample's is \(20, 32\), the model's null condition \(77, 32"):
+            ods.sample(model, 1, num_steps=3, cond=cond, guidance_scale=guidance)
+    assert asked == []
+    assert ods.sample(model, 1, num_steps=3, cond=cond, guidance_scale=1.0).x.isfinite().all()
+
+
+def test_a_grid_that_is_not_known_is_refused_when_the_model_is_made():
+    for grid, why in (("nonsense", "unknown grid 'nonsense'"), ("karras(zeta=1)", "the karras grid takes rho")):
+        with pytest.raises(ValueError, match=why):
+            text_model(pipelines.sd(), grid=grid)
+    assert text_model(pipelines.sd(), grid="karras(rho=5)").grid == "karras(rho=5)"

@@ -279,8 +279,8 @@ def test_a_scheduler_object_of_another_class_is_refused_by_name(diffusers):
         ({"prediction_type": "flow_prediction"}, "prediction_type='flow_prediction' goes with use_flow_sigmas=True"),
         ({"timestep_spacing": "random"}, "timestep_spacing='random' is not one of leading"),
         ({"trained_betas": [0.1, 0.2]}, "num_train_timesteps=1000 but trained_betas has 2 entries"),
-        ({"sigma_max": 700.0}, "sigma_max=700.0 is not within its table, 0.010"),
-        ({"sigma_min": 1e-5}, "sigma_min=1e-05 is not within its table"),
+        ({"use_karras_sigmas": True, "sigma_max": 700.0}, "sigma_max=700.0 is not within its table, 0.010"),
+        ({"use_beta_sigmas": True, "sigma_min": 1e-5}, "sigma_min=1e-05 is not within its table"),
         ({"_class_name": FLOWS[0], "invert_sigmas": True}, "invert_sigmas=True counts time from noise to image"),
         (
             {"_class_name": EDM[0], "prediction_type": "sample"},
@@ -336,3 +336,122 @@ def test_the_ends_of_a_grid_are_within_the_schedule(diffusers, name, use, betas)
     schedule = read(scheduler).schedule
     assert schedule.sigma_min <= last < first <= schedule.sigma_max
     assert (first, last, zero) == pytest.approx((schedule.sigma_max, schedule.sigma_min, 0), rel=1e-3)
+
+
+@pytest.mark.parametrize("name", ["EulerDiscreteScheduler", "UniPCMultistepScheduler"])
+@pytest.mark.parametrize("spacing", ["trailing", "linspace"])
+def test_sigma_min_and_sigma_max_bound_sigmas_that_are_spaced_out_and_no_times_of_a_table(diffusers, name, spacing):
+    config = {"sigma_min": 0.5, "sigma_max": 10.0, "timestep_spacing": spacing}
+    scheduler = made(diffusers, name, **config)
+    reading = read(scheduler)
+    assert (reading.sigma_min, reading.sigma_max) == (None, None)
+    ours = make_grid(reading.grid, reading.schedule, 5, into_zero=True)
+    assert ours.sigmas[0] == pytest.approx(grid_of(scheduler, 5)[0], rel=1e-3)
+    spaced = made(diffusers, name, **config, use_karras_sigmas=True)
+    assert (read(spaced).sigma_min, read(spaced).sigma_max) == (0.5, 10.0)
+    assert grid_of(spaced, 5)[0] == pytest.approx(10.0)
+
+
+def test_a_lambda_that_clips_nothing_leaves_the_range_as_it_is():
+    reading = read({"_class_name": "DPMSolverMultistepScheduler", "lambda_min_clipped": -20.0})
+    assert reading.sigma_max == reading.schedule.sigma_max
+
+
+def test_of_two_bounds_the_lower_ends_the_range():
+    config = {"_class_name": "UniPCMultistepScheduler", "use_karras_sigmas": True, "sigma_max": 10.0}
+    assert read({**config, "lambda_min_clipped": -5.0}).sigma_max == 10.0
+    assert read({**config, "lambda_min_clipped": -2.0}).sigma_max == pytest.approx(math.exp(2))
+
+
+DYNAMIC = {"use_dynamic_shifting": True, "base_shift": -0.5, "max_shift": -1.5}
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"shift": 0.9},
+        {"shift": 0.1},
+        {"shift": 0.5, "num_train_timesteps": 50},
+        DYNAMIC,
+        {**DYNAMIC, "time_shift_type": "linear", "base_shift": 0.4, "max_shift": 0.2},
+    ],
+    ids=str,
+)
+def test_a_flow_that_is_shifted_towards_the_image_is_walked_to_where_theirs_ends(diffusers, config):
+    scheduler = made(diffusers, FLOWS[0], **config)
+    reading = read(scheduler)
+    ours = make_grid(reading.grid, reading.schedule, 40, into_zero=True)
+    given = (None, "sigmas") if "use_dynamic_shifting" in config else (40, None)
+    mu = config.get("base_shift")
+    walked = grid_of(scheduler, given[0], **({"sigmas": np.linspace(1, 1 / 40, 40), "mu": mu} if given[1] else {}))
+    assert ours.sigmas[1:] == pytest.approx(walked.sigmas[1:], rel=1e-4)  # their first may be rounded off infinity
+    if mu is None:  # without sigmas, pipelines leave the last to the scheduler
+        assert reading.schedule.sigma_min == pytest.approx(ours[-2], rel=1e-9)
+    else:
+        last = grid_of(scheduler, 40, mu=config["max_shift"])[-2]
+        assert reading.schedule.sigma_min == pytest.approx(last, rel=1e-3)
+
+
+def test_a_flow_that_is_shifted_towards_noise_may_be_asked_down_to_the_first_time_of_its_table(diffusers):
+    for shift in (1.0, 3.0):
+        assert read(made(diffusers, FLOWS[0], shift=shift)).schedule == RectifiedFlow(1000.0, u_min=1e-3)
+    assert read(made(diffusers, FLOWS[0], use_dynamic_shifting=True)).schedule == RectifiedFlow(1000.0, u_min=1e-3)
+    flow = {"use_flow_sigmas": True, "prediction_type": "flow_prediction", "flow_shift": 0.5}
+    low = read(made(diffusers, "UniPCMultistepScheduler", **flow)).schedule.sigma_min
+    assert low == pytest.approx(0.5 / 999)
+
+
+FLOW, OF_EDM, OF_DDIM = ({"_class_name": name} for name in (FLOWS[0], EDM[0], "DDIMScheduler"))
+LINEAR = {**FLOW, "use_dynamic_shifting": True, "time_shift_type": "linear"}
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ({**FLOW, "use_dynamic_shifting": True, "time_shift_type": "zzz"}, "time_shift_type='zzz' is not one of expon"),
+        ({**FLOW, "shift": -1.0}, "shift=-1.0 must be a finite number above 0"),
+        ({**FLOW, "shift": 0.0}, "shift=0.0 must be a finite number above 0"),
+        ({**FLOW, "shift": "3"}, "shift='3' must be a finite number above 0"),
+        ({**FLOW, "shift": math.inf}, "shift=inf must be a finite number above 0"),
+        ({**OF_DDIM, "use_flow_sigmas": True, "flow_shift": 0}, "flow_shift=0 must be a finite number above 0"),
+        ({**FLOW, "shift_terminal": 2.0}, "shift_terminal=2.0 must be a finite number above 0 and below 1"),
+        ({**FLOW, "shift_terminal": 1.0}, "shift_terminal=1.0 must be"),
+        ({**FLOW, "num_train_timesteps": 1}, "num_train_timesteps=1 must be a whole number, 2 or more"),
+        ({**LINEAR, "base_shift": -0.5}, "base_shift=-0.5 must be a finite number above 0"),
+        ({**LINEAR, "max_image_seq_len": 256}, "base_image_seq_len=.* must be another number than max_image_seq_len"),
+        ({**LINEAR, "max_image_seq_len": "4096"}, "max_image_seq_len='4096' must be a whole number, 1 or more"),
+        ({**OF_EDM, "sigma_schedule": "zz"}, "sigma_schedule='zz' is not one of karras, exponential"),
+        ({**OF_EDM, "sigma_data": -1.0}, "sigma_data=-1.0 must be a finite number above 0"),
+        ({**OF_EDM, "rho": 0.0}, "rho=0.0 must be a finite number above 0"),
+        ({**OF_EDM, "sigma_min": 5.0, "sigma_max": 1.0}, "sigma_min=5.0 must be below sigma_max=1"),
+        ({**OF_EDM, "sigma_min": 0.0}, "sigma_min=0.0 must be a finite number above 0"),
+        ({**OF_DDIM, "clip_sample_range": -1.0}, "clip_sample_range=-1.0 must be a finite number above 0"),
+        ({**OF_DDIM, "thresholding": True, "sample_max_value": 0.5}, "sample_max_value=0.5 must be 1 or more"),
+        (
+            {**OF_DDIM, "thresholding": True, "dynamic_thresholding_ratio": 99.5},
+            "dynamic_thresholding_ratio=99.5 must be a fraction",
+        ),
+        ({**OF_DDIM, "beta_start": None}, "beta_start=None must be a finite number above 0 and below 1"),
+        ({**OF_DDIM, "beta_end": 1.5}, "beta_end=1.5 must be"),
+        ({**OF_DDIM, "num_train_timesteps": "a"}, "num_train_timesteps='a' must be a whole number, 2 or more"),
+        ({**OF_DDIM, "num_train_timesteps": 10.5}, "num_train_timesteps=10.5 must be a whole number"),
+        ({**OF_DDIM, "num_train_timesteps": True}, "num_train_timesteps=True must be a whole number"),
+        ({**OF_DDIM, "trained_betas": ["a"]}, r"trained_betas=\['a'\] must be a row of numbers"),
+        ({**OF_DDIM, "trained_betas": [0.1, 2.0], "num_train_timesteps": 2}, r"trained_betas=\[0.1, 2.0\] is no table"),
+        ({**OF_DDIM, "prediction_type": ["epsilon"]}, r"prediction_type=\['epsilon'\] is not one of"),
+        ({**OF_DDIM, "lambda_min_clipped": "a"}, "lambda_min_clipped='a' must be a finite number"),
+    ],
+    ids=lambda x: f"{[*x][-1]}={[*x.values()][-1]}" if isinstance(x, dict) else "",
+)
+def test_values_that_cannot_be_meant_are_refused_by_their_key(config, message):
+    with pytest.raises(ValueError, match=f"scheduler config: {message}"):
+        read(config)
+
+
+def test_a_shift_that_turns_negative_beyond_the_sizes_of_the_config_is_refused():
+    with pytest.raises(ValueError, match=r"max_shift=0\.1 with base_shift=0.9 makes the shift of 8000 tokens"):
+        read({**LINEAR, "base_shift": 0.9, "max_shift": 0.1}, tokens=8000)
+
+
+def test_a_whole_number_of_steps_may_be_written_as_json_writes_a_float():
+    assert read({**OF_DDIM, "num_train_timesteps": 50.0}).num_train_timesteps == 50

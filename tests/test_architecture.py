@@ -45,7 +45,7 @@ CORE = {  # what each module of the core may import of ours
     "room": set(),
     "standing": set(),
     "compiled": set(),
-    "model": {"schedule", "prediction", "precision", "codec", "data_range", "room", "standing", "compiled"},
+    "model": {"schedule", "prediction", "precision", "codec", "data_range", "grid", "room", "standing", "compiled"},
     "guidance": {"model", "precision"},
     "threshold": {"precision"},
     "drive": {"program", "combine", "model", "noise", "precision", "room", "compiled"},

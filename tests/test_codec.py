@@ -201,3 +201,66 @@ def test_a_grid_may_miss_the_range_by_the_rounding_of_float32():
     assert ods.sample(digits, 1, grid=sigmas.tolist(), solver="euler").x.isfinite().all()
     with pytest.raises(ValueError, match="outside the range"):
         ods.sample(digits, 1, grid=[digits.range[1] * 1.0001, 1.0, 0.0])
+
+
+BAD = {
+    "encode": [
+        {"solver": "nonsense"},
+        {"solver": "euler_ancestral"},
+        {"num_steps": 0},
+        {"grid": "nonsense"},
+        {"convention": "nonsense"},
+        {"cond": {"label": 99}},
+        {"guidance_scale": "a"},
+        {"state_dtype": torch.int64},
+        {"max_batch": 0},
+        {"exact": "nonsense"},
+        {"clip_denoised": -1.0},
+    ],
+    "null_text": [
+        {"solver": "nonsense"},
+        {"guidance_scale": 1.0},
+        {"inner_steps": 0},
+        {"learning_rate": -1.0},
+        {"key": "nonsense"},
+        {"max_batch": 1},
+        {"cond": {"nonsense": 1}},
+    ],
+    "round_trip": [{"solvers": "nonsense"}, {"num_steps": 0}, {"cond": {"label": 99}}, {"max_batch": 0}],
+    "error_sources": [{"solver": "nonsense"}, {"iterations": -1}, {"conventions": ("nonsense",)}, {"max_batch": 0}],
+    "estimate_round_trip": [{"solver": "alf"}, {"sweeps": -1}, {"cond": {"label": 99}}, {"max_batch": 0}],
+    "log_likelihood": [
+        {"solver": "alf"},
+        {"divergence": "nonsense"},
+        {"probes": 0},
+        {"draws": 2},
+        {"cond": {"label": 99}},
+        {"seed": [1]},
+        {"max_batch": 0},
+        {"solver": "scipy_rk45", "rtol": 1e-3, "check": True},
+    ],
+    "polish": [{"sweeps": -1}, {"tolerance": -1.0}, {"encoder": "nonsense"}, {"max_batch": 0}],
+    "diagnose": [{"level": 2.0}, {"reference_steps": 3}, {"max_batch": 0}],
+}
+
+
+@pytest.mark.parametrize(
+    ("verb", "bad"), [(verb, bad) for verb, all_bad in BAD.items() for bad in all_bad], ids=lambda x: str(x)
+)
+def test_a_codec_is_not_asked_where_arguments_are_bad(verb, bad):
+    embedded = verb == "null_text"
+    model = replace(ods.load("digits", embedded=True, dtype=torch.float64), codec=Folded()) if embedded else folded()
+    given = {"cond": {}, "guidance_scale": 3.0} if embedded else {}
+    more = [latent_of(DIGITS, IMAGES)] if verb in ("polish", "diagnose") else []
+    order = [more[0], LARGE] if verb == "diagnose" else [LARGE, *more]
+    with pytest.raises((ValueError, TypeError)):
+        getattr(ods, verb)(model, *order, **{**given, **bad})
+    assert model.codec.asked == []
+
+
+@pytest.mark.parametrize("bad", [LARGE.to(torch.uint8), LARGE[:0], LARGE * torch.nan], ids=["bytes", "none", "nan"])
+def test_a_codec_is_not_asked_about_images_that_are_none(bad):
+    model = folded()
+    with pytest.raises((ValueError, TypeError), match=r"images (must be|holds no)"):
+        ods.encode(model, bad)
+    assert model.codec.asked == []

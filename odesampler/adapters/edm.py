@@ -24,6 +24,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from odesampler.adapters.edm_scales import edm_scales
 from odesampler.model import Model
 from odesampler.precision import finest_dtype
 from odesampler.schedule import VE, VP, ContinuousVP
@@ -41,8 +42,7 @@ class Coefficients(NamedTuple):
 
 
 def _edm(s: Tensor, d: float) -> Coefficients:
-    total = s**2 + d**2
-    return Coefficients(d**2 / total, s * d / total.sqrt(), 1 / total.sqrt(), s.log() / 4)
+    return Coefficients(*edm_scales(s, d), s.log() / 4)
 
 
 def _vp(s: Tensor, d: float) -> Coefficients:
@@ -179,8 +179,9 @@ def from_net(
         known["data_shape"] = (net.img_channels, net.img_resolution, net.img_resolution)
     dropout = [getattr(each, "label_dropout", 0) for each in (net, getattr(net, "model", None))]
     nothing = any(dropout) if null_label is None else null_label
-    if classes and nothing:
-        known |= {"null_cond": {"label": classes}, "labels": tuple(map(str, range(classes)))}
+    if classes:
+        known["labels"] = tuple(map(str, range(classes)))
+        known["null_cond"] = {"label": classes} if nothing else {}
     return Model(_Labelled(net, classes, bool(nothing)), VE(low, high), "denoised", **{**known, **options})
 
 
@@ -197,7 +198,10 @@ class _Labelled(nn.Module):
                 raise ValueError("this network has label_dim = 0, no classes: leave cond['label'] out")
             return self.net(x, sigma)
         most = self.classes - 1 + self.null
-        if label is None or label.is_floating_point() or not bool(((label >= 0) & (label <= most)).all()):
+        wrong = label is None or label.is_floating_point()
+        if label is not None and label.device.type == "cpu" and not wrong:  # elsewhere it would wait; verbs have looked
+            wrong = not bool(((label >= 0) & (label <= most)).all())
+        if label is None or wrong:
             raise ValueError(
                 f'this network has label_dim = {self.classes}: give cond={{"label": ...}}, whole numbers from 0 to '
                 f"{most}; got {None if label is None else label.tolist()}"

@@ -77,8 +77,10 @@ def from_network(
     known: dict[str, Any] = {"name": type(network).__name__}
     if hasattr(network, "in_channels") and hasattr(network, "image_size"):
         known["data_shape"] = (network.in_channels, network.image_size, network.image_size)
+    if classes is not None:
+        known["labels"] = tuple(map(str, range(classes)))
     if null_label is not None:
-        known |= {"null_cond": {"label": null_label}, "labels": tuple(map(str, range(classes or 0)))}
+        known["null_cond"] = {"label": null_label}
     scale = CLOCK / len(table.alpha_bar) if rescale_timesteps else 1.0
     asked: nn.Module = _Asked(network, scale, classes, null_label)
     if classifier is not None:
@@ -105,8 +107,10 @@ class _Asked(nn.Module):
             if label is not None:
                 raise ValueError("this network has num_classes = None, no classes: leave cond['label'] out")
             return {}
-        whole = label is not None and not label.is_floating_point()
-        if label is None or not whole or not bool(self._exist(label).all()):
+        wrong = label is None or label.is_floating_point()
+        if label is not None and label.device.type == "cpu" and not wrong:  # elsewhere it would wait; verbs have looked
+            wrong = not bool(self._exist(label).all())
+        if label is None or wrong:
             raise ValueError(
                 f'this network has num_classes = {self.classes}: give cond={{"label": ...}}, whole numbers from 0 to '
                 f"{self.classes - 1}; got {None if label is None else label.tolist()}"

@@ -16,14 +16,14 @@ from odesampler.analysis.reference import quantile, rms
 from odesampler.analysis.report import Report, Section, Table
 from odesampler.conventions import AnyConvention, upward
 from odesampler.grid import Grid
-from odesampler.guidance import AnyGuidance
+from odesampler.guidance import AnyGuidance, rows_a_sample
 from odesampler.inversion import decode, encode, refuse_what_cannot_be_encoded
 from odesampler.latent import Latent
 from odesampler.model import Model
 from odesampler.plan import AnyGrid, AnySolver, Plan, checked_cond, make_plan
 from odesampler.precision import finest_dtype
 from odesampler.registry import spec_of
-from odesampler.room import AnyBatch
+from odesampler.room import AnyBatch, check_max_batch
 
 
 class Walked(NamedTuple):
@@ -82,6 +82,7 @@ class Case:
         )
         refuse_what_cannot_be_encoded(plan)
         upward(plan.loop, self.convention)
+        check_max_batch(self.max_batch, rows_a_sample(model, self.guidance_scale))
         return plan
 
     def walked(self, model: Model, images: Tensor) -> Walked:

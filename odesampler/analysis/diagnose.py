@@ -22,12 +22,13 @@ from odesampler.analysis.reference import CLEAR, grids_between, quantile, rms
 from odesampler.analysis.report import Report, Section, Table
 from odesampler.analysis.settings import made_with, shown_cond
 from odesampler.grid import Grid
+from odesampler.guidance import AnyGuidance, rows_a_sample
 from odesampler.inversion import check_model
 from odesampler.latent import Latent
 from odesampler.model import Model
-from odesampler.plan import checked_cond, checked_images, checked_model, clean_end, execute, make_plan
+from odesampler.plan import checked_cond, checked_images, checked_model, clean_end, coded, execute, make_plan
 from odesampler.precision import finest_dtype
-from odesampler.room import AnyBatch
+from odesampler.room import AnyBatch, check_max_batch
 
 LEVEL = 0.01  # false alarms: how often true noise is called none
 REFERENCE_STEPS = 400
@@ -152,7 +153,10 @@ def diagnose(
     if not 0 < level < 1:
         raise ValueError(f"level is the rate of false alarms, between 0 and 1, such as {LEVEL}; got {level!r}")
     if images is not None:
-        images = checked_images(model, images)
+        images, _ = checked_images(model, images), _reference_grids(model, latent, reference_steps)
+        check_max_batch(max_batch, rows_a_sample(model, _reference_guidance(latent)))
+        checked_cond(model, latent.cond, len(images))
+        images = coded(model, images)
         if images.shape != latent.x.shape:
             raise ValueError(
                 f"images must be those that were encoded: {tuple(latent.x.shape)} latents, {tuple(images.shape)} images"
@@ -183,8 +187,7 @@ def _exact(
     model: Model, latent: Latent, images: Tensor, steps: int, max_batch: AnyBatch, progress: bool
 ) -> LatentError:
     """The errors of `latent`, by a solve from `images` up to its sigma, and the same solve with half the steps."""
-    high, low = latent.recipe.sigmas[0], latent.recipe.sigmas[-1]
-    grids = grids_between(model, low, high, steps, into_zero=False)
+    grids = _reference_grids(model, latent, steps)
     whole, half = (_solved(model, latent, images, grid, max_batch, progress) for grid in grids)
     off, difference = latent.x.detach().cpu() - whole, rms(half - whole)
     error = rms(off)
@@ -198,6 +201,16 @@ def _exact(
     return LatentError(whole, error, off.double().abs().flatten(1).amax(1), how, difference)
 
 
+def _reference_grids(model: Model, latent: Latent, steps: int) -> list[Grid]:
+    """Over the sigmas of `latent`, in so many steps and in half of them. Raises: ValueError: no such numbers."""
+    high, low = latent.recipe.sigmas[0], latent.recipe.sigmas[-1]
+    return grids_between(model, low, high, steps, into_zero=False)
+
+
+def _reference_guidance(latent: Latent) -> AnyGuidance:
+    return 1.0 if latent.null else latent.recipe.guidance_scale  # null conditions are for the way down
+
+
 def _solved(model: Model, latent: Latent, images: Tensor, grid: Grid, max_batch: AnyBatch, progress: bool) -> Tensor:
     """`images` carried up `grid` by RK4, under the latent's conditions and guidance; (batch, *shape), on the CPU."""
     plan = make_plan(
@@ -208,7 +221,7 @@ def _solved(model: Model, latent: Latent, images: Tensor, grid: Grid, max_batch:
         rtol=None,
         atol=None,
         into_zero=False,
-        guidance_scale=1.0 if latent.null else latent.recipe.guidance_scale,  # null conditions are for the way down
+        guidance_scale=_reference_guidance(latent),
         clip_denoised=latent.recipe.clip_denoised,
         state_dtype=finest_dtype(model.device),
     )

@@ -39,7 +39,7 @@ from odesampler.guidance import AnyGuidance, warn_of_nothing_to_guide_to
 from odesampler.integrate import OnGrid
 from odesampler.model import Model
 from odesampler.noise import Streams
-from odesampler.plan import AnyGrid, AnySolver, Plan, checked_cond, checked_images, checked_model
+from odesampler.plan import AnyGrid, AnySolver, Plan, checked_cond, checked_images, checked_model, coded
 from odesampler.precision import finest_dtype
 from odesampler.program import Invertible
 from odesampler.registry import find_solver, spec_of
@@ -115,7 +115,7 @@ def error_sources(
         other.plan(model)
     checked_cond(model, cond, len(images))
     warn_of_nothing_to_guide_to(model, cond, guidance_scale)
-    return sources_of(replace(model, data_range=None), images, case, others, iterations, model.data_range)
+    return sources_of(replace(model, data_range=None), coded(model, images), case, others, iterations, model.data_range)
 
 
 def sources_of(

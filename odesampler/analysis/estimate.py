@@ -38,6 +38,7 @@ from odesampler.plan import (
     checked_images,
     checked_model,
     clean_end,
+    coded,
     eps_of,
     execute,
 )
@@ -172,8 +173,10 @@ def estimate_round_trip(
     steps = STEPS if num_steps is None and not own else num_steps
     case = Case(solver, steps, grid, cond, guidance_scale, convention, state_dtype, max_batch)
     plan = case.plan(model)
+    _estimable(plan.loop, upward(plan.loop, convention)[0])
+    checked_cond(model, cond, len(images))
     warn_of_nothing_to_guide_to(model, cond, guidance_scale)
-    return estimated(model, images, case, plan, sweeps)
+    return estimated(model, coded(model, images), case, plan, sweeps)
 
 
 def estimated(model: Model, images: Tensor, case: Case, plan: Plan, sweeps: int) -> Estimate:

@@ -34,7 +34,7 @@ from odesampler.analysis.likelihoods import Likelihood
 from odesampler.analysis.settings import made_with
 from odesampler.divergence import KINDS, PROBES, draw_probes
 from odesampler.grid import Grid
-from odesampler.guidance import AnyGuidance, warn_of_nothing_to_guide_to
+from odesampler.guidance import AnyGuidance, rows_a_sample, warn_of_nothing_to_guide_to
 from odesampler.inversion import refuse_stochastic
 from odesampler.model import Model
 from odesampler.noise import Streams, seeds_for
@@ -45,11 +45,12 @@ from odesampler.plan import (
     checked_cond,
     checked_images,
     checked_model,
+    coded,
     make_plan,
 )
 from odesampler.precision import finest_dtype
 from odesampler.registry import spec_of
-from odesampler.room import AnyBatch
+from odesampler.room import AnyBatch, check_max_batch
 from odesampler.sampling import is_reversible
 
 MOST_EXACT = 256  # values of a sample up to which the divergence is exact unless told otherwise
@@ -130,8 +131,8 @@ def log_likelihood(
             images that are not at the levels, a `check` of steps that are not ours. While running: a network that
             answers without a graph.
     """
-    x_t = checked_images(checked_model(model), images)
-    estimate = _estimate(model, x_t, divergence, probes, probe, dequantise, draws)
+    images = checked_images(checked_model(model), images)
+    _check_draws(divergence, probes, probe, dequantise, draws)
     plan = make_plan(
         model,
         "dopri5" if solver is None else solver,
@@ -144,14 +145,19 @@ def log_likelihood(
         state_dtype=state_dtype or finest_dtype(model.device),
     )
     _refuse(plan)
+    check_max_batch(max_batch, rows_a_sample(model, guidance_scale))
+    coarser = _coarser(plan) if check or (check is None and _ours(plan)) else None
+    conditions, streams = checked_cond(model, cond, len(images)), Streams(seeds_for(seed, len(images)))
     warn_of_nothing_to_guide_to(model, cond, guidance_scale)
+    x_t = coded(model, images)
+    estimate = _estimate(model, x_t, divergence, probes, probe, dequantise, draws)
     found = _measured(
         model,
         plan,
-        _coarser(plan) if check or (check is None and _ours(plan)) else None,
+        coarser,
         x_t.detach().to(model.device, plan.state_dtype),
-        checked_cond(model, cond, len(x_t)),
-        Streams(seeds_for(seed, len(x_t))),
+        conditions,
+        streams,
         estimate,
         max_batch=max_batch,
         progress=progress,
@@ -166,10 +172,8 @@ def log_likelihood(
     return found
 
 
-def _estimate(
-    model: Model, x_t: Tensor, divergence: str | None, probes: int, kind: str, levels: int | None, draws: int
-) -> _Estimate:
-    """What is drawn. Raises: ValueError: it cannot be meant."""
+def _check_draws(divergence: str | None, probes: int, kind: str, levels: int | None, draws: int) -> None:
+    """Raises: ValueError: what is to be drawn cannot be meant."""
     if divergence not in (None, "exact", "hutchinson"):
         raise ValueError(f'divergence must be "exact" or "hutchinson"; got {divergence!r}')
     if kind not in KINDS:
@@ -179,6 +183,12 @@ def _estimate(
             raise ValueError(f"{name} must be a whole number of {least} or more; got {number!r}")
     if levels is None and draws != 1:
         raise ValueError(f"draws={draws} is how often noise is put on pixels of so many levels: give dequantise")
+
+
+def _estimate(
+    model: Model, x_t: Tensor, divergence: str | None, probes: int, kind: str, levels: int | None, draws: int
+) -> _Estimate:
+    """What is drawn. Raises: ValueError: pixels that were not rounded to so many levels."""
     exact = divergence == "exact" or (divergence is None and x_t[0].numel() <= MOST_EXACT)
     made = _Estimate(0 if exact else probes, kind, levels, draws, model.data_range or RANGE)
     if levels is not None:

@@ -26,7 +26,7 @@ from odesampler.defaults import STEPS
 from odesampler.guidance import AnyGuidance, Guidance, warn_of_nothing_to_guide_to
 from odesampler.implicit import Implicit
 from odesampler.model import Model
-from odesampler.plan import AnyGrid, AnySolver, checked_cond, checked_images, checked_model
+from odesampler.plan import AnyGrid, AnySolver, checked_cond, checked_images, checked_model, coded
 from odesampler.program import Invertible, Loop, Solver
 from odesampler.registry import find_solver
 from odesampler.room import AnyBatch
@@ -89,6 +89,7 @@ def round_trip(
         case.plan(model)
     conditions = checked_cond(model, cond, len(images))
     warn_of_nothing_to_guide_to(model, cond, *varied["guidance_scale"])
+    images = coded(model, images)
     trips, failures = [], {}
     for case in _shown(cases, progress):
         try:

@@ -153,13 +153,15 @@ def named(keys: Sequence[str], values: Sequence[Tensor | None]) -> Conditions:
 
 
 def checked_scale(name: str, scale: float) -> float:
-    """A scale of guidance, 1 where diffusers takes it for off.
+    """A scale of guidance, 1 where diffusers takes it for off. Raises as `checked_number`."""
+    return max(1.0, checked_number(name, scale))
 
-    Raises: ValueError: not a finite number.
-    """
+
+def checked_number(name: str, scale: float) -> float:
+    """A scale of guidance. Raises: ValueError: not a finite number."""
     if not is_number(scale) or not math.isfinite(scale):
         raise ValueError(
-            f"{name} must be a finite number, 1 or below for off; got {scale!r}. An ods.Guidance goes to the verb: "
-            "ods.sample(model, guidance_scale=...)"
+            f"{name} must be a finite number, in diffusers 1 or below for off; got {scale!r}. An ods.Guidance goes to "
+            "the verb: ods.sample(model, guidance_scale=...)"
         )
-    return max(1.0, float(scale))
+    return float(scale)

@@ -11,9 +11,9 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from odesampler.adapters.diffusers.families import Conditions, Family, checked_scale, named
+from odesampler.adapters.diffusers.families import Conditions, Family, checked_number, checked_scale, named
 from odesampler.adapters.diffusers.networks import SIDE
-from odesampler.adapters.diffusers.schedules import FLOWS, Reading
+from odesampler.adapters.diffusers.schedules import Reading
 
 
 class StableDiffusion3(Family):
@@ -50,17 +50,19 @@ class Flux(Family):
     def scales(self, guidance_scale: float | None, true_cfg_scale: float | None) -> tuple[float, dict[str, Any]]:
         scale = checked_scale("true_cfg_scale", 1.0 if true_cfg_scale is None else true_cfg_scale)
         if self.net.config.guidance_embeds:
-            return scale, {"guidance": self.usual_scale if guidance_scale is None else guidance_scale}
+            told = self.usual_scale if guidance_scale is None else guidance_scale
+            return scale, {"guidance": checked_number("guidance_scale", told)}
         if guidance_scale is not None:
             self.refuse("guidance_embeds", "hears no guidance_scale; guidance against a prompt is true_cfg_scale")
         return scale, {}
 
     def reading(self, tokens: int) -> Reading:
         """As the base; but the pipeline gives its scheduler even times, 1 - i / N, which are shifted once."""
-        found, scheduler = super().reading(tokens), self.pipe.scheduler
-        if type(scheduler).__name__ not in FLOWS or scheduler.config.get("use_dynamic_shifting"):
+        found, config = super().reading(tokens), self.pipe.scheduler.config
+        own = ("use_flow_sigmas", "use_dynamic_shifting", "shift_terminal")  # or the times depend on more than this
+        if any(config.get(key) for key in own):
             return found
-        return replace(found, grid=f"shift(shift={float(scheduler.config.shift)!r})")
+        return replace(found, grid=f"shift(shift={float(config.get('shift', 1.0))!r})")
 
     def embedded(
         self, prompts: list[str], negative: list[str] | None, guided: bool, encoding: Mapping[str, Any]

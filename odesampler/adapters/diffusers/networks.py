@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from odesampler.adapters.diffusers.schedules import Preconditioning, Reading
+from odesampler.adapters.edm_scales import edm_scales
 from odesampler.schedule import RectifiedFlow
 
 SIDE = 2  # of the squares of latents that Flux sees as one token
@@ -47,8 +48,9 @@ class TextUNet(nn.Module):
         super().__init__()
         self.unet = unet
 
-    def forward(self, x_t: Tensor, t: Tensor, text: Tensor) -> Tensor:
-        out: Tensor = self.unet(x_t, t, encoder_hidden_states=text.to(x_t.dtype), return_dict=False)[0]
+    def forward(self, x_t: Tensor, t: Tensor, **cond: Tensor) -> Tensor:
+        _check(cond, ("text",))
+        out: Tensor = self.unet(x_t, t, encoder_hidden_states=cond["text"].to(x_t.dtype), return_dict=False)[0]
         return out
 
 
@@ -65,9 +67,11 @@ class TextAndSizeUNet(nn.Module):
         super().__init__()
         self.unet = unet
 
-    def forward(self, x_t: Tensor, t: Tensor, text: Tensor, pooled: Tensor, size: Tensor) -> Tensor:
-        added = {"text_embeds": pooled, "time_ids": size}  # not in half precision, where sizes have no room
-        text = text.to(x_t.dtype)
+    def forward(self, x_t: Tensor, t: Tensor, **cond: Tensor) -> Tensor:
+        _check(cond, ("text", "pooled", "size"))
+        # Not in half precision, where sizes have no room.
+        added = {"text_embeds": cond["pooled"], "time_ids": cond["size"]}
+        text = cond["text"].to(x_t.dtype)
         out: Tensor = self.unet(x_t, t, encoder_hidden_states=text, added_cond_kwargs=added, return_dict=False)[0]
         return out
 
@@ -79,12 +83,13 @@ class JointTransformer(nn.Module):
         super().__init__()
         self.transformer = transformer
 
-    def forward(self, x_t: Tensor, t: Tensor, text: Tensor, pooled: Tensor) -> Tensor:
+    def forward(self, x_t: Tensor, t: Tensor, **cond: Tensor) -> Tensor:
+        _check(cond, ("text", "pooled"))
         out: Tensor = self.transformer(
             hidden_states=x_t,
             timestep=t,
-            encoder_hidden_states=text.to(x_t.dtype),
-            pooled_projections=pooled.to(x_t.dtype),
+            encoder_hidden_states=cond["text"].to(x_t.dtype),
+            pooled_projections=cond["pooled"].to(x_t.dtype),
             return_dict=False,
         )[0]
         return out
@@ -101,16 +106,17 @@ class PackedTransformer(nn.Module):
         super().__init__()
         self.transformer = transformer
 
-    def forward(self, x_t: Tensor, t: Tensor, text: Tensor, pooled: Tensor, guidance: Tensor | None = None) -> Tensor:
+    def forward(self, x_t: Tensor, t: Tensor, **cond: Tensor) -> Tensor:
+        _check(cond, ("text", "pooled"), may=("guidance",))
         squares = functional.pixel_unshuffle(x_t, SIDE)  # (batch, channels * 4, height / 2, width / 2)
         high, wide = squares.shape[-2:]
         out = self.transformer(
             hidden_states=squares.flatten(2).transpose(1, 2),
             timestep=t / CLOCK,
-            guidance=guidance,
-            encoder_hidden_states=text.to(x_t.dtype),
-            pooled_projections=pooled.to(x_t.dtype),
-            txt_ids=torch.zeros(text.shape[1], 3, device=x_t.device),
+            guidance=cond.get("guidance"),
+            encoder_hidden_states=cond["text"].to(x_t.dtype),
+            pooled_projections=cond["pooled"].to(x_t.dtype),
+            txt_ids=torch.zeros(cond["text"].shape[1], 3, device=x_t.device),
             img_ids=places(high, wide, x_t.device),
             return_dict=False,
         )[0]
@@ -125,10 +131,9 @@ def places(height: int, width: int, device: torch.device) -> Tensor:
 
 
 class Preconditioned(nn.Module):
-    """A network inside EDM's scales: x0 = c_skip x + c_out network(c_in x, log(sigma) / 4).
+    """A network inside EDM's scales: x0 = c_skip x + sign c_out network(c_in x, log(sigma) / 4).
 
-    c_in = (sigma^2 + data^2)^-1/2,  c_skip = (data c_in)^2,  c_out = sign sigma data c_in. The scales are taken in the
-    dtype of `x`, the network is asked in its own.
+    The scales are taken in the dtype of `x`, the network is asked in its own.
 
     References:
         Karras et al. 2022, arXiv:2206.00364, Table 1.
@@ -139,11 +144,11 @@ class Preconditioned(nn.Module):
         self.network, self.scales = network, scales
 
     def forward(self, x: Tensor, sigma: Tensor, **cond: Tensor) -> Tensor:
-        own, data = dtype_of(self.network) or x.dtype, self.scales.data
+        own = dtype_of(self.network) or x.dtype
         s = sigma.to(x.dtype).reshape(-1, *[1] * (x.ndim - 1))
-        c_in = (s**2 + data**2) ** -0.5
-        out: Tensor = self.network((c_in * x).to(own), sigma.log() / 4, **cond)
-        return (data * c_in) ** 2 * x + self.scales.sign * s * data * c_in * out.to(x.dtype)
+        skip, around, into = edm_scales(s, self.scales.data)
+        out: Tensor = self.network((into * x).to(own), sigma.log() / 4, **cond)
+        return skip * x + self.scales.sign * around * out.to(x.dtype)
 
 
 def dtype_of(network: nn.Module) -> torch.dtype | None:
@@ -206,7 +211,8 @@ def _unet_of_text(network: nn.Module, config: Mapping[str, Any]) -> tuple[nn.Mod
 
 def _dit(network: nn.Module, config: Mapping[str, Any]) -> tuple[nn.Module, dict[str, Any]]:
     null = {"label": int(config["num_embeds_ada_norm"])}  # one more than there are classes
-    return ByLabel(network, ("label",)), {"data_shape": _data_shape(config), "null_cond": null}
+    names = tuple(map(str, range(null["label"])))
+    return ByLabel(network, ("label",)), {"data_shape": _data_shape(config), "null_cond": null, "labels": names}
 
 
 def _joint(network: nn.Module, config: Mapping[str, Any]) -> tuple[nn.Module, dict[str, Any]]:
@@ -251,9 +257,9 @@ def _check_time(config: Mapping[str, Any]) -> None:
         _refuse(config, "time_embedding_type", "is of score networks, whose output is not noise; not supported")
 
 
-def _check(cond: Mapping[str, Tensor], needs: Sequence[str]) -> None:
+def _check(cond: Mapping[str, Tensor], needs: Sequence[str], may: Sequence[str] = ()) -> None:
     """Raises: ValueError: a condition is missing, or is one too many."""
-    if cond.keys() != set(needs):
+    if cond.keys() - {*may} != {*needs}:
         wanted = f"the conditions {', '.join(needs)}" if needs else "no conditions"
         raise ValueError(
             f"this network takes {wanted}; got {', '.join(cond) or 'none'}: give cond={{...}} to the verb, or cond= or "

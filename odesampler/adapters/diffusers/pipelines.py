@@ -12,6 +12,7 @@ import inspect
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import fields
+from numbers import Integral
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from diffusers.utils import logging
 from torch import nn
 
 from odesampler.adapters.diffusers.autoencoder import Autoencoder
+from odesampler.adapters.diffusers.families import checked_scale
 from odesampler.adapters.diffusers.networks import prepared
 from odesampler.adapters.diffusers.prompts import FAMILIES, text_model
 from odesampler.adapters.diffusers.schedules import read
@@ -134,18 +136,24 @@ def _of_classes(
     pipe: Any, *, label: int | str | None = None, guidance_scale: float | None = None, **options: Any
 ) -> Model:
     """DiT. Its pipeline guides all channels of the prediction, where the authors' code guides three."""
-    scale = inspect.signature(type(pipe).__call__).parameters["guidance_scale"].default
+    usual = inspect.signature(type(pipe).__call__).parameters["guidance_scale"].default
     facts: dict[str, Any] = {
-        "labels": _class_names(pipe.labels),
-        "guidance_scale": scale if guidance_scale is None else guidance_scale,
+        "guidance_scale": checked_scale("guidance_scale", usual if guidance_scale is None else guidance_scale),
         "codec": _codec(pipe),
     }
+    if names := _class_names(pipe.labels):
+        facts["labels"] = names
     if isinstance(label, str):
         if label not in pipe.labels:
             raise ValueError(f"label {label!r} is not one of the {len(pipe.labels)} classes in pipe.labels")
         label = pipe.labels[label]
     if label is not None:
-        facts["cond"] = {"label": label}
+        classes = int(pipe.transformer.config.num_embeds_ada_norm)
+        if isinstance(label, bool) or not isinstance(label, Integral) or not 0 <= label <= classes:
+            raise ValueError(
+                f"label must be a class by number, 0 to {classes - 1} or {classes} for none, or by name; got {label!r}"
+            )
+        facts["cond"] = {"label": int(label)}
     return from_unet(pipe.transformer, pipe.scheduler, **{**facts, **options})
 
 

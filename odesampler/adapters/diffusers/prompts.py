@@ -108,9 +108,11 @@ def conditions(pipe: Any, prompts: Sequence[str], *, encoding: Mapping[str, Any]
 
 
 def family_of(pipe: Any) -> Family:
-    """Raises:
-    TypeError: Not a text pipeline that is known here.
-    ValueError: One with a ControlNet or another network beside.
+    """What there is to know of a pipeline of this kind.
+
+    Raises:
+        TypeError: Not a text pipeline that is known here.
+        ValueError: One with a ControlNet or another network beside.
     """
     kinds = [kind.__name__ for kind in type(pipe).__mro__]
     for name in ("controlnet", "adapter"):

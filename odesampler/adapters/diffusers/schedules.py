@@ -18,11 +18,12 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, NoReturn
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from odesampler.adapters.diffusers.settings import Settings
 from odesampler.named_grids import flow_mu
 from odesampler.prediction import Prediction
 from odesampler.schedule import VE, VP, RectifiedFlow, Schedule
@@ -92,25 +93,6 @@ class Reading:
     preconditioning: Preconditioning | None = None
 
 
-class _Config:
-    """A configuration with its defaults; knows how to complain."""
-
-    def __init__(self, given: Mapping[str, Any], kind: str, name: str) -> None:
-        self.given, self.kind, self.name = {**_DEFAULTS, **TABLES.get(kind, {}), **given}, kind, name
-
-    def __getitem__(self, key: str) -> Any:
-        return self.given.get(key)
-
-    def get(self, key: str, default: Any) -> Any:
-        """What is given for `key`; `default` also for None."""
-        value = self.given.get(key)
-        return default if value is None else value
-
-    def refuse(self, key: str, why: str) -> NoReturn:
-        """Raises: ValueError: always."""
-        raise ValueError(f"{self.name} config: {key}={self[key]!r} {why}")
-
-
 def read(config: Any, name: str = "scheduler", *, tokens: int | None = None) -> Reading:
     """What a scheduler of diffusers says about the model that it was trained for.
 
@@ -128,7 +110,7 @@ def read(config: Any, name: str = "scheduler", *, tokens: int | None = None) -> 
         ValueError: A class that does not solve this equation, or a setting that is not known; names the key.
     """
     given, kind = _facts(config, name)
-    facts = _Config(given, kind, name)
+    facts = Settings({**_DEFAULTS, **TABLES.get(kind, {}), **given}, kind, name)
     if kind in EDM or (facts["timestep_type"], facts["prediction_type"]) == ("continuous", "v_prediction"):
         return _edm(facts)
     if kind in FLOWS or facts["use_flow_sigmas"]:
@@ -160,89 +142,100 @@ def _facts(config: Any, name: str) -> tuple[Mapping[str, Any], str]:
     )
 
 
-def _table(config: _Config) -> Reading:
-    schedule = VP.from_betas(_betas(config))
+def _table(config: Settings) -> Reading:
+    schedule = _vp(config)
     if config["rescale_betas_zero_snr"]:
         schedule = schedule.with_zero_snr()
     prediction = _prediction(config)
     if prediction == "flow":
         config.refuse("prediction_type", "goes with use_flow_sigmas=True, or a FlowMatch scheduler, only")
-    low, high = config["sigma_min"], config["sigma_max"]
-    for key, value in (("sigma_min", low), ("sigma_max", high)):
+    grid, ends = _grid(config), dict.fromkeys(("sigma_min", "sigma_max"))
+    if grid != config["timestep_spacing"]:  # these two bound sigmas that are spaced out, not the times of a table
+        ends = {key: None if config[key] is None else config.number(key) for key in ends}
+    for key, value in ends.items():
         if value is not None and not schedule.sigma_min <= value <= schedule.sigma_max:
             config.refuse(key, f"is not within its table, {schedule.sigma_min:g} to {schedule.sigma_max:g}")
-    if (clipped := config.get("lambda_min_clipped", -math.inf)) > -math.inf:  # lambda = -log sigma
-        high = min(schedule.sigma_max, math.exp(-clipped))
-    return Reading(
-        schedule, prediction, len(schedule.alpha_bar), _grid(config), _clip(config), sigma_min=low, sigma_max=high
-    )
+    low, high = ends.values()
+    if config["lambda_min_clipped"] not in (None, -math.inf):  # lambda = -log sigma
+        high = min(schedule.sigma_max if high is None else high, math.exp(-config.number("lambda_min_clipped")))
+    return Reading(schedule, prediction, len(schedule.alpha_bar), grid, _clip(config), sigma_min=low, sigma_max=high)
 
 
-def _flow(config: _Config, tokens: int | None) -> Reading:
+def _flow(config: Settings, tokens: int | None) -> Reading:
     if config["invert_sigmas"]:
         config.refuse("invert_sigmas", "counts time from noise to image, which is not supported")
-    steps = int(config["num_train_timesteps"])
+    steps = config.whole("num_train_timesteps", least=2)
     prediction: Prediction = "flow" if config.kind in FLOWS else _prediction(config)
-    return Reading(
-        RectifiedFlow(float(steps), u_min=1 / steps),
-        prediction,
-        steps,
-        _flow_grid(config, steps, tokens),
-        _clip(config),
-    )
+    grid, least = _flow_grid(config, steps, tokens)
+    return Reading(_flow_down_to(least, steps), prediction, steps, grid, _clip(config))
 
 
-def _edm(config: _Config) -> Reading:
+def _flow_down_to(least: float, steps: int) -> RectifiedFlow:
+    """Of a table of `steps` times u = i / T, to `least` times the sigma of its first, 1 / (T - 1)."""
+    return RectifiedFlow(float(steps), u_min=least / (steps - 1 + least))
+
+
+def _edm(config: Settings) -> Reading:
     """Also Euler's `timestep_type="continuous"`: its scale, clock and v are EDM's for data of deviation 1."""
     signs = {"epsilon": 1.0, "v_prediction": -1.0}
-    if config["prediction_type"] not in signs:
-        config.refuse("prediction_type", f"is not one of {', '.join(signs)}, which this class knows")
+    sign = signs[config.one_of("prediction_type", signs)]
     if config.kind in EDM:
-        data, low, high = config.get("sigma_data", 0.5), config.get("sigma_min", 0.002), config.get("sigma_max", 80.0)
-        karras = config.get("sigma_schedule", "karras") == "karras"
-        grid = f"karras(rho={float(config.get('rho', 7.0))!r})" if karras else "log_snr"
+        data, low, high = config.number("sigma_data", 0.5, above=0), 0.002, 80.0
+        karras = config.one_of("sigma_schedule", ("karras", "exponential"), "karras") == "karras"
+        grid = f"karras(rho={config.number('rho', 7.0, above=0)!r})" if karras else "log_snr"
     else:
-        table = VP.from_betas(_betas(config))
-        data, low, high = 1.0, config.get("sigma_min", table.sigma_min), config.get("sigma_max", table.sigma_max)
+        table = _vp(config)
+        data, low, high = 1.0, table.sigma_min, table.sigma_max
         grid = _grid(config)
         grid = "karras" if grid == config["timestep_spacing"] else grid  # there is no table to space times on
+    low = config.number("sigma_min", low, above=0)
+    high = config.number("sigma_max", high, above=0)
+    if not low < high < math.inf:
+        config.refuse("sigma_min", f"must be below sigma_max={high:g}, and that finite")
     return Reading(
-        VE(float(low), float(high)),
+        VE(low, high),
         "denoised",
-        int(config["num_train_timesteps"]),
+        config.whole("num_train_timesteps", least=1),
         grid,
         _clip(config),
-        preconditioning=Preconditioning(float(data), signs[config["prediction_type"]]),
+        preconditioning=Preconditioning(data, sign),
     )
 
 
-def _prediction(config: _Config) -> Prediction:
-    kind = config["prediction_type"]
-    if kind not in PREDICTIONS:
-        config.refuse("prediction_type", f"is not one of {', '.join(PREDICTIONS)}")
-    return PREDICTIONS[kind]
+def _prediction(config: Settings) -> Prediction:
+    return PREDICTIONS[config.one_of("prediction_type", PREDICTIONS)]
 
 
-def _betas(config: _Config) -> Tensor:
+def _vp(config: Settings) -> VP:
+    betas = _betas(config)
+    try:
+        return VP.from_betas(betas)
+    except ValueError as error:
+        config.refuse("beta_schedule" if config["trained_betas"] is None else "trained_betas", f"is no table: {error}")
+
+
+def _betas(config: Settings) -> Tensor:
     """(T,) float64, where diffusers has float32."""
-    steps, start, end = int(config["num_train_timesteps"]), float(config["beta_start"]), float(config["beta_end"])
+    steps = config.whole("num_train_timesteps", least=2)
     if config["trained_betas"] is not None:
-        trained = torch.as_tensor(config["trained_betas"], dtype=torch.float64)
+        try:
+            trained = torch.as_tensor(config["trained_betas"], dtype=torch.float64)
+        except (TypeError, ValueError, RuntimeError):
+            config.refuse("trained_betas", "must be a row of numbers")
         if trained.shape != (steps,):
             config.refuse("num_train_timesteps", f"but trained_betas has {trained.numel()} entries")
         return trained
-    kind = config["beta_schedule"]
+    kind = config.one_of("beta_schedule", ("linear", "scaled_linear", "sigmoid", *_SIGNAL))
+    if kind in _SIGNAL:
+        power = _SIGNAL[kind](torch.linspace(0, 1, steps + 1, dtype=torch.float64))
+        betas: Tensor = 1 - power[1:] / power[:-1]
+        return betas.clamp(max=0.999)
+    start, end = (config.number(key, above=0, below=1) for key in ("beta_start", "beta_end"))
     if kind == "linear":
         return torch.linspace(start, end, steps, dtype=torch.float64)
     if kind == "scaled_linear":
         return torch.linspace(start**0.5, end**0.5, steps, dtype=torch.float64).square()
-    if kind == "sigmoid":
-        return torch.linspace(-6, 6, steps, dtype=torch.float64).sigmoid() * (end - start) + start
-    if kind not in _SIGNAL:
-        config.refuse("beta_schedule", f"is not one of linear, scaled_linear, sigmoid, {', '.join(_SIGNAL)}")
-    power = _SIGNAL[kind](torch.linspace(0, 1, steps + 1, dtype=torch.float64))
-    betas: Tensor = 1 - power[1:] / power[:-1]
-    return betas.clamp(max=0.999)
+    return torch.linspace(-6, 6, steps, dtype=torch.float64).sigmoid() * (end - start) + start
 
 
 def _laplace(u: Tensor) -> Tensor:
@@ -259,43 +252,64 @@ _SIGNAL: dict[str, Callable[[Tensor], Tensor]] = {  # alpha_bar, up to a factor,
 }
 
 
-def _clip(config: _Config) -> AnyThreshold:
+def _clip(config: Settings) -> AnyThreshold:
     """Thresholding goes before clipping, as in all of their schedulers that have both."""
     if config["thresholding"]:
-        return DynamicThreshold(
-            config.get("dynamic_thresholding_ratio", 0.995), largest=config.get("sample_max_value", 1.0)
-        )
-    return float(config.get("clip_sample_range", 1.0)) if config["clip_sample"] else None
+        ratio, largest = config.number("dynamic_thresholding_ratio", 0.995), config.number("sample_max_value", 1.0)
+        if not 0 < ratio <= 1:
+            config.refuse("dynamic_thresholding_ratio", "must be a fraction above 0, 1 at most")
+        if largest < 1:
+            config.refuse("sample_max_value", "must be 1 or more, since data lie in [-1, 1]")
+        return DynamicThreshold(ratio, largest=largest)
+    return config.number("clip_sample_range", 1.0, above=0) if config["clip_sample"] else None
 
 
-def _grid(config: _Config) -> str:
+def _grid(config: Settings) -> str:
     chosen = {"use_karras_sigmas": "karras", "use_exponential_sigmas": "log_snr", "use_beta_sigmas": "beta"}
     for key, grid in {**chosen, "use_lu_lambdas": "log_snr"}.items():
         if config[key]:
             return grid
-    if config["timestep_spacing"] not in ("leading", "trailing", "linspace"):
-        config.refuse("timestep_spacing", "is not one of leading, trailing, linspace")
-    return str(config["timestep_spacing"])
+    return config.one_of("timestep_spacing", ("leading", "trailing", "linspace"))
 
 
-def _flow_grid(config: _Config, steps: int, tokens: int | None) -> str:
-    """Their karras, exponential and beta sigmas of flows are even in u, which no named grid is: the shift alone."""
-    terminal = f", terminal={float(config['shift_terminal'])!r}" if config["shift_terminal"] else ""
+def _flow_grid(config: Settings, steps: int, tokens: int | None) -> tuple[str, float]:
+    """The grid, and by what the least sigma of the table, 1 / (T - 1), is multiplied at most on the way down.
+
+    Their karras, exponential and beta sigmas of flows are even in u, which no named grid is: the shift alone.
+    """
+    terminal = ""
+    if config["shift_terminal"]:
+        terminal = f", terminal={config.number('shift_terminal', above=0, below=1)!r}"
     if config["use_dynamic_shifting"]:
-        first, last = config.get("base_image_seq_len", 256), config.get("max_image_seq_len", 4096)
-        mu = flow_mu(
-            first if tokens is None else tokens,
-            base_tokens=first,
-            most_tokens=last,
-            base_shift=config.get("base_shift", 0.5),
-            max_shift=config.get("max_shift", 1.15),
-        )
-        kind = config.get("time_shift_type", "exponential")
-        return f"shift(mu={mu!r}, kind={kind!r}{terminal})"
-    if config.kind not in FLOWS:
-        return f"shift(shift={float(config.get('flow_shift', 1.0))!r}{terminal})"
-    shift = float(config.get("shift", 1.0))
-    if terminal:
-        return f"shift(shift={shift!r}{terminal})"
+        return _dynamic_shift(config, tokens, terminal)
+    key = "shift" if config.kind in FLOWS else "flow_shift"
+    shift = config.number(key, 1.0, above=0)
+    if terminal or config.kind not in FLOWS:
+        return f"shift(shift={shift!r}{terminal})", min(1.0, shift)
     # Its last time is that of a table, shifted once, and set_timesteps shifts it once more.
-    return f"shift(shift={shift!r}, last={shift**2 / (steps - 1)!r})"
+    least = min(1.0, shift**2)
+    last = max(shift**2 / (steps - 1), _flow_down_to(least, steps).sigma_min)  # which are one but for rounding
+    return f"shift(shift={shift!r}, last={last!r})", least
+
+
+def _dynamic_shift(config: Settings, tokens: int | None, terminal: str) -> tuple[str, float]:
+    """As `_flow_grid`, by the number of tokens; what is least is so for any number between the two of the config."""
+    kind = config.one_of("time_shift_type", ("exponential", "linear"), "exponential")
+    first, last = (config.whole(f"{k}_image_seq_len", n, least=1) for k, n in (("base", 256), ("max", 4096)))
+    if first == last:
+        config.refuse("base_image_seq_len", "must be another number than max_image_seq_len")
+    least = -math.inf if kind == "exponential" else 0.0  # the linear one is the shift itself
+    ends = [config.number(f"{k}_shift", mu, above=least) for k, mu in (("base", 0.5), ("max", 1.15))]
+    mu = flow_mu(
+        first if tokens is None else tokens,
+        base_tokens=first,
+        most_tokens=last,
+        base_shift=ends[0],
+        max_shift=ends[1],
+    )
+    if not mu > least:
+        config.refuse(
+            "max_shift", f"with base_shift={ends[0]:g} makes the shift of {tokens} tokens {mu:g}, not above 0"
+        )
+    shifts = [math.exp(m) if kind == "exponential" else m for m in (*ends, mu)]
+    return f"shift(mu={mu!r}, kind={kind!r}{terminal})", min(1.0, *shifts)

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from odesampler import prediction
 from odesampler.adapters.diffusers.schedules import Reading
+from odesampler.adapters.edm_scales import edm_scales
 from odesampler.threshold import thresholded
 
 
@@ -28,7 +29,7 @@ def sigma_of(reading: Reading, t: Tensor) -> Tensor:
 
 def input_scale(reading: Reading, sigma: float) -> float:
     """What the network is shown at `sigma`, in units of x_t: c_in."""
-    return 1.0 if reading.preconditioning is None else 1 / math.hypot(sigma, reading.preconditioning.data)
+    return 1.0 if reading.preconditioning is None else edm_scales(sigma, reading.preconditioning.data)[2]
 
 
 def eps_of(reading: Reading, out: Tensor, x: Tensor, sigma: float) -> Tensor:
@@ -36,8 +37,8 @@ def eps_of(reading: Reading, out: Tensor, x: Tensor, sigma: float) -> Tensor:
     at = torch.tensor(sigma, dtype=torch.float64)
     alpha, std = reading.schedule.alpha(at).item(), reading.schedule.std(at).item()
     if (edm := reading.preconditioning) is not None:
-        whole = sigma**2 + edm.data**2
-        out = edm.data**2 / whole * x + edm.sign * sigma * edm.data / whole**0.5 * out
+        skip, around, _ = edm_scales(sigma, edm.data)
+        out = skip * x + edm.sign * around * out
     to = prediction.to_denoised if math.isinf(sigma) else prediction.to_eps
     eps = to(reading.prediction, out, reading.schedule.to_model_scale(x, sigma), alpha, std)
     return thresholded(lambda x, sigma: eps, reading.clip_denoised)(x, sigma)
