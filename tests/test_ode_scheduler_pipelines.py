@@ -81,9 +81,9 @@ def test_a_pipeline_gives_what_our_own_loop_gives(name, solver):
     close(last, library(name, pipe, first, solver))
 
 
-def beside_theirs(pipe, theirs, solver, call):
+def beside_theirs(pipe, theirs, solver, call, spacing="trailing"):
     """(first, last) of a run with a scheduler of diffusers, and of one with ours that takes over its config."""
-    how = {} if theirs.startswith("Flow") else {"timestep_spacing": "trailing"}
+    how = {} if theirs.startswith("Flow") else {"timestep_spacing": spacing}
     how |= {"clip_sample": False} if theirs == "DDIM" else {}
     pipe.scheduler = getattr(diffusers, f"{theirs}Scheduler").from_config(pipe.scheduler.config, **how)
     expected = ran(pipe, **call)
@@ -111,6 +111,32 @@ def test_a_pipeline_gives_what_their_scheduler_gives(name, theirs, solver):
     expected, found = beside_theirs(pipe, theirs, solver, call)
     assert torch.equal(expected[0], found[0])
     close(found[1], expected[1], rtol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["sd", "sdxl"])
+@pytest.mark.parametrize("spacing", ["leading", "linspace"])
+@pytest.mark.parametrize(("theirs", "solver"), [("DPMSolverMultistep", "dpmpp_2m"), ("EulerDiscrete", "euler")])
+def test_a_solver_swapped_in_keeps_the_times_and_the_noise_of_their_scheduler(name, theirs, solver, spacing):
+    pipe, call = getattr(pipelines, name)(), {"num_inference_steps": 8, **CALLS[name][0]}
+    expected, found = beside_theirs(pipe, theirs, solver, call, spacing)
+    close(found[1], expected[1] / (1 if theirs[0] == "D" else 1), rtol=1e-4)
+
+
+@pytest.mark.parametrize("key", ["use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas"])
+def test_flux_keeps_how_its_sigmas_are_spaced(key):
+    pipe, call = pipelines.flux(**{key: True}), {"num_inference_steps": 5, **CALLS["flux"][0]}
+    expected, found = beside_theirs(pipe, "FlowMatchEulerDiscrete", "euler", call)
+    close(found[1], expected[1])
+
+
+@pytest.mark.parametrize(("solver", "end"), [("heun", 0.8), ("rk4", 0.8), ("dpm_2", 0.3), ("ddim", 0.5)])
+def test_a_solve_in_two_pipelines_is_refused_where_the_second_would_begin_within_a_step(solver, end):
+    base = with_ours(pipelines.sdxl(), solver)
+    call = {**CALLS["sdxl"][0], "num_inference_steps": 10}
+    half = base(**call, denoising_end=end, generator=torch.Generator().manual_seed(0)).images
+    print(solver, end)
+    refiner = turned(base, IMG2IMG["sdxl"])
+    refiner(**call, image=half, denoising_start=end)
 
 
 IMAGE = torch.rand(1, 3, 16, 16, generator=torch.Generator().manual_seed(2))

@@ -12,8 +12,9 @@ from dataclasses import replace
 from typing import Any
 
 from odesampler.adapters.diffusers.families import Conditions, Family, checked_scale, named
+from odesampler.adapters.diffusers.kinds import FLOWS
 from odesampler.adapters.diffusers.networks import SIDE
-from odesampler.adapters.diffusers.schedules import FLOWS, Reading
+from odesampler.adapters.diffusers.schedules import Reading
 
 
 class StableDiffusion3(Family):

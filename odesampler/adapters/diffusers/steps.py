@@ -89,7 +89,10 @@ class Steps:
     def check_start(self, index: int) -> None:
         """Raises: ValueError: the solve cannot begin at `asked[index]`."""
         if not 0 <= index < len(self.asked):
-            raise ValueError(f"there are {len(self.asked)} timesteps, so a solve cannot begin at index {index}")
+            raise ValueError(
+                f"there are {len(self.asked)} timesteps, so a solve cannot begin at index {index}; img2img ends up "
+                "there where strength x num_inference_steps is below 1, so that no step is left"
+            )
         if index == 0:
             return
         at, name = self.asked[index], self.route.solver
@@ -97,7 +100,8 @@ class Steps:
             firsts = [i for i, asked in enumerate(self.asked) if asked.first]
             raise ValueError(
                 f"timesteps[{index}] is an inner evaluation of a step of {name}, where no solve can begin: begin at "
-                f"one of {firsts}; pipelines find them, unless they are given timesteps or sigmas"
+                f"one of {firsts}; pipelines find them by strength, but with denoising_start, timesteps or sigmas "
+                "they count evaluations for steps: take a solver with one a step, such as 'dpmpp_2m'"
             )
         tail = questions(self.route, at.step)
         begins = tail[0].plain and tail[0].honest and self.carried is None
