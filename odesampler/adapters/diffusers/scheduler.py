@@ -61,6 +61,7 @@ class OdeScheduler(Configured):
     _begin_index: int | None = None
     _steps: Steps | None = None
     _given = False  # timesteps or sigmas were, instead of a number of steps
+    _left: tuple[Route, int] | None = None  # the step within which the last solve was left
     _carried: tuple[Route, State] | None = None  # a solve from the other end, and where it ended
 
     @property
@@ -162,6 +163,7 @@ class OdeScheduler(Configured):
                 f"this scheduler undoes {len(carried[0].sigmas) - 1} steps of {carried[0].solver}, and these "
                 "are other times: give set_timesteps what it was given there"
             )
+        self._left = None if self._steps is None else self._steps.left
         self._steps = Steps(route, partial(t_of, reading), None if carried is None else carried[1])
         self.timesteps = torch.tensor(self._steps.times, dtype=torch.float32, device=device)
         self.num_inference_steps, self._begin_index = grid.num_steps, None
@@ -170,9 +172,18 @@ class OdeScheduler(Configured):
         """Where among `timesteps` to begin: img2img begins in the middle.
 
         Raises:
-            ValueError: Not between two steps, or the solver cannot begin there.
+            ValueError: Not between two steps, or the solver cannot begin there, or the last solve was left within the
+                step that begins there.
         """
-        self._laid_out("set_begin_index").check_start(begin_index)
+        steps = self._laid_out("set_begin_index")
+        steps.check_start(begin_index)
+        if self._left == (steps.route, begin_index):
+            raise ValueError(
+                f"the last solve was left within the step of {steps.route.solver} that begins at "
+                f"timesteps[{begin_index}], by a pipeline that counts evaluations for steps (denoising_end): what it "
+                "returned is no sample at that time, so denoising_start cannot go on from it: take a solver with one "
+                "evaluation a step, such as 'dpmpp_2m'"
+            )
         self._begin_index = begin_index
 
     def scale_model_input(self, sample: Tensor, timestep: float | Tensor | None = None) -> Tensor:
