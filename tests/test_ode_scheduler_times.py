@@ -171,7 +171,7 @@ def test_schedulers_of_other_processes_are_refused_by_name_in_memory_too(name):
     if not hasattr(diffusers, name):
         pytest.skip(f"this diffusers has no {name}")
     scheduler = made(name)
-    for said, told in ((scheduler.config, "'"), (scheduler, f"_class_name='{name}'")):  # two may take the same
+    for said, told in ((scheduler.config, "its keys are those of .*, which"), (scheduler, f"_class_name='{name}'")):
         for taken in (OdeScheduler.from_config, read):
             with pytest.raises(ValueError, match=f"{told} is not a scheduler of one Gaussian"):
                 taken(said)
@@ -257,6 +257,16 @@ def test_ddim_told_the_target_is_ddim_inverse_in_as_many_steps(spacing, offset):
         x = noise() * 0.5
         close(walked(up, x, num_inference_steps=10), walked(inverse, x, num_inference_steps=10))
         assert up.timesteps.tolist() == [t for t in inverse.timesteps.tolist() if t > 0]
+
+
+@pytest.mark.parametrize("spacing", ["leading", "linspace"])
+def test_the_way_up_asks_at_the_times_of_dpm_solver_inverse(spacing):
+    inverse = theirs("DPMSolverMultistepInverseScheduler", spacing)
+    up = OdeScheduler.from_config(inverse.config, solver="ddim", rising=True)
+    for count in (5, 8):
+        inverse.set_timesteps(count)
+        up.set_timesteps(count)
+        assert up.timesteps.tolist() == inverse.timesteps.tolist()
 
 
 def test_one_time_alone_that_is_the_end_itself_is_no_way_up():

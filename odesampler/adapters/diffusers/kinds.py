@@ -92,12 +92,13 @@ def facts_of(config: Any, name: str = "scheduler") -> tuple[Mapping[str, Any], s
         raise TypeError(f"{name} must be a scheduler of diffusers or its config; got {type(config).__name__}")
     if "config_of" in given and kinds[0] in ("", "OdeScheduler"):  # ours, which say whose config they have
         kinds = [str(given["config_of"])]
-    if not kinds[0]:
+    if unnamed := not kinds[0]:
         kinds = [_in_memory(given) or _by_hand(given, name)]
     if kind := next((k for k in kinds if k in (*KNOWN, PLAIN)), ""):
         return given, kind
+    said = f"its keys are those of {kinds[0]}, which" if unnamed else f"_class_name={kinds[0]!r}"
     raise ValueError(
-        f"{name} config: _class_name={kinds[0]!r} is not a scheduler of one Gaussian diffusion or flow that can be "
+        f"{name} config: {said} is not a scheduler of one Gaussian diffusion or flow that can be "
         f"read; give the one that the network was trained with, known are {', '.join(sorted(KNOWN))}"
     )
 
