@@ -263,7 +263,8 @@ def coded(model: Model, images: Tensor) -> Tensor:
     """
     if model.codec is None or tuple(images.shape[1:]) == model.data_shape:
         return images
-    return checked_batch(model, model.codec.encode(images), "what the codec made of images")
+    x_t: Tensor = checked_batch(model, model.codec.encode(images), "what the codec made of images")
+    return x_t
 
 
 def checked_cond(model: Model, cond: Mapping[str, Any] | None, batch: int) -> dict[str, Tensor]:

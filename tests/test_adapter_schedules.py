@@ -9,7 +9,7 @@ import torch
 
 from odesampler import VE, VP, DynamicThreshold, RectifiedFlow, make_grid
 from odesampler.adapters.diffusers import grid_of, read
-from odesampler.adapters.diffusers.schedules import EDM, FLOWS, TABLES
+from odesampler.adapters.diffusers.kinds import EDM, FLOWS, TABLES
 
 ABSENT = {"DPMSolverSDEScheduler"}  # needs a package that is not installed
 TABLE_CLASSES = sorted({*TABLES} - ABSENT)

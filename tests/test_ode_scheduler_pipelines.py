@@ -81,9 +81,9 @@ def test_a_pipeline_gives_what_our_own_loop_gives(name, solver):
     close(last, library(name, pipe, first, solver))
 
 
-def beside_theirs(pipe, theirs, solver, call):
+def beside_theirs(pipe, theirs, solver, call, spacing="trailing"):
     """(first, last) of a run with a scheduler of diffusers, and of one with ours that takes over its config."""
-    how = {} if theirs.startswith("Flow") else {"timestep_spacing": "trailing"}
+    how = {} if theirs.startswith("Flow") else {"timestep_spacing": spacing}
     how |= {"clip_sample": False} if theirs == "DDIM" else {}
     pipe.scheduler = getattr(diffusers, f"{theirs}Scheduler").from_config(pipe.scheduler.config, **how)
     expected = ran(pipe, **call)
@@ -111,6 +111,22 @@ def test_a_pipeline_gives_what_their_scheduler_gives(name, theirs, solver):
     expected, found = beside_theirs(pipe, theirs, solver, call)
     assert torch.equal(expected[0], found[0])
     close(found[1], expected[1], rtol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["sd", "sdxl"])
+@pytest.mark.parametrize("spacing", ["leading", "linspace"])
+@pytest.mark.parametrize(("theirs", "solver"), [("DPMSolverMultistep", "dpmpp_2m"), ("EulerDiscrete", "euler")])
+def test_a_solver_swapped_in_keeps_the_times_and_the_noise_of_their_scheduler(name, theirs, solver, spacing):
+    pipe, call = getattr(pipelines, name)(), {"num_inference_steps": 8, **CALLS[name][0]}
+    expected, found = beside_theirs(pipe, theirs, solver, call, spacing)
+    close(found[1], expected[1], rtol=1e-4)
+
+
+@pytest.mark.parametrize("key", ["use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas"])
+def test_flux_keeps_how_its_sigmas_are_spaced(key):
+    pipe, call = pipelines.flux(**{key: True}), {"num_inference_steps": 5, **CALLS["flux"][0]}
+    expected, found = beside_theirs(pipe, "FlowMatchEulerDiscrete", "euler", call)
+    close(found[1], expected[1])
 
 
 IMAGE = torch.rand(1, 3, 16, 16, generator=torch.Generator().manual_seed(2))
@@ -141,6 +157,38 @@ def test_img2img_begins_in_the_middle(name, solver):
     assert begun == (4 if (name, solver) == ("flux", "heun") else 3 * pipe.scheduler.order)
     base.scheduler = pipe.scheduler
     close(last, library(name, base, first, solver, start=begun))
+
+
+def in_two(solver, end):
+    """Latents after a solve that two pipelines with one scheduler share, and after one alone."""
+    base = with_ours(pipelines.sdxl(), solver)
+    call = {**CALLS["sdxl"][0], "num_inference_steps": 10, "height": 16, "width": 16}
+    whole, half = (
+        base(**call, **more, generator=torch.Generator().manual_seed(0)).images for more in ({}, {"denoising_end": end})
+    )
+    return turned(base, IMG2IMG["sdxl"])(**{**call, "image": half, "denoising_start": end}).images, whole
+
+
+@pytest.mark.parametrize(("solver", "end"), [("ddim", 0.5), ("ddim", 0.8), ("dpm_2", 0.3)])
+def test_between_two_steps_a_second_pipeline_goes_on_from_where_the_first_ended(solver, end):
+    close(*in_two(solver, end))
+
+
+@pytest.mark.parametrize(("solver", "end"), [("heun", 0.5), ("heun", 0.8), ("dpm_2", 0.8), ("rk4", 0.8)])
+def test_within_a_step_a_second_pipeline_cannot_go_on(solver, end):
+    """Theirs count evaluations for steps, so that what the first returns is for an inner one."""
+    with pytest.raises(ValueError, match=r"denoising_start.* 'dpmpp_2m'"):
+        in_two(solver, end)
+
+
+def test_a_solve_that_was_broken_off_is_begun_anew():
+    made = with_ours(pipelines.sdxl(), "heun").scheduler
+    x = torch.ones(1, 4, 8, 8)
+    for _ in range(2):
+        made.set_timesteps(10)
+        made.set_begin_index(4)  # also the second time: in this step the first began, so it is the same solve again
+        made.step(x * 0.1, made.timesteps[4], x)
+        assert made.step_index == 5
 
 
 def test_where_a_pipeline_counts_evaluations_for_steps_we_say_so():

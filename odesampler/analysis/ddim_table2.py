@@ -26,7 +26,7 @@ from odesampler.analysis.report import Report, Section, Table
 from odesampler.grid import make_grid
 from odesampler.inversion import decode, encode
 from odesampler.model import Model
-from odesampler.plan import checked_cond, checked_images, checked_model
+from odesampler.plan import checked_cond, checked_images, checked_model, coded
 from odesampler.room import AnyBatch
 
 PAPER = {10: 0.014, 20: 0.0065, 50: 0.0023, 100: 0.0009, 200: 0.0004, 500: 0.0001, 1000: 0.0001}  # on CIFAR-10
@@ -99,7 +99,10 @@ def ddim_table2(
     _check_steps(model, steps)
     low, high = model.data_range
     choices = _choices(model, len(images), cond)
-    model = replace(model, data_range=None)  # what leaves it has been said, and need not be for every S
+    images, model = (
+        coded(model, images),
+        replace(model, data_range=None),
+    )  # what leaves it has been said, and need not be for every S
     began = time.perf_counter()
     errors = []
     for s in steps:

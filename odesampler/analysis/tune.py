@@ -27,7 +27,7 @@ from odesampler.grid import check_num_steps
 from odesampler.guidance import AnyGuidance, checked_guidance, guided, usual_guidance, warn_of_nothing_to_guide_to
 from odesampler.model import Model
 from odesampler.noise import seeds_for
-from odesampler.plan import checked_batch, checked_cond, checked_images, checked_model
+from odesampler.plan import checked_batch, checked_cond, checked_images, checked_model, coded
 from odesampler.room import AnyBatch, check_max_batch
 from odesampler.sampling import checked_count, checked_shape
 from odesampler.tuned import Tuned
@@ -136,7 +136,7 @@ def _given(model: Model, task: str, x: Tensor | None, images: Tensor | None) -> 
     if task == "encode":
         if x is not None or images is None:
             raise ValueError('task="encode" tunes on images=..., real or drawn, (num_samples, *shape); x is to sample')
-        return checked_images(model, images)
+        return coded(model, checked_images(model, images))
     if images is not None:
         raise ValueError('images are for task="encode"; to sample from given latents there is x')
     return None if x is None else checked_batch(model, x, "x")

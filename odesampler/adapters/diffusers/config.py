@@ -5,7 +5,7 @@ x_t = alpha x0 + std noise,     v = alpha noise - std x0,     at the times that 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -13,7 +13,8 @@ from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.schedulers.scheduling_utils import KarrasDiffusionSchedulers, SchedulerMixin
 from torch import Tensor
 
-from odesampler.adapters.diffusers.schedules import EDM, FLOWS, Reading, read
+from odesampler.adapters.diffusers.kinds import FLOWS, PLAIN, TABLES, facts_of
+from odesampler.adapters.diffusers.schedules import Reading, read
 from odesampler.adapters.diffusers.terms import sigma_of
 from odesampler.adapters.diffusers.walk import fixed_grid
 from odesampler.precision import finest_dtype
@@ -129,23 +130,15 @@ class Configured(SchedulerMixin, ConfigMixin):  # type: ignore[misc]  # the two 
         class and take their own instead, which may be another beta table.
 
         Args:
-            config: The config of a scheduler.
+            config: The config of a scheduler, or the scheduler.
             return_unused_kwargs: Also return what is no argument of the constructor.
             kwargs: Arguments of the constructor, instead of those of the config.
 
         Raises:
+            TypeError: Neither a scheduler nor a config.
             ValueError: A config that cannot be read; names the key.
         """
-        if isinstance(config, Mapping):
-            facts = {key: value for key, value in config.items() if key != "_use_default_values"}
-            if facts.get("_class_name", cls.__name__) != cls.__name__:
-                facts["config_of"] = facts["_class_name"]
-            elif "config_of" not in facts | kwargs:
-                facts["config_of"] = _kind_of(facts)
-            if facts.get("config_of") in FLOWS:
-                facts.setdefault("prediction_type", "flow_prediction")
-            config = facts
-        made: Any = super().from_config(config, return_unused_kwargs, **kwargs)
+        made: Any = super().from_config(_taken_over(config, kwargs.get("config_of")), return_unused_kwargs, **kwargs)
         _ = (made[0] if return_unused_kwargs else made).reading  # raises, now that all keys are there
         return made
 
@@ -208,12 +201,16 @@ class Configured(SchedulerMixin, ConfigMixin):  # type: ignore[misc]  # the two 
         return alpha, std
 
 
-def _kind_of(facts: Mapping[str, Any]) -> str:
-    """A class whose configs have such keys: in memory they have no name, and then all keys that matter."""
-    for key, kind in {"beta_schedule": "DDIMScheduler", "sigma_schedule": EDM[0], "shift": FLOWS[0]}.items():
-        if key in facts:
-            return kind
-    raise ValueError(
-        "scheduler config: none of _class_name, beta_schedule, sigma_schedule and shift is there to say of what it is: "
-        "give config_of, the class of diffusers that the network was trained with"
-    )
+def _taken_over(config: Any, config_of: str | None) -> dict[str, Any]:
+    """`config`, of which class it is, unless that is given, and what that class takes for what is not said."""
+    if config_of is None:
+        given, kind = facts_of(config)
+    else:
+        given, kind = getattr(config, "config", config), config_of
+    facts = {**TABLES.get(kind, {}), **given}
+    facts.pop("_use_default_values", None)
+    if kind != PLAIN:
+        facts["config_of"] = kind
+    if kind in FLOWS:
+        facts.setdefault("prediction_type", "flow_prediction")
+    return facts

@@ -24,6 +24,7 @@ from torch import Tensor
 
 from odesampler import defaults
 from odesampler.adapters.diffusers.config import Configured
+from odesampler.adapters.diffusers.kinds import IN_SIGMA
 from odesampler.adapters.diffusers.steps import Steps
 from odesampler.adapters.diffusers.terms import eps_of, input_scale, said, t_of
 from odesampler.adapters.diffusers.times import ends_of, grid_of
@@ -60,6 +61,7 @@ class OdeScheduler(Configured):
     _begin_index: int | None = None
     _steps: Steps | None = None
     _given = False  # timesteps or sigmas were, instead of a number of steps
+    _left: tuple[Route, int] | None = None  # the step within which the last solve was left
     _carried: tuple[Route, State] | None = None  # a solve from the other end, and where it ended
 
     @property
@@ -68,17 +70,25 @@ class OdeScheduler(Configured):
 
         Also 1 where times were given: pipelines then take the number of `timesteps` for that of steps.
         """
-        evaluations = self._solver(self.num_inference_steps or defaults.STEPS).evaluations
-        even = self._steps is None or (self._steps.even(evaluations) and not self._given)
+        steps = self._steps
+        solver = self._solver(defaults.STEPS) if steps is None else fixed_grid(steps.route.solver)
+        evaluations = solver.evaluations
+        even = steps is None or (steps.even(evaluations) and not self._given)
         return evaluations if even else 1
 
     @property
     def init_noise_sigma(self) -> float:
-        """What noise from N(0, 1) is multiplied by to start from."""
+        """What noise from N(0, 1) is multiplied by to start from.
+
+        The class whose times are taken over may start from sigma noise, in place of sqrt(1 + sigma^2): then so here.
+        """
         schedule = self.reading.schedule
         if isinstance(schedule, RectifiedFlow) or self.facts.rising or self._carried is not None:
             return 1.0
-        return schedule.latent_scale(schedule.sigma_max if self._steps is None else self._steps.route.sigmas[0])
+        sigma = schedule.sigma_max if self._steps is None else self._steps.route.sigmas[0]
+        scale, config = schedule.latent_scale(sigma), self.facts
+        as_theirs = config.grid is None and config.config_of in IN_SIGMA and config.timestep_spacing != "leading"
+        return scale * sigma / math.hypot(1, sigma) if as_theirs and math.isfinite(sigma) else scale
 
     @property
     def begin_index(self) -> int | None:
@@ -130,7 +140,7 @@ class OdeScheduler(Configured):
             mu=mu,
         )
         self._lay_out(grid, spec_of(self._solver(count)), device)
-        self._given = given is not None
+        self.num_inference_steps, self._given = num_inference_steps or grid.num_steps, given is not None
 
     def _lay_out(self, grid: Grid, solver: str, device: Any) -> None:
         reading, config = self.reading, self.facts
@@ -153,6 +163,7 @@ class OdeScheduler(Configured):
                 f"this scheduler undoes {len(carried[0].sigmas) - 1} steps of {carried[0].solver}, and these "
                 "are other times: give set_timesteps what it was given there"
             )
+        self._left = None if self._steps is None else self._steps.left
         self._steps = Steps(route, partial(t_of, reading), None if carried is None else carried[1])
         self.timesteps = torch.tensor(self._steps.times, dtype=torch.float32, device=device)
         self.num_inference_steps, self._begin_index = grid.num_steps, None
@@ -161,9 +172,18 @@ class OdeScheduler(Configured):
         """Where among `timesteps` to begin: img2img begins in the middle.
 
         Raises:
-            ValueError: Not between two steps, or the solver cannot begin there.
+            ValueError: Not between two steps, or the solver cannot begin there, or the last solve was left within the
+                step that begins there.
         """
-        self._laid_out("set_begin_index").check_start(begin_index)
+        steps = self._laid_out("set_begin_index")
+        steps.check_start(begin_index)
+        if self._left == (steps.route, begin_index):
+            raise ValueError(
+                f"the last solve was left within the step of {steps.route.solver} that begins at "
+                f"timesteps[{begin_index}], by a pipeline that counts evaluations for steps (denoising_end): what it "
+                "returned is no sample at that time, so denoising_start cannot go on from it: take a solver with one "
+                "evaluation a step, such as 'dpmpp_2m'"
+            )
         self._begin_index = begin_index
 
     def scale_model_input(self, sample: Tensor, timestep: float | Tensor | None = None) -> Tensor:

@@ -16,13 +16,14 @@ References:
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from odesampler.adapters.diffusers.kinds import EDM, FLOWS, TABLES, facts_of
 from odesampler.adapters.diffusers.settings import Settings
 from odesampler.named_grids import flow_mu
 from odesampler.prediction import Prediction
@@ -35,32 +36,6 @@ PREDICTIONS: dict[str, Prediction] = {
     "v_prediction": "v",
     "flow_prediction": "flow",
 }
-_STABLE = {"beta_start": 0.00085, "beta_end": 0.012}
-_LEADING = {"timestep_spacing": "leading"}
-_CLIPPED = {**_LEADING, "clip_sample": True}
-TABLES: dict[str, dict[str, Any]] = {  # classes with a beta table, with what each takes for what is not said
-    "DDPMScheduler": _CLIPPED,
-    "DDPMParallelScheduler": _CLIPPED,
-    "DDIMScheduler": _CLIPPED,
-    "DDIMParallelScheduler": _CLIPPED,
-    "DDIMInverseScheduler": _CLIPPED,
-    "PNDMScheduler": _LEADING,
-    "LMSDiscreteScheduler": {},
-    "EulerDiscreteScheduler": {},
-    "EulerAncestralDiscreteScheduler": {},
-    "HeunDiscreteScheduler": _STABLE,
-    "KDPM2DiscreteScheduler": _STABLE,
-    "KDPM2AncestralDiscreteScheduler": _STABLE,
-    "DPMSolverMultistepScheduler": {},
-    "DPMSolverMultistepInverseScheduler": {},
-    "DPMSolverSinglestepScheduler": {},
-    "DPMSolverSDEScheduler": _STABLE,
-    "UniPCMultistepScheduler": {},
-    "DEISMultistepScheduler": {},
-    "SASolverScheduler": {},
-}
-FLOWS = ("FlowMatchEulerDiscreteScheduler", "FlowMatchHeunDiscreteScheduler")
-EDM = ("EDMEulerScheduler", "EDMDPMSolverMultistepScheduler")
 _DEFAULTS = {
     "num_train_timesteps": 1000,
     "beta_start": 1e-4,
@@ -109,37 +84,13 @@ def read(config: Any, name: str = "scheduler", *, tokens: int | None = None) -> 
         TypeError: Neither a scheduler nor a mapping.
         ValueError: A class that does not solve this equation, or a setting that is not known; names the key.
     """
-    given, kind = _facts(config, name)
+    given, kind = facts_of(config, name)
     facts = Settings({**_DEFAULTS, **TABLES.get(kind, {}), **given}, kind, name)
     if kind in EDM or (facts["timestep_type"], facts["prediction_type"]) == ("continuous", "v_prediction"):
         return _edm(facts)
     if kind in FLOWS or facts["use_flow_sigmas"]:
         return _flow(facts, tokens)
     return _table(facts)
-
-
-def _facts(config: Any, name: str) -> tuple[Mapping[str, Any], str]:
-    """The configuration as a mapping, and the name of the class that can be read."""
-    known = {*TABLES, *FLOWS, *EDM}
-    if isinstance(config, Mapping):
-        given, kinds = config, [str(config.get("_class_name", ""))]
-    elif isinstance(getattr(config, "config", None), Mapping):
-        given, kinds = config.config, [base.__name__ for base in type(config).__mro__]
-    else:
-        raise TypeError(f"{name} must be a scheduler of diffusers or its config; got {type(config).__name__}")
-    if "config_of" in given and kinds[0] in ("", "OdeScheduler"):  # ours, which say whose config they have
-        kinds = [str(given["config_of"])]
-    if kind := next((k for k in kinds if k in known), ""):
-        return given, kind
-    if "beta_schedule" in given and not kinds[0]:  # a mapping without a class says enough
-        return given, "a table"
-    if "shift" in given and not kinds[0]:
-        return given, FLOWS[0]
-    said = f"_class_name={kinds[0]!r} is not" if kinds[0] else "neither _class_name nor beta_schedule is there to name"
-    raise ValueError(
-        f"{name} config: {said} a scheduler of one Gaussian diffusion or flow that can be read; give the one that the "
-        f"network was trained with, known are {', '.join(sorted(known))}"
-    )
 
 
 def _table(config: Settings) -> Reading:
@@ -269,6 +220,8 @@ def _grid(config: Settings) -> str:
     for key, grid in {**chosen, "use_lu_lambdas": "log_snr"}.items():
         if config[key]:
             return grid
+    if config["interpolation_type"] == "log_linear":
+        config.refuse("interpolation_type", "takes levels of one grid and times of another: choose use_karras_sigmas")
     return config.one_of("timestep_spacing", ("leading", "trailing", "linspace"))
 
 

@@ -43,6 +43,7 @@ class Steps:
     stand: Stand | None = None  # None: not begun
     index: int | None = None  # of what was shown last among `asked`
     shown: Tensor | None = None
+    begun: int = 0  # where among `asked`
     version: int = 0  # how often `shown` had been written to
 
     def __post_init__(self, clock: Callable[[Tensor], Tensor]) -> None:
@@ -59,6 +60,14 @@ class Steps:
     def arrived(self) -> State | None:
         """The state at the end, if it is there."""
         return self.stand.state if self.stand is not None and self.stand.asked is None else None
+
+    @property
+    def left(self) -> tuple[Route, int] | None:
+        """The route, and where among its questions the step begins within which the solve stands, after others."""
+        if self.index is None or self.index >= len(self.asked) or self.asked[self.index].first:
+            return None
+        step = next(i for i, asked in enumerate(self.asked) if asked.step == self.asked[self.index].step)
+        return (self.route, step) if step > self.begun else None
 
     def find(self, t: float) -> int:
         """The index of `t` among the times, at the beginning of a step if there is one.
@@ -89,7 +98,10 @@ class Steps:
     def check_start(self, index: int) -> None:
         """Raises: ValueError: the solve cannot begin at `asked[index]`."""
         if not 0 <= index < len(self.asked):
-            raise ValueError(f"there are {len(self.asked)} timesteps, so a solve cannot begin at index {index}")
+            raise ValueError(
+                f"there are {len(self.asked)} timesteps, so a solve cannot begin at index {index}; img2img ends up "
+                "there where strength x num_inference_steps is below 1, so that no step is left"
+            )
         if index == 0:
             return
         at, name = self.asked[index], self.route.solver
@@ -97,7 +109,8 @@ class Steps:
             firsts = [i for i, asked in enumerate(self.asked) if asked.first]
             raise ValueError(
                 f"timesteps[{index}] is an inner evaluation of a step of {name}, where no solve can begin: begin at "
-                f"one of {firsts}; pipelines find them, unless they are given timesteps or sigmas"
+                f"one of {firsts}; pipelines find them by strength, but with denoising_start, timesteps or sigmas "
+                "they count evaluations for steps: take a solver with one a step, such as 'dpmpp_2m'"
             )
         tail = questions(self.route, at.step)
         begins = tail[0].plain and tail[0].honest and self.carried is None
@@ -120,7 +133,7 @@ class Steps:
         if index >= len(self.asked):
             raise ValueError("the solve has arrived at its end: call set_timesteps before another one")
         if self.stand is None:
-            stand = self._begun(index, sample, noise)
+            stand, self.begun = self._begun(index, sample, noise), index
         else:
             stand = self._resumed(self.stand, index, sample, noise)
         if index >= self.idle:

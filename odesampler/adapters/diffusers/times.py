@@ -15,14 +15,21 @@ from typing import Any
 import torch
 
 from odesampler import defaults
-from odesampler.adapters.diffusers.schedules import FLOWS, Reading
+from odesampler.adapters.diffusers.kinds import APART, FLOWS, IN_SIGMA
+from odesampler.adapters.diffusers.schedules import Reading
 from odesampler.adapters.diffusers.terms import sigma_of
 from odesampler.grid import Grid, check_num_steps, make_grid
 from odesampler.program import Solver
-from odesampler.schedule import RectifiedFlow
+from odesampler.schedule import VE, RectifiedFlow
 
 OURS = "default"  # as a grid's name: that which verbs take where none is given
-SPACED = ("use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas", "use_lu_lambdas")
+SPACINGS = ("leading", "trailing", "linspace")
+SPACED = {
+    "use_karras_sigmas": "karras",
+    "use_exponential_sigmas": "log_snr",
+    "use_beta_sigmas": "beta",
+    "use_lu_lambdas": "log_snr",
+}
 CLOSE = 1e-2  # sigmas that are given may miss the ends of a schedule by so much: those of published tables do
 
 
@@ -66,17 +73,21 @@ def grid_of(
         name = defaults.grid_for(reading.schedule, low, high, num_steps, solver) if ours else config.grid
         return make_grid(name, reading.schedule, num_steps, into_zero=not end, sigma_min=low, sigma_max=high)
 
-    def nodes(count: int) -> list[float]:
-        if isinstance(reading.schedule, RectifiedFlow):
-            return _flow(config, count, mu)
-        if reading.grid == "leading" and config.steps_offset:
-            return sigma_of(reading, torch.tensor(_leading(config, count), dtype=torch.float64)).tolist()
-        made = make_grid(reading.grid, reading.schedule, count, into_zero=True, sigma_min=low, sigma_max=high)
-        return list(made.sigmas[:-1])
-
-    levels = nodes(num_steps)
+    if isinstance(reading.schedule, RectifiedFlow):
+        levels = _flow(config, num_steps, mu)
+    elif reading.grid in SPACINGS and reading.preconditioning is None:
+        ts = torch.tensor(_spaced(config, reading, num_steps), dtype=torch.float64)
+        levels = [_within(s, low, high) for s in sigma_of(reading, ts).tolist()]
+    else:
+        made = make_grid(reading.grid, reading.schedule, num_steps, into_zero=True, sigma_min=low, sigma_max=high)
+        levels = list(made.sigmas[:-1])
     if end and levels[-1] <= end * (1 + 1e-9):
-        return Grid((*nodes(num_steps + 1)[:-1], end), reading.grid)
+        levels = levels[:-1]  # the last time is the end itself, from which there is no step
+    if not levels:
+        raise ValueError(
+            f"num_inference_steps={num_steps} of {reading.grid!r} is the time of sigma_min alone, so there is no step "
+            "between it and sigma_min: take 2 or more"
+        )
     return Grid((*levels, end), reading.grid)
 
 
@@ -121,16 +132,44 @@ def _moved(sigma: float, low: float, high: float) -> float:
     return near if sigma < low or sigma > high else sigma
 
 
-def _leading(config: Any, count: int) -> list[float]:
-    """t = i (T // n) + offset."""
-    size = config.num_train_timesteps
-    ts = [i * (size // count) + config.steps_offset for i in reversed(range(count))]
+def _within(sigma: float, low: float, high: float) -> float:
+    """`sigma`, or the end of [low, high] that it misses, or meets but for rounding."""
+    near = next((e for e in (low, high) if math.isclose(sigma, e, rel_tol=1e-12)), sigma)
+    return min(max(near, low), high)
+
+
+def _spaced(config: Any, reading: Reading, count: int) -> list[float]:
+    """Their times on a table of T entries, of which the first S are in use; n = count, or n = count + 1 less the last.
+
+    leading     i (S // n) + offset
+    linspace    i (S - 1) / (n - 1), rounded but by those after k-diffusion; one alone: the noisy end
+    trailing    S - i T / n rounded, - 1
+    """
+    size, kind, spacing = reading.num_train_timesteps, config.config_of, reading.grid
+    used = size
+    if (clipped := config.get("lambda_min_clipped")) is not None and clipped > -math.inf:
+        table = reading.schedule.sigma(torch.arange(size, dtype=torch.float64))
+        used = int((table <= math.exp(-clipped)).sum())
+    if kind == "DPMSolverSinglestepScheduler":
+        spacing = "linspace"  # it knows no other
+    whole = count + (kind in APART and spacing != "trailing")
+    if whole > used:
+        raise ValueError(f"num_inference_steps={count} is more than the {used} timesteps of the table")
+    steps = range(count)
+    if spacing == "leading":
+        ts = [float((whole - 1 - i) * (used // whole) + config.steps_offset) for i in steps]
+    elif spacing == "trailing":
+        ts = [round(used - i * size / whole) - 1.0 for i in steps if used - i * size / whole > 0]
+    else:
+        stride = (used - 1) / max(whole - 1, 1)  # multiplied as they do: a half is rounded up or down by its last bit
+        ts = [min((whole - 1 - i) * stride, used - 1.0) for i in steps] if whole > 1 else [used - 1.0]
+        ts = ts if kind in IN_SIGMA else [float(round(t)) for t in ts]
     if ts[0] > size - 1 or ts[-1] < 0:
         raise ValueError(
-            f"scheduler config: steps_offset={config.steps_offset} moves times to {ts[0]} .. {ts[-1]}, outside 0 .. "
-            f"{size - 1}"
+            f"scheduler config: steps_offset={config.steps_offset} moves times to {ts[0]:g} .. {ts[-1]:g}, outside 0 "
+            f".. {size - 1}"
         )
-    return [float(t) for t in ts]
+    return ts
 
 
 def _flow(config: Any, count: int, mu: float | None) -> list[float]:
@@ -138,12 +177,6 @@ def _flow(config: Any, count: int, mu: float | None) -> list[float]:
 
     Without dynamic shifting that last one has been shifted before, once more than the others.
     """
-    for key in SPACED:
-        if config[key]:
-            raise ValueError(
-                f"scheduler config: {key}=True of a flow is even in u, which no grid here is: set it to False, and "
-                "choose a grid, such as grid='karras', which is in sigma"
-            )
     size = config.num_train_timesteps
     if config.config_of not in FLOWS:
         return _shifted(config, [1 - i / count for i in range(count)], mu)
@@ -163,8 +196,25 @@ def _shifted(config: Any, us: Sequence[float], mu: float | None) -> list[float]:
     else:
         shift = config.shift if config.config_of in FLOWS else config.flow_shift
     sigmas = [math.inf if u == 1 else shift * u / (1 - u) for u in us]
-    if not config.shift_terminal:
+    if config.shift_terminal:
+        rests = [1 / (1 + s) for s in sigmas]  # 1 - u
+        scale = (1 - config.shift_terminal) / rests[-1]
+        sigmas = [math.inf if rest == 0 else 1 / (rest * scale) - 1 for rest in rests]
+    return _respaced(config, sigmas)
+
+
+def _respaced(config: Any, sigmas: list[float]) -> list[float]:
+    """`sigmas` of a flow, or as many between their ends where the config has them spaced: in u, as if u were sigma."""
+    key = next((key for key in SPACED if config[key]), None)
+    if key is None:
         return sigmas
-    rests = [1 / (1 + s) for s in sigmas]  # 1 - u
-    scale = (1 - config.shift_terminal) / rests[-1]
-    return [math.inf if rest == 0 else 1 / (rest * scale) - 1 for rest in rests]
+    if config.config_of not in FLOWS:
+        raise ValueError(
+            f"scheduler config: {key}=True with use_flow_sigmas=True means another thing in every scheduler: set it to "
+            "False, and choose a grid, such as grid='karras'"
+        )
+    us = [1.0 if math.isinf(s) else s / (1 + s) for s in sigmas]
+    if len(us) == 1:
+        return sigmas
+    levels = make_grid(SPACED[key], VE(us[-1], us[0]), len(us), into_zero=True).sigmas[:-1]
+    return [math.inf if u == 1 else u / (1 - u) for u in levels]
