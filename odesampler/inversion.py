@@ -42,7 +42,7 @@ from odesampler.plan import (
 from odesampler.precision import finest_dtype
 from odesampler.program import State
 from odesampler.registry import spec_of
-from odesampler.room import AnyBatch, check_max_batch
+from odesampler.room import AnyBatch
 from odesampler.sampling import Solution, arrived, is_reversible, to_solution
 from odesampler.solvers.fixed_point import FixedPoint
 from odesampler.threshold import AnyThreshold
@@ -124,7 +124,6 @@ def encode(
     warn_of_nothing_to_guide_to(model, cond, guidance_scale)
     loop, how = upward(plan.loop, convention)
     recipe, conditions = replace(Recipe.of(plan, model), convention=how), checked_cond(model, cond, len(images))
-    check_max_batch(max_batch, rows_a_sample(model, guidance_scale))
     x_t = coded(model, images)
     outcome = execute(
         replace(plan, loop=loop),

@@ -23,7 +23,7 @@ from torch import Tensor
 from odesampler.model import Model
 from odesampler.plan import AnySolver
 from odesampler.registry import find_solver, spec_of
-from odesampler.room import AnyBatch
+from odesampler.room import AnyBatch, check_max_batch
 from odesampler.solvers.alf import ALF
 from odesampler.solvers.fixed_point import FixedPoint
 
@@ -176,7 +176,7 @@ def rows_at_once(exact: str | None, micro_batch: int | None, max_batch: AnyBatch
     """The most rows to give the network at once, `width` a sample.
 
     Raises:
-        ValueError: An unknown kind of exactness; what does not go together.
+        ValueError: An unknown kind of exactness; what does not go together; as `check_max_batch`.
     """
     if exact not in (None, *KINDS):
         raise ValueError(f"exact must be one of {', '.join(map(repr, KINDS))}, or None; got {exact!r}")
@@ -185,7 +185,7 @@ def rows_at_once(exact: str | None, micro_batch: int | None, max_batch: AnyBatch
     if exact:
         refuse_auto(max_batch)
     if micro_batch is None:
-        return max_batch
+        return check_max_batch(max_batch, width)
     if exact is None or max_batch is not None:
         raise ValueError(
             "micro_batch fixes the number of samples in a call for exact='bits' or 'residual', instead of max_batch; "

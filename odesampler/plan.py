@@ -235,7 +235,7 @@ def _check_values(x: Tensor, what: str) -> None:
         raise ValueError(f"{what} must be finite; samples {bad[:8]} have NaN or infinity")
 
 
-def checked_images(model: Model, images: Any) -> Tensor:
+def checked_images(model: Model, images: object) -> Tensor:
     """`images`, as what the model is about or as its codec takes them; the codec is not asked: see `coded`.
 
     Raises as `checked_batch`, and for images far outside the range; warns of those a little outside.
@@ -257,10 +257,7 @@ def checked_images(model: Model, images: Any) -> Tensor:
 
 
 def coded(model: Model, images: Tensor) -> Tensor:
-    """Checked images as what the model is about: they themselves, or what its codec makes of them.
-
-    To ask a codec may take long, so verbs do it last, when all that they are given has been checked.
-    """
+    """Checked images as what the model is about, themselves or what its codec makes of them: slow, and asked last."""
     if model.codec is None or tuple(images.shape[1:]) == model.data_shape:
         return images
     x_t: Tensor = checked_batch(model, model.codec.encode(images), "what the codec made of images")

@@ -150,7 +150,6 @@ def log_likelihood(
     conditions, streams = checked_cond(model, cond, len(images)), Streams(seeds_for(seed, len(images)))
     warn_of_nothing_to_guide_to(model, cond, guidance_scale)
     x_t = coded(model, images)
-    estimate = _estimate(model, x_t, divergence, probes, probe, dequantise, draws)
     found = _measured(
         model,
         plan,
@@ -158,13 +157,12 @@ def log_likelihood(
         x_t.detach().to(model.device, plan.state_dtype),
         conditions,
         streams,
-        estimate,
+        _estimate(model, x_t, divergence, probes, probe, dequantise, draws),
         max_batch=max_batch,
         progress=progress,
     )
-    made = made_with(
-        seed=seed if estimate.probes or estimate.levels else None, cond=cond, guidance_scale=guidance_scale, grid=grid
-    )
+    drawn = dequantise is not None or not found.exact
+    made = made_with(seed=seed if drawn else None, cond=cond, guidance_scale=guidance_scale, grid=grid)
     found = replace(found, how=", ".join(filter(None, [found.how, made])))
     for doubt in found.doubts():
         if "did not arrive" not in doubt:  # said by the solve, with the reasons
