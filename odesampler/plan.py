@@ -250,18 +250,17 @@ def checked_images(model: Model, images: object) -> Tensor:
         raise ValueError(
             f"images of {model.name} must have shape (batch, *shape) with {wanted} of them; got {tuple(images.shape)}"
         )
-    images = _floats(images, "images")
-    _check_values(images, "images")
-    check_images(images, codec.data_range, model.name)
-    return images
+    found = _floats(images, "images")
+    _check_values(found, "images")
+    check_images(found, codec.data_range, model.name)
+    return found
 
 
 def coded(model: Model, images: Tensor) -> Tensor:
     """Checked images as what the model is about, themselves or what its codec makes of them: slow, and asked last."""
     if model.codec is None or tuple(images.shape[1:]) == model.data_shape:
         return images
-    x_t: Tensor = checked_batch(model, model.codec.encode(images), "what the codec made of images")
-    return x_t
+    return checked_batch(model, model.codec.encode(images), "what the codec made of images")
 
 
 def checked_cond(model: Model, cond: Mapping[str, Any] | None, batch: int) -> dict[str, Tensor]:

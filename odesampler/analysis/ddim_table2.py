@@ -99,10 +99,8 @@ def ddim_table2(
     _check_steps(model, steps)
     low, high = model.data_range
     choices = _choices(model, len(images), cond)
-    images, model = (
-        coded(model, images),
-        replace(model, data_range=None),
-    )  # what leaves it has been said, and need not be for every S
+    images = coded(model, images)
+    model = replace(model, data_range=None)  # what leaves it has been said, and need not be for every S
     began = time.perf_counter()
     errors = []
     for s in steps:
