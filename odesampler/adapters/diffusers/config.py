@@ -5,6 +5,7 @@ x_t = alpha x0 + std noise,     v = alpha noise - std x0,     at the times that 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -18,7 +19,9 @@ from odesampler.adapters.diffusers.schedules import Reading, read
 from odesampler.adapters.diffusers.terms import sigma_of
 from odesampler.adapters.diffusers.walk import fixed_grid
 from odesampler.precision import finest_dtype
+from odesampler.registry import find_solver, spec_of
 from odesampler.schedule import VP, RectifiedFlow
+from odesampler.tuned import Tuned
 
 
 class Configured(SchedulerMixin, ConfigMixin):  # type: ignore[misc]  # the two disagree on a type, in theirs too
@@ -26,9 +29,10 @@ class Configured(SchedulerMixin, ConfigMixin):  # type: ignore[misc]  # the two 
 
     Args:
         solver: A name that `ods.solvers()` lists, with arguments if need be, "multistep(predictor=3)". None: that which
-            `ods.sample` takes for so many steps; rising, `ods.encode`.
-        grid: A named grid, of `ods.grids()`, or "default": that of `ods.sample`. None: the times that the scheduler of
-            this config would take, by its timestep_spacing, use_karras_sigmas, shift and the like.
+            `ods.sample` takes for so many steps; rising, `ods.encode`. Or what `ods.tune` found, an `ods.Tuned` or its
+            file: the config then holds all of it, the grid too.
+        grid: A named grid, of `ods.grids()`, or "default": that of `ods.sample`; or the sigmas of one, falling. None:
+            the times that the scheduler of this config would take, by its timestep_spacing, shift and the like.
         rising: From image to noise, to invert; see `inverse`.
         convention: How to rise with a solver that cannot be undone: "source" (default) or "target", as in `ods.encode`.
         config_of: The class of diffusers whose config this is: what a config leaves open is clear from it.
@@ -74,8 +78,8 @@ class Configured(SchedulerMixin, ConfigMixin):  # type: ignore[misc]  # the two 
     @register_to_config  # type: ignore[untyped-decorator]
     def __init__(
         self,
-        solver: str | None = None,
-        grid: str | None = None,
+        solver: str | Tuned | None = None,
+        grid: str | Sequence[float] | None = None,
         rising: bool = False,
         convention: str | None = None,
         config_of: str = "DDIMScheduler",
@@ -114,11 +118,15 @@ class Configured(SchedulerMixin, ConfigMixin):  # type: ignore[misc]  # the two 
             raise ValueError(
                 f"scheduler config: final_sigmas_type={final_sigmas_type!r} is neither 'zero' nor 'sigma_min'"
             )
-        if solver is not None:
-            fixed_grid(solver)  # raises, as does `reading`
+        register: Any = self.register_to_config
+        tuned = solver if solver is None or isinstance(solver, Tuned) else find_solver(solver)
+        if isinstance(tuned, Tuned):
+            grid = [*tuned.grid.sigmas]
+            register(solver=spec_of(tuned.solver), grid=[str(s) if math.isinf(s) else s for s in grid])  # as JSON can
+        elif tuned is not None:
+            fixed_grid(spec_of(tuned))  # raises, as does `reading`
         flow = isinstance(self.reading.schedule, RectifiedFlow)
         if config_of in FLOWS:  # told so, pipelines such as Flux's leave the times to the scheduler
-            register: Any = self.register_to_config
             register(use_flow_sigmas=grid is not None)
         self.timesteps = torch.arange(num_train_timesteps, dtype=torch.float32).flip(0) + flow
 

@@ -68,6 +68,8 @@ def grid_of(
         levels = [_moved(s, low, high) for s in sorted(levels, reverse=True)]
         return Grid((*levels, *([] if levels[-1] <= end else [end])), "given")
     assert num_steps is not None
+    if config.grid is not None and not isinstance(config.grid, str):
+        return _own(config.grid, num_steps, end)
     if config.grid is not None:
         ours = config.grid == OURS
         name = defaults.grid_for(reading.schedule, low, high, num_steps, solver) if ours else config.grid
@@ -89,6 +91,15 @@ def grid_of(
             "between it and sigma_min: take 2 or more"
         )
     return Grid((*levels, end), reading.grid)
+
+
+def _own(given: Sequence[Any], num_steps: int, end: float) -> Grid:
+    """The sigmas of a config, without their step into 0 where the image is the point before it."""
+    sigmas = tuple(float(s) for s in given)
+    steps = len(sigmas) - 1
+    if num_steps != steps:
+        raise ValueError(f"num_inference_steps={num_steps}, but the grid of the config has {steps} transitions")
+    return Grid(sigmas[:-1] if end and not sigmas[-1] else sigmas, "own")
 
 
 def ends_of(reading: Reading) -> tuple[float, float]:
