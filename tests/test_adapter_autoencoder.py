@@ -119,3 +119,13 @@ def test_a_model_takes_images_and_gives_images():
     assert torch.equal(back.images, model.codec.decode(back.x))
     with pytest.raises(ValueError, match=r"\(3, 16, 16\)"):
         ods.encode(model, torch.zeros(1, 3, 8, 8), num_steps=2)
+
+
+def test_latents_keep_the_precision_of_an_autoencoder_that_is_finer():
+    assert Autoencoder(vae().double()).encode(IMAGES).dtype == torch.float64
+
+
+def test_a_shift_of_nothing_beside_means_by_channel_is_none():
+    assert torch.equal(
+        Autoencoder(vae(**BY_CHANNEL, shift_factor=0.0)).encode(IMAGES), Autoencoder(vae(**BY_CHANNEL)).encode(IMAGES)
+    )

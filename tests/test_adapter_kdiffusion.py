@@ -474,3 +474,13 @@ def test_a_float32_sigma_a_rounding_beyond_the_end_is_taken_as_the_end():
 def test_the_names_of_the_page_are_there():
     assert ods.adapters.kdiffusion is kdiffusion
     assert sampler("heun").__name__ == "sample_heun"
+
+
+def test_a_condition_goes_before_an_extra_argument_of_its_name():
+    def denoiser(x, sigma, gain):
+        return x * gain
+
+    model = kdiffusion.from_denoiser(denoiser, sigma_min=0.1, sigma_max=10.0, extra_args={"gain": 1.0})
+    x = torch.ones(1, 2)
+    assert torch.equal(model(x, 1.0), torch.zeros(1, 2))
+    assert torch.equal(model(x, 1.0, gain=torch.zeros(1, 1)), torch.ones(1, 2))

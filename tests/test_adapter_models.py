@@ -400,3 +400,8 @@ def test_without_diffusers_one_is_told_what_to_install(monkeypatch):
         _ = adapter.from_unet
     with pytest.raises(AttributeError, match="has no attribute 'from_nowhere'"):
         _ = adapter.from_nowhere
+
+
+def test_a_preconditioned_network_in_double_precision_is_scaled_in_it():
+    model = adapter.from_unet(pipelines.ddpm().unet.double(), diffusers.EDMEulerScheduler())
+    assert model.network_dtype == torch.float64
