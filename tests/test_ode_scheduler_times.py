@@ -1,5 +1,6 @@
 """What an `OdeScheduler` takes over of a config: the class that it is of, and the times that this would take."""
 
+import copy
 import math
 
 import diffusers
@@ -273,3 +274,56 @@ def test_one_time_alone_that_is_the_end_itself_is_no_way_up():
     up = OdeScheduler.from_config(diffusers.DDIMScheduler().config, solver="alf", rising=True, clip_sample=False)
     with pytest.raises(ValueError, match="num_inference_steps=1 of 'leading' is the time of sigma_min alone"):
         up.set_timesteps(1)
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"grid": "nonsense"}, "unknown grid 'nonsense'"),
+        ({"convention": "nonsense"}, "convention='nonsense' is not one of"),
+        ({"variance_type": "zz"}, "variance_type='zz' is not one of"),
+        ({"solver": "ancestral", "rising": True}, "solver='ancestral' draws noise"),
+        ({"final_sigmas_type": "one"}, "final_sigmas_type='one' is not one of"),
+    ],
+)
+def test_a_setting_that_cannot_be_meant_is_refused_when_it_is_said(given, said):
+    with pytest.raises(ValueError, match=said):
+        OdeScheduler(**given)
+
+
+def test_one_step_has_no_last_time_to_stretch_to():
+    config = diffusers.FlowMatchEulerDiscreteScheduler(shift_terminal=0.1).config
+    with pytest.raises(ValueError, match=r"shift_terminal=0\.1 stretches"):
+        OdeScheduler.from_config(config, solver="euler").set_timesteps(1)
+
+
+def test_a_solve_that_begins_at_a_time_is_at_the_nearest_of_times_that_are_close():
+    scheduler = OdeScheduler.from_config(diffusers.FlowMatchEulerDiscreteScheduler().config, solver="euler")
+    scheduler.set_timesteps(1000)
+    x = torch.ones(1, 1, 2, 2)
+    scheduler.step(x, scheduler.timesteps[1], x)
+    assert scheduler.step_index == 2
+
+
+def test_shallow_copies_go_their_own_ways():
+    scheduler = OdeScheduler(solver="dpmpp_2m")
+    scheduler.set_timesteps(4)
+    x = torch.ones(1, 1, 2, 2)
+    first = scheduler.step(0.3 * x, scheduler.timesteps[0], x).prev_sample
+    other = copy.copy(scheduler)
+    ends = []
+    for one in (scheduler, other):
+        sample = first
+        for t in one.timesteps[1:]:
+            sample = one.step(0.3 * sample, t, sample).prev_sample
+        ends.append(sample)
+    assert torch.equal(*ends)
+
+
+def test_after_the_end_there_is_nothing_to_scale():
+    scheduler = OdeScheduler.from_config(diffusers.EDMEulerScheduler().config, solver="euler")
+    scheduler.set_timesteps(1)
+    x = torch.ones(1, 1, 2, 2)
+    scheduler.step(x, scheduler.timesteps[0], x)
+    with pytest.raises(ValueError, match="arrived at its end"):
+        scheduler.scale_model_input(x, scheduler.timesteps[0])

@@ -17,11 +17,23 @@ from torch import Tensor
 from odesampler.adapters.diffusers.kinds import FLOWS, PLAIN, TABLES, facts_of
 from odesampler.adapters.diffusers.schedules import Reading, read
 from odesampler.adapters.diffusers.terms import sigma_of
+from odesampler.adapters.diffusers.times import OURS
 from odesampler.adapters.diffusers.walk import fixed_grid
+from odesampler.grid import parsed_grid
 from odesampler.precision import finest_dtype
 from odesampler.registry import find_solver, spec_of
 from odesampler.schedule import VP, RectifiedFlow
 from odesampler.tuned import Tuned
+
+VARIANCES = (  # what a network may say besides; only learned ones matter here
+    None,
+    "fixed_small",
+    "fixed_small_log",
+    "fixed_large",
+    "fixed_large_log",
+    "learned",
+    "learned_range",
+)
 
 
 class Configured(SchedulerMixin, ConfigMixin):  # type: ignore[misc]  # the two disagree on a type, in theirs too
@@ -114,17 +126,24 @@ class Configured(SchedulerMixin, ConfigMixin):  # type: ignore[misc]  # the two 
         time_shift_type: str = "exponential",
         shift_terminal: float | None = None,
     ) -> None:
-        if final_sigmas_type not in ("zero", "sigma_min"):
-            raise ValueError(
-                f"scheduler config: final_sigmas_type={final_sigmas_type!r} is neither 'zero' nor 'sigma_min'"
-            )
+        for key, value, known in (
+            ("final_sigmas_type", final_sigmas_type, ("zero", "sigma_min")),
+            ("convention", convention, (None, "source", "target")),
+            ("variance_type", variance_type, VARIANCES),
+        ):
+            if value not in known:
+                raise ValueError(f"scheduler config: {key}={value!r} is not one of {', '.join(map(str, known))}")
+        if isinstance(grid, str) and grid != OURS:
+            parsed_grid(grid)  # raises
         register: Any = self.register_to_config
         tuned = solver if solver is None or isinstance(solver, Tuned) else find_solver(solver)
         if isinstance(tuned, Tuned):
             grid = [*tuned.grid.sigmas]
             register(solver=spec_of(tuned.solver), grid=[str(s) if math.isinf(s) else s for s in grid])  # as JSON can
-        elif tuned is not None:
-            fixed_grid(spec_of(tuned))  # raises, as does `reading`
+        elif solver is not None:
+            found = fixed_grid(solver)  # type: ignore[arg-type]  # no Tuned; raises, as does `reading`
+            if rising and found.stochastic:
+                raise ValueError(f"scheduler config: solver={solver!r} draws noise, which cannot go up: rising=True")
         flow = isinstance(self.reading.schedule, RectifiedFlow)
         if config_of in FLOWS:  # told so, pipelines such as Flux's leave the times to the scheduler
             register(use_flow_sigmas=grid is not None)

@@ -9,6 +9,7 @@ is written here: `walk` runs the same programs as every verb.
 
 from __future__ import annotations
 
+import copy
 import math
 import warnings
 from collections.abc import Sequence
@@ -192,6 +193,8 @@ class OdeScheduler(Configured):
             return sample
         steps = self._laid_out("scale_model_input")
         index = steps.index if steps.index is not None else self._start(timestep)
+        if index >= len(steps.asked):
+            raise ValueError("the solve has arrived at its end: call set_timesteps before another one")
         return sample * input_scale(self.reading, steps.asked[index].level)
 
     def step(
@@ -244,6 +247,11 @@ class OdeScheduler(Configured):
                 made._carried = (steps.route, steps.arrived)
             made._lay_out(Grid(steps.route.sigmas), steps.route.solver, self.timesteps.device)
         return made  # type: ignore[no-any-return]  # from_config is theirs
+
+    def __copy__(self) -> OdeScheduler:
+        made = type(self).__new__(type(self))
+        made.__dict__ = {**self.__dict__, "_steps": copy.copy(self._steps)}  # where a solve stands is each one's own
+        return made
 
     def _solver(self, num_steps: int) -> Solver:
         """The solver for a number of steps. Raises as `fixed_grid`."""

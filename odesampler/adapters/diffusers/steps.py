@@ -70,7 +70,7 @@ class Steps:
         return (self.route, step) if step > self.begun else None
 
     def find(self, t: float) -> int:
-        """The index of `t` among the times, at the beginning of a step if there is one.
+        """The index of the time nearest to `t`, at the beginning of a step if there is one.
 
         Raises:
             ValueError: It is none of them.
@@ -80,6 +80,8 @@ class Steps:
             raise ValueError(
                 f"timestep={t:g} is none of timesteps, {_brief(self.times)}, at one of which a solve begins"
             )
+        least = min(abs(self.times[i] - t) for i in found)
+        found = [i for i in found if abs(self.times[i] - t) == least]
         return next((i for i in found if self.asked[i].first), found[0])
 
     def check_time(self, index: int, t: float) -> None:

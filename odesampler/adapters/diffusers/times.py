@@ -209,6 +209,11 @@ def _shifted(config: Any, us: Sequence[float], mu: float | None) -> list[float]:
     sigmas = [math.inf if u == 1 else shift * u / (1 - u) for u in us]
     if config.shift_terminal:
         rests = [1 / (1 + s) for s in sigmas]  # 1 - u
+        if not rests[-1]:
+            raise ValueError(
+                f"scheduler config: shift_terminal={config.shift_terminal!r} stretches times between pure noise and "
+                "the last, and there is one time only: take two steps or more"
+            )
         scale = (1 - config.shift_terminal) / rests[-1]
         sigmas = [math.inf if rest == 0 else 1 / (rest * scale) - 1 for rest in rests]
     return _respaced(config, sigmas)
