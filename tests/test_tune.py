@@ -5,6 +5,7 @@ import math
 import shlex
 import weakref
 from contextlib import nullcontext
+from dataclasses import replace
 from itertools import combinations, pairwise
 
 import pytest
@@ -18,6 +19,7 @@ from odesampler.analysis.knots import FRAME, cheapest, costs
 from odesampler.analysis.resumable import Resumable
 from odesampler.analysis.shapes import FreeTable, Knots
 from odesampler.analysis.tune_sampler import _refusal, _warning
+from odesampler.analysis.tune_task import as_json
 from odesampler.analysis.weight_tables import table_of
 from odesampler.cli import main
 from odesampler.drive import run
@@ -303,6 +305,8 @@ def test_a_table_that_blows_up_on_one_sample_is_refused_though_most_are_better()
     untuned = found([0.1, 0.2, 0.3])
     assert "blows up" in _refusal(found([0.001, 0.001, 5.0]), untuned)
     assert "blows up" in _refusal(found([0.001, 0.001, math.inf]), untuned)
+    lost = replace(found([0.001, 0.001, 0.001]), train=torch.tensor([0.001, math.inf]))
+    assert "blows up: inf" in _refusal(lost, untuned)
     assert "no better" in _refusal(found([0.1, 0.2, 0.3]), untuned)
     assert not _refusal(found([0.05, 0.1, 0.31]), untuned)
 
@@ -326,6 +330,7 @@ def test_what_was_not_tuned_for_is_measured_and_warned_of():
     assert [*held] == ["label 1", "guidance 2"]
     x, cond = fresh(model), {"label": 1}
     truth = truth_of(model, x, cond=cond)
+    assert {len(h["classes"]) for h in held.values()} == {0}
     ratios = {}
     for name, h in held.items():
         ratios[name] = h["ratio"]
@@ -338,6 +343,94 @@ def test_what_was_not_tuned_for_is_measured_and_warned_of():
         "worse than the untuned default on what it was not tuned for: label 1 (1.2 times its error)"
     )
     assert not _warning({"label 1": {"ratio": 0.9}}, "")
+
+
+def test_one_class_that_is_lost_is_warned_of_though_the_mean_is_better():
+    lost = {"guidance 2": {"ratio": 0.8, "classes": {"0": 0.5, "1": 1.3}}}
+    assert "guidance 2 (0.8 times its error; label 1 alone: 1.3 times)" in _warning(lost, "")
+    assert not _warning({"guidance 2": {"ratio": 0.8, "classes": {"0": 0.5, "1": 1.0}}}, "")
+
+
+def test_what_is_held_out_is_measured_class_by_class_with_four_samples_or_more_of_each():
+    model = ods.Model(two_kinds().network, ods.VP.linear(), data_shape=(8,), null_cond={"label": 0}, labels=("a",) * 40)
+    recipe = ods.tune(model, 3, cond={"label": [0, 1, 2] * 4}, **{**QUICK, "iterations": 0})
+    others, again = recipe.measured["held_out"].values()
+    assert [*again["classes"]] == ["0", "1", "2"]
+    assert len(others["classes"]) == 13  # every third of the 37 others
+    assert again["ratio"] == pytest.approx(math.prod(again["classes"].values()) ** (1 / 3))
+
+
+def test_the_other_conditions_stay_where_the_class_is_held_out():
+    asked = []
+
+    def network(x_t, t, label, size):
+        asked.append((label.unique().tolist(), size.unique().tolist()))
+        return x_t / 2
+
+    given = {"label": 0, "size": 0.0}
+    model = ods.Model(network, ods.VP.linear(), data_shape=(2,), null_cond=given, labels=("a", "b"))
+    ods.tune(model, 3, cond={"label": 0, "size": 7.0}, **{**QUICK, "iterations": 0})
+    assert ([1], [7.0]) in asked
+    assert not any(label == [1] and 7.0 not in size for label, size in asked)
+
+
+def failing(where):
+    """A mixture under a label; of label 1 the answer is NaN where `where` says so of t."""
+    kind = mixture8().model(ods.VP.linear()).network
+
+    def network(x_t, t, label):
+        bad = (label == 1) & where(t)
+        return kind(x_t, t).masked_fill(bad[:, None], math.nan)
+
+    return ods.Model(network, ods.VP.linear(), data_shape=(8,), null_cond={"label": 0}, labels=("a", "b"))
+
+
+def test_what_is_held_out_and_fails_is_said_and_loses_nothing(tmp_path):
+    model = failing(lambda t: t < math.inf)
+    path = tmp_path / "c.safetensors"
+    recipe = ods.tune(model, 3, cond={"label": 0}, checkpoint=path, **{**QUICK, "iterations": 5})
+    assert "could not be measured on label 1 (the reference solve" in recipe.warning
+    assert recipe.measured["held_out"]["guidance 2"]["ratio"] > 0
+    assert "failed" in recipe.report.table() + str(recipe.report.sections()[1].table)
+    recipe.save(tmp_path / "r.json")
+    assert not path.exists()
+
+
+def test_settings_that_are_called_the_same_are_numbered_and_both_are_measured():
+    model, other = two_kinds(), [{"guidance_scale": ods.Guidance(2.0)}, {"guidance_scale": ods.Guidance(2.0)}]
+    recipe = ods.tune(model, 3, cond={"label": 0}, held_out=other, **{**QUICK, "iterations": 0})
+    first, second = recipe.measured["held_out"]
+    assert second == f"{first} (2)"
+
+
+def test_where_every_solver_fails_that_is_said_and_numbers_that_are_none_can_be_saved(monkeypatch):
+    def lost(model, plans, samples, truth, **_):
+        return [torch.full((len(truth),), math.inf, dtype=torch.float64) for _ in plans]
+
+    monkeypatch.setattr(tune_sampler, "errors_of", lost)
+    with pytest.raises(FloatingPointError, match="every solver fails"):
+        ods.tune(ring(), 3, **QUICK)
+    assert as_json({"a": {"b": math.inf}, "c": 1.0, "d": math.nan}) == {"a": {"b": "inf"}, "c": 1.0, "d": "nan"}
+
+
+@pytest.mark.parametrize("what", ["x", "cond", "held_out"])
+def test_a_checkpoint_knows_its_latents_and_conditions_whatever_their_sum(what, tmp_path, monkeypatch):
+    model, path, x = two_kinds(), tmp_path / "c.safetensors", torch.zeros(6, 8, dtype=torch.float64)
+    how = {"x": x, "cond": {"label": 0}, "held_out": [{"cond": {"label": [0, 1] * 8}}], "checkpoint": path}
+    changed = {
+        "x": torch.cat([x[:4], x[4:] + torch.tensor([[1.0], [-1.0]])]),
+        "cond": {"label": [0, 0, 0, 0, 0, 1]},
+        "held_out": [{"cond": {"label": [0] + [1] * 15}}],
+    }
+
+    def killed(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(tune_sampler, "_race", killed)
+    with pytest.raises(KeyboardInterrupt):
+        ods.tune(model, 3, iterations=0, reference_steps=20, **how)
+    with pytest.raises(ValueError, match=f"differs in {'samples' if what == 'x' else what}"):
+        ods.tune(model, 3, iterations=0, reference_steps=20, **{**how, what: changed[what]})
 
 
 def test_under_guidance_it_is_the_guided_model_that_is_tuned_for():
@@ -414,6 +507,7 @@ MODEL = ods.Model(SPY, ods.VP.linear(), data_shape=(2,), name="spied")
         ({"task": "encode", "images": torch.zeros(8, 2), "held_out": [{"guidance_scale": 2}]}, "for samplers"),
         ({"guidance_scale": 2.0}, "null condition"),
         ({"held_out": [{"guidance_scale": 2.0}]}, "null condition"),
+        ({"held_out": [{"cond": {"colour": 2}}]}, "has cond colour, but spied is tuned with no conditions"),
         ({"held_out": [{"label": 2}]}, 'a setting of held_out has "cond"'),
         ({"checkpoint": "c.json"}, r"as \.safetensors"),
         ({"checkpoint": "/nowhere/c.safetensors"}, "does not exist"),

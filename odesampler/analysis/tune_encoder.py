@@ -22,7 +22,7 @@ from odesampler.analysis import reference
 from odesampler.analysis.fitting import Clock, counted
 from odesampler.analysis.reference import grids_between, rms
 from odesampler.analysis.resumable import Resumable
-from odesampler.analysis.tune_task import Task, scale_as_json, summary
+from odesampler.analysis.tune_task import Task, as_json, scale_as_json, summary
 from odesampler.analysis.tuning import Case, Tuning
 from odesampler.conventions import upward
 from odesampler.grid import make_grid
@@ -104,7 +104,7 @@ def tuned_encoder(task: Task, others: Mapping[str, Task], saved: Resumable, cloc
         "model": model.name,
         "fingerprint": model.fingerprint(),
         "start": names[0],
-        "measured": measured,
+        "measured": as_json(measured),
     }
     return Tuned(solver, plan.grid, warning=refused and f"{refused}; this is the default", report=report, **told)
 

@@ -16,7 +16,8 @@ from odesampler.analysis.race import FEW, Entry, entrants, errors_of, plan_for, 
 from odesampler.analysis.resumable import Resumable
 from odesampler.analysis.shapes import FreeTable, Knots, MovedKnots
 from odesampler.analysis.side_by_side import Samples, side_by_side
-from odesampler.analysis.tune_task import Task, scale_as_json, summary
+from odesampler.analysis.tune_held_out import measured_held_out, warning_of
+from odesampler.analysis.tune_task import Task, as_json, scale_as_json, summary
 from odesampler.analysis.tuning import Case, Tuning
 from odesampler.analysis.weight_tables import table_of
 from odesampler.grid import Grid, make_grid
@@ -49,6 +50,11 @@ class Found:
     valid: Tensor
 
     @property
+    def sound(self) -> bool:
+        """Whether it failed nowhere."""
+        return bool(self.train.isfinite().all() and self.valid.isfinite().all())
+
+    @property
     def score(self) -> float:
         """Geometric mean over the validation samples."""
         return self.valid.log().mean().exp().item()
@@ -71,14 +77,18 @@ def tuned_sampler(task: Task, others: Mapping[str, Task], saved: Resumable, cloc
         for e, v in zip(entries, valid, strict=True)
     ]
     usual = next(u for u, e in zip(untuned, entries, strict=True) if e.usual)
-    best = min(untuned, key=lambda u: u.score)
+    best = min((u for u in untuned if u.sound), key=lambda u: u.score, default=None)
+    if best is None:
+        raise FloatingPointError(
+            f"every solver fails on some of the latents at {task.num_steps} steps: give more steps"
+        )
     goals = [_goals(task, entries[0].plan, sets[k], truths[k][0]) for k in ("train", "validation")]
     with frozen(task.model):
         made, done = _fitted(task, _starts(entries), goals[0], goals[1], saved, clock)
     tuned = _as_found(task, made, sets, truths)
     refused = _refusal(tuned, best)
     taken = replace(best, name=f"{best.name}, as it is") if refused else tuned
-    held = _held_out(others, taken, usual, saved)
+    held = measured_held_out(others, taken.plan, usual.plan, saved)
     measured = {
         "task": "sample",
         "evaluations": task.num_steps,
@@ -105,7 +115,7 @@ def tuned_sampler(task: Task, others: Mapping[str, Task], saved: Resumable, cloc
         model=model.name,
         fingerprint=model.fingerprint(),
         start=usual.name,
-        measured=measured,
+        measured=as_json(measured),
         warning=_warning(held, refused),
         report=report,
     )
@@ -208,32 +218,16 @@ def _as_found(
 
 def _refusal(tuned: Found, best: Found) -> str:
     """Why what was fitted is not taken; nothing if it is."""
-    if not bool(tuned.valid.isfinite().all()) or tuned.valid.max() > WORST * best.valid.max():
-        return f"what was fitted blows up: {tuned.valid.max():.1e} at worst, untuned {best.valid.max():.1e}"
+    if not tuned.sound or tuned.valid.max() > WORST * best.valid.max():
+        most = max(tuned.train.max(), tuned.valid.max())
+        return f"what was fitted blows up: {most:.1e} at worst, untuned {best.valid.max():.1e}"
     if not tuned.score < GAIN * best.score:
         return f"what was fitted is no better on the validation samples: {tuned.score:.1e}, untuned {best.score:.1e}"
     return ""
 
 
-def _held_out(others: Mapping[str, Task], taken: Found, usual: Found, saved: Resumable) -> dict[str, Any]:
-    """Errors of what was not tuned for, against the untuned default."""
-    found: dict[str, Any] = {}
-    for i, (name, task) in enumerate(others.items()):
-        samples = task.all_of()
-        truth, _ = task.truth(f"held out {i}", samples, saved)
-        plans = [replace(f.plan, guidance_scale=task.guidance_scale) for f in (taken, usual)]
-        tuned, default = errors_of(task.model, plans, samples, truth, max_batch=task.max_batch)
-        ratio = (tuned.log() - default.log()).mean().exp().item()
-        found[name] = {"tuned": summary(tuned), "default": summary(default), "ratio": ratio}
-    return found
-
-
 def _warning(held: Mapping[str, Any], refused: str) -> str:
-    worse = [f"{name} ({h['ratio']:.2g} times its error)" for name, h in held.items() if not h["ratio"] <= 1]
-    said = [f"{refused}; this is the best untuned solver"] if refused else []
-    if worse:
-        said.append(f"worse than the untuned default on what it was not tuned for: {', '.join(worse)}")
-    return "; ".join(said)
+    return "; ".join([*([f"{refused}; this is the best untuned solver"] if refused else []), *warning_of(held)])
 
 
 def _report(
