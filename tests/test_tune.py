@@ -19,7 +19,7 @@ from odesampler.analysis.knots import FRAME, cheapest, costs
 from odesampler.analysis.resumable import Resumable
 from odesampler.analysis.shapes import FreeTable, Knots
 from odesampler.analysis.tune_sampler import _refusal, _warning
-from odesampler.analysis.tune_task import as_json
+from odesampler.analysis.tune_task import as_json, unclear
 from odesampler.analysis.weight_tables import table_of
 from odesampler.cli import main
 from odesampler.drive import run
@@ -234,8 +234,34 @@ def test_it_is_better_on_latents_that_it_has_not_seen(problem, steps):
     measured = recipe.measured
     assert measured["validation"]["geometric_mean"] < measured["untuned"]["validation"]["geometric_mean"]
     assert measured["train"]["samples"] + measured["validation"]["samples"] == 36
-    assert not set(measured["seeds"]["train"]) & set(measured["seeds"]["validation"])
+    drawn = [seed for seeds in measured["seeds"].values() for seed in seeds]
+    assert [*measured["seeds"]] == ["train", "validation", "test"]
+    assert len(set(drawn)) == len(drawn)
     assert json.dumps(measured, allow_nan=False)
+
+
+def test_what_it_says_of_itself_is_what_is_measured_again_on_the_same_seeds():
+    model, steps = mixture8().model(ods.VP.linear()), 5
+    measured = (recipe := ods.tune(model, steps, **QUICK)).measured
+    for kind, seeds in measured["seeds"].items():
+        rows = [s - seeds[0] for s in seeds]
+        drawn = {"num_samples": rows[-1] + 1, "seed": seeds[0], "state_dtype": torch.float64}
+        truth = ods.sample(model, solver="rk4", num_steps=200, grid="log_snr", **drawn).x[rows]
+        for what, how in ((measured[kind], {"solver": recipe}), (measured["default"][kind], {"num_steps": steps})):
+            missed = (ods.sample(model, **drawn, **how).x[rows] - truth).square().mean(1).sqrt()
+            assert what["geometric_mean"] == pytest.approx(missed.log().mean().exp().item(), rel=1e-3)
+            assert what["largest"] == pytest.approx(missed.max().item(), rel=1e-3)
+        both = measured[kind]["median"], measured["default"][kind]["median"]
+        assert (measured["ratio"] == pytest.approx(both[0] / both[1])) == (kind == "test")
+
+
+def test_a_reference_that_is_not_much_more_exact_than_the_errors_is_warned_of():
+    recipe = ods.tune(mixture8().model(ods.VP.linear()), 8, **{**QUICK, "reference_steps": 32, "iterations": 0})
+    floor, median = recipe.measured["reference_floor"], recipe.measured["test"]["median"]
+    assert (floor > median / 10) == ("give more reference_steps" in recipe.warning)
+    assert "give more reference_steps" in unclear(2e-4, 1e-3)
+    assert not unclear(0.9e-4, 1e-3)
+    assert not unclear(1e-16, 1e-17)
 
 
 def test_knots_alone_leave_the_solver_as_it_is():
@@ -498,7 +524,8 @@ MODEL = ods.Model(SPY, ods.VP.linear(), data_shape=(2,), name="spied")
         ({"iterations": -1}, "iterations must be"),
         ({"iterations": True}, "iterations must be"),
         ({"budget": 0}, "budget must be"),
-        ({"reference_steps": 7}, "must be even"),
+        ({"reference_steps": 17}, "must be even"),
+        ({"reference_steps": 14}, "4 times num_steps or more"),
         ({"max_batch": "auto"}, "give a number"),
         ({"max_batch": 0}, "max_batch"),
         ({"x": torch.zeros(8, 3)}, "must have shape"),

@@ -5,7 +5,8 @@
     table   the sigmas of the best of these and the weights of its steps, always consistent to first order
 
 Two thirds of the latents are tuned on; the others decide when to stop, and whether what came out is taken: only if it
-is better on them than the best that was not tuned. docs/tuning.md has the sources, and what was measured.
+is better on them than the best that was not tuned. How good it is then is measured on latents by which nothing was
+chosen. docs/tuning.md has the sources, and what was measured.
 """
 
 from __future__ import annotations
@@ -36,6 +37,7 @@ from odesampler.tuned import Tuned
 FEWEST, SAMPLES = 6, 96
 ITERATIONS = {"sample": 500, "encode": 60}
 REFERENCE_STEPS = 200
+FINER = 4  # the reference's steps, of four evaluations each, for one that is tuned
 
 
 def tune(
@@ -77,7 +79,7 @@ def tune(
         held_out: What to report besides: settings such as {"cond": {"label": 3}, "guidance_scale": 2}, whose `cond` is
             for 16 samples. By default the classes that were not tuned on, four samples or more of each and sixteen
             classes at most, and another guidance scale; () for none.
-        reference_steps: Of the solves that errors are measured from, RK4; an even number.
+        reference_steps: Of the solves that errors are measured from, RK4; even, four times `num_steps` or more.
         max_batch: The most rows to give the network at once.
         checkpoint: A .safetensors in which to keep what was found so far, and from which to go on after a kill; deleted
             at the end.
@@ -159,5 +161,10 @@ def _check_numbers(
     if budget is not None and not (isinstance(budget, (int, float)) and 0 < budget < math.inf):
         raise ValueError(f"budget must be seconds of processor time above 0; got {budget!r}")
     check_num_steps(reference_steps)
+    if reference_steps < FINER * num_steps:
+        raise ValueError(
+            f"reference_steps must be {FINER} times num_steps or more, or what is fitted is the reference's error; got "
+            f"{reference_steps} for {num_steps} steps"
+        )
     if reference_steps % 2:
         raise ValueError(f"reference_steps must be even, since the check takes half of them; got {reference_steps}")

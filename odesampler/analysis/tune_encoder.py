@@ -22,7 +22,7 @@ from odesampler.analysis import reference
 from odesampler.analysis.fitting import Clock, counted
 from odesampler.analysis.reference import grids_between, rms
 from odesampler.analysis.resumable import Resumable
-from odesampler.analysis.tune_task import Task, as_json, scale_as_json, summary
+from odesampler.analysis.tune_task import Task, as_json, scale_as_json, summary, unclear
 from odesampler.analysis.tuning import Case, Tuning
 from odesampler.conventions import upward
 from odesampler.grid import make_grid
@@ -68,7 +68,7 @@ def tuned_encoder(task: Task, others: Mapping[str, Task], saved: Resumable, cloc
     if worse:
         plan, after = usual, before
     names = [f"{spec_of(p.loop)} on {p.grid.name}" for p in (usual, plan)]
-    measured = {
+    measured: dict[str, Any] = {
         "task": "encode",
         "evaluations": task.num_steps,
         **{k: {"samples": len(m.latent), **_said(m)} for k, m in after.items()},
@@ -76,6 +76,7 @@ def tuned_encoder(task: Task, others: Mapping[str, Task], saved: Resumable, cloc
         "ratio": math.exp(after["validation"].loss - before["validation"].loss),
         "refused": refused,
         "reference": f"rk4, {task.reference_steps} steps; half as many differ by {floor:.1e}",
+        "reference_floor": floor,
         "iterations": tried,
         "iterations_asked": task.iterations,
         "cut_short_by_budget": clock.cut,
@@ -106,7 +107,11 @@ def tuned_encoder(task: Task, others: Mapping[str, Task], saved: Resumable, cloc
         "start": names[0],
         "measured": as_json(measured),
     }
-    return Tuned(solver, plan.grid, warning=refused and f"{refused}; this is the default", report=report, **told)
+    warning = [
+        refused and f"{refused}; this is the default",
+        unclear(floor, measured["validation"]["latent"]["median"]),
+    ]
+    return Tuned(solver, plan.grid, warning="; ".join(filter(None, warning)), report=report, **told)
 
 
 def _searched(

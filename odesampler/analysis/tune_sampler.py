@@ -17,7 +17,7 @@ from odesampler.analysis.resumable import Resumable
 from odesampler.analysis.shapes import FreeTable, Knots, MovedKnots
 from odesampler.analysis.side_by_side import Samples, side_by_side
 from odesampler.analysis.tune_held_out import measured_held_out, warning_of
-from odesampler.analysis.tune_task import Task, as_json, scale_as_json, summary
+from odesampler.analysis.tune_task import Task, as_json, scale_as_json, summary, unclear
 from odesampler.analysis.tuning import Case, Tuning
 from odesampler.analysis.weight_tables import table_of
 from odesampler.grid import Grid, make_grid
@@ -48,6 +48,7 @@ class Found:
     plan: Plan
     train: Tensor  # (n,) rms from the truth
     valid: Tensor
+    test: Tensor | None = None  # on latents that nothing was chosen by
 
     @property
     def sound(self) -> bool:
@@ -62,7 +63,7 @@ class Found:
 
 def tuned_sampler(task: Task, others: Mapping[str, Task], saved: Resumable, clock: Clock) -> Tuned:
     """What `tune` finds to sample with."""
-    sets = {name: task.samples(validation) for name, validation in (("train", False), ("validation", True))}
+    sets = {"train": task.samples(validation=False), "validation": task.samples(validation=True), "test": task.unseen()}
     truths = {name: task.truth(name, samples, saved) for name, samples in sets.items()}
     entries = _race(task, sets["train"], truths["train"][0], saved)
     valid = errors_of(
@@ -88,17 +89,19 @@ def tuned_sampler(task: Task, others: Mapping[str, Task], saved: Resumable, cloc
     tuned = _as_found(task, made, sets, truths)
     refused = _refusal(tuned, best)
     taken = replace(best, name=f"{best.name}, as it is") if refused else tuned
+    usual, best, taken = _tested(task, (usual, best, taken), sets["test"], truths["test"][0])
     held = measured_held_out(others, taken.plan, usual.plan, saved)
+    facts, floor = _errors(taken), truths["test"][1]
     measured = {
         "task": "sample",
         "evaluations": task.num_steps,
-        "train": {"samples": len(taken.train), **summary(taken.train)},
-        "validation": {"samples": len(taken.valid), **summary(taken.valid)},
-        "untuned": {"name": best.name, "train": summary(best.train), "validation": summary(best.valid)},
-        "default": {"name": usual.name, "train": summary(usual.train), "validation": summary(usual.valid)},
-        "ratio": summary(taken.valid)["median"] / summary(usual.valid)["median"],
+        **{k: {"samples": len(sets[k].seeds), **facts[k]} for k in sets},
+        "untuned": {"name": best.name, **_errors(best)},
+        "default": {"name": usual.name, **_errors(usual)},
+        "ratio": facts["test"]["median"] / _errors(usual)["test"]["median"],
         "refused": refused,
-        "reference": f"rk4, {task.reference_steps} steps; half as many differ by {truths['validation'][1]:.1e}",
+        "reference": f"rk4, {task.reference_steps} steps; half as many differ by {floor:.1e}",
+        "reference_floor": floor,
         "iterations": done,
         "iterations_asked": task.iterations,
         "cut_short_by_budget": clock.cut,
@@ -107,7 +110,7 @@ def tuned_sampler(task: Task, others: Mapping[str, Task], saved: Resumable, cloc
         "guidance_scale": scale_as_json(task.guidance_scale),
         "held_out": held,
     }
-    report = _report(task, sets["validation"], truths["validation"][0], (usual, best, taken), measured)
+    report = _report(task, sets["test"], truths["test"][0], (usual, best, taken), measured)
     model = task.model
     return Tuned(
         taken.solver,
@@ -116,7 +119,7 @@ def tuned_sampler(task: Task, others: Mapping[str, Task], saved: Resumable, cloc
         fingerprint=model.fingerprint(),
         start=usual.name,
         measured=as_json(measured),
-        warning=_warning(held, refused),
+        warning=_warning(held, refused, unclear(floor, facts["test"]["median"])),
         report=report,
     )
 
@@ -226,19 +229,32 @@ def _refusal(tuned: Found, best: Found) -> str:
     return ""
 
 
-def _warning(held: Mapping[str, Any], refused: str) -> str:
-    return "; ".join([*([f"{refused}; this is the best untuned solver"] if refused else []), *warning_of(held)])
+def _tested(task: Task, found: tuple[Found, Found, Found], samples: Samples, truth: Tensor) -> tuple[Found, ...]:
+    errors = errors_of(task.model, [f.plan for f in found], samples, truth, max_batch=task.max_batch)
+    return tuple(replace(f, test=error) for f, error in zip(found, errors, strict=True))
+
+
+def _sets(found: Found) -> dict[str, Tensor]:
+    assert found.test is not None
+    return {"train": found.train, "validation": found.valid, "test": found.test}
+
+
+def _errors(found: Found) -> dict[str, dict[str, float]]:
+    """What a recipe says of each set of latents."""
+    return {name: summary(error) for name, error in _sets(found).items()}
+
+
+def _warning(held: Mapping[str, Any], refused: str, unclear: str = "") -> str:
+    said = [f"{refused}; this is the best untuned solver"] if refused else []
+    return "; ".join([*said, *warning_of(held), *([unclear] if unclear else [])])
 
 
 def _report(
-    task: Task, samples: Samples, truth: Tensor, found: tuple[Found, Found, Found], measured: Mapping[str, Any]
+    task: Task, samples: Samples, truth: Tensor, found: tuple[Found, ...], measured: Mapping[str, Any]
 ) -> Tuning:
     plans = [found[0].plan, found[2].plan]
     ran, _ = side_by_side(task.model, plans, samples, max_batch=task.max_batch)
     images = torch.stack([ran[0].x[:SHOWN], ran[1].x[:SHOWN], truth[:SHOWN].to(ran[0].x.dtype)])
     names = ("default", "best untuned", "tuned")
-    cases = [
-        Case(f"{kind}: {f.name}", f.grid, {"tuned on": f.train, "validation": f.valid})
-        for kind, f in zip(names, found, strict=True)
-    ]
+    cases = [Case(f"{kind}: {f.name}", f.grid, _sets(f)) for kind, f in zip(names, found, strict=True)]
     return Tuning(tuple(cases), images, task.model.name, task.num_steps, measured, ("default", "tuned", "reference"))

@@ -24,6 +24,7 @@ from odesampler.plan import checked_cond
 
 HELD = 16  # samples of what is held out, or more:
 A_CLASS, CLASSES = 4, 16  # samples of each class, of so many classes at most
+ROUNDING = 1e-12  # of a reference in float64: no more steps make it better
 LATER = 1_000_000  # from the last seed to those of what is held out
 
 
@@ -55,6 +56,12 @@ class Task:
         x = None if self.given is None else self.given[rows]
         cond = {k: v[rows] for k, v in self.cond.items()}
         return Samples([self.seeds[i] for i in rows], (len(rows), *self.shape[1:]), x, cond)
+
+    def unseen(self) -> Samples:
+        """Latents that nothing is chosen by, as many as validate and under their conditions."""
+        rows = self.rows(validation=True)
+        seeds = [max(self.seeds) + 2 * LATER + i for i in range(len(rows))]
+        return Samples(seeds, (len(rows), *self.shape[1:]), None, {k: v[rows] for k, v in self.cond.items()})
 
     def truth(self, name: str, samples: Samples, saved: Resumable) -> tuple[Tensor, float]:
         """Where `samples` lead (n, *shape), on the CPU, and how far half the steps are from that, the median."""
@@ -182,6 +189,16 @@ def summary(error: Tensor) -> dict[str, float]:
         "geometric_mean": error.log().mean().exp().item(),
         "largest": error.max().item(),
     }
+
+
+def unclear(floor: float, error: float) -> str:
+    """What is to be said where the reference is not much more exact than the errors measured from it; else nothing."""
+    if floor < ROUNDING or floor * reference.CLEAR <= error:
+        return ""
+    return (
+        f"errors of {error:.1e} were measured, and fitted, from a reference that is itself only known to {floor:.1e}: "
+        "give more reference_steps"
+    )
 
 
 def as_json(found: Any) -> Any:

@@ -99,13 +99,13 @@ class Tuning(Report):
         return grids_chosen(self)
 
     def scatter(self) -> Figure:
-        """Each validation sample's error, before and after."""
+        """Each sample's error, before and after."""
         from odesampler.analysis.tuning_pictures import before_and_after
 
         return before_and_after(self)
 
     def pictures(self) -> Figure:
-        """The first validation samples, before, after, and as they should be."""
+        """The first samples, before, after, and as they should be."""
         from odesampler.analysis.grid_pictures import table_of_images
 
         return table_of_images(self.images, [""] * self.images.shape[1], self.shown)
