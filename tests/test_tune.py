@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 import odesampler as ods
-from odesampler.analysis import fitting, tune_sampler
+from odesampler.analysis import fitting, tune_encoder, tune_sampler
 from odesampler.analysis.fitting import Clock, Goals, Recomputed, by_table, frozen, gradient
 from odesampler.analysis.knots import FRAME, cheapest, costs
 from odesampler.analysis.resumable import Resumable
@@ -188,6 +188,19 @@ def test_the_weights_are_frozen_meanwhile_and_as_they_were_afterwards(monkeypatc
     assert [p.requires_grad for p in (network.layer, network.fixed)] == [True, False]
 
 
+def test_the_validation_samples_choose_the_point_and_not_those_that_are_fitted():
+    shape = FreeTable(Multistep(), Knots(tuple(NODES[:4]), 0.1, 3.0))
+    start, base = shape.start(), goals(mixture(), NODES)
+    [x] = run(by_table(base.start, *shape(start)), model=mixture())
+    [other] = run(by_table(base.start, *shape(start + 0.2)), model=mixture())
+    train, valid, near = (Goals(base.eps, base.start, truth, {}) for truth in (other, x + 1e-9, other + 1e-9))
+    stage = fitting.Stage("s", shape, 20, 0.01, shape.allowed)
+    for judge, stays in ((valid, True), (near, False)):
+        best, loss = fitting.descend(stage, start, train, judge, Resumable(None, {}), Clock(), lambda _: None)
+        assert torch.equal(best, start) == stays
+        assert loss == pytest.approx(judge.errors(*shape(best)).log().mean().item())
+
+
 # ---- knots
 
 
@@ -262,6 +275,29 @@ def test_a_reference_that_is_not_much_more_exact_than_the_errors_is_warned_of():
     assert "give more reference_steps" in unclear(2e-4, 1e-3)
     assert not unclear(0.9e-4, 1e-3)
     assert not unclear(1e-16, 1e-17)
+
+
+def test_the_grid_from_local_errors_races_and_the_guard_compares_with_the_best_of_the_race(monkeypatch):
+    raced, compared = [], []
+    race, refusal = tune_sampler.raced, tune_sampler._refusal
+    monkeypatch.setattr(tune_sampler, "raced", lambda *a, **k: [raced.extend(a[1]), race(*a, **k)][1])
+    monkeypatch.setattr(tune_sampler, "_refusal", lambda *a: [compared.extend(a), refusal(*a)][1])
+    recipe = ods.tune(mixture8().model(ods.VP.linear()), 8, **QUICK)
+    assert {solver for solver, plan in raced if plan.grid.name == "measured"} >= {"multistep", "unipc"}
+    tuned, best = compared
+    untuned = recipe.measured["untuned"]
+    assert isinstance(tuned.solver, Fitted)
+    assert (best.name, best.score) == (untuned["name"], untuned["validation"]["geometric_mean"])
+    assert best.score < recipe.measured["default"]["validation"]["geometric_mean"]
+
+
+def test_what_is_held_out_begins_at_latents_that_nothing_else_has(monkeypatch):
+    seen, real = [], tune_sampler.measured_held_out
+    monkeypatch.setattr(tune_sampler, "measured_held_out", lambda *a: [seen.append(a[0]), real(*a)][1])
+    recipe = ods.tune(two_kinds(), 3, cond={"label": 0}, **{**QUICK, "iterations": 0})
+    used = {seed for seeds in recipe.measured["seeds"].values() for seed in seeds}
+    assert [len(task.seeds) for task in seen[0].values()] == [16, 16]
+    assert not used & {seed for task in seen[0].values() for seed in task.seeds}
 
 
 def test_knots_alone_leave_the_solver_as_it_is():
@@ -524,6 +560,7 @@ MODEL = ods.Model(SPY, ods.VP.linear(), data_shape=(2,), name="spied")
         ({"iterations": -1}, "iterations must be"),
         ({"iterations": True}, "iterations must be"),
         ({"budget": 0}, "budget must be"),
+        ({"budget": True}, "budget must be"),
         ({"reference_steps": 17}, "must be even"),
         ({"reference_steps": 14}, "4 times num_steps or more"),
         ({"max_batch": "auto"}, "give a number"),
@@ -544,6 +581,29 @@ def test_what_cannot_be_meant_is_refused_before_the_model_is_asked(how, said):
     with pytest.raises(ValueError, match=said):
         ods.tune(MODEL, **{"num_steps": 4, **how})
     assert SPY.calls == 0
+
+
+def test_whether_the_weights_are_fitted_is_yes_or_no():
+    with pytest.raises(TypeError, match="coefficients must be True or False; got 'no'"):
+        ods.tune(MODEL, 4, coefficients="no")
+
+
+def test_no_call_has_more_rows_than_max_batch_from_the_race_to_the_fit():
+    spy = Spy(mixture())
+    model = ods.Model(spy, ods.VP.linear(), data_shape=(2,), prediction="eps")
+    ods.tune(model, 3, max_batch=3, **{**QUICK, "iterations": 5, "reference_steps": 20})
+    assert max(spy.rows) == 3
+
+
+def test_an_encoder_that_loses_one_image_or_gains_next_to_nothing_is_refused():
+    def missed(trip, latent):
+        return tune_encoder.Missed(torch.tensor(trip), torch.tensor(latent), torch.zeros(2, 1))
+
+    before = missed([0.1, 0.2], [0.1, 0.2])
+    assert "blows up" in tune_encoder._refusal(missed([0.001, 0.7], [0.001, 0.001]), before)
+    assert "blows up" in tune_encoder._refusal(missed([0.001, 0.001], [0.001, math.inf]), before)
+    assert "no better" in tune_encoder._refusal(missed([0.0995, 0.199], [0.0995, 0.199]), before)
+    assert not tune_encoder._refusal(missed([0.098, 0.196], [0.098, 0.196]), before)
 
 
 def test_conditions_that_are_samples_long_are_split_with_them():

@@ -75,7 +75,8 @@ def tune(
         coefficients: Fit the weights of the steps too, not only the grid.
         iterations: Of the fit, 500 by default; with task="encode" settings that are tried, 60. The same number gives
             the same recipe.
-        budget: Seconds of processor time after which the fit ends, wherever it is; `measured` then says so.
+        budget: Seconds of processor time after which the fit ends, wherever it is; `measured` then says so. What comes
+            before and after it is not bound.
         held_out: What to report besides: settings such as {"cond": {"label": 3}, "guidance_scale": 2}, whose `cond` is
             for 16 samples. By default the classes that were not tuned on, four samples or more of each and sixteen
             classes at most, and another guidance scale; () for none.
@@ -95,6 +96,8 @@ def tune(
     """
     checked_model(model)
     _check_numbers(num_steps, task, iterations, budget, reference_steps)
+    if not isinstance(coefficients, bool):
+        raise TypeError(f"coefficients must be True or False; got {coefficients!r}")
     check_max_batch(max_batch, 1)
     if max_batch == "auto":
         raise ValueError('max_batch="auto" has no effect with gradients: give a number')
@@ -118,7 +121,7 @@ def tune(
         cond=checked_cond(model, cond, count),
         told=cond,
         guidance_scale=scale,
-        coefficients=bool(coefficients),
+        coefficients=coefficients,
         iterations=ITERATIONS[task] if iterations is None else int(iterations),
         reference_steps=reference_steps,
         max_batch=max_batch,
@@ -158,7 +161,8 @@ def _check_numbers(
     whole = isinstance(iterations, Integral) and not isinstance(iterations, bool) and iterations >= 0
     if iterations is not None and not whole:
         raise ValueError(f"iterations must be a whole number of 0 or more; got {iterations!r}")
-    if budget is not None and not (isinstance(budget, (int, float)) and 0 < budget < math.inf):
+    number = isinstance(budget, (int, float)) and not isinstance(budget, bool)
+    if budget is not None and not (number and 0 < budget < math.inf):
         raise ValueError(f"budget must be seconds of processor time above 0; got {budget!r}")
     check_num_steps(reference_steps)
     if reference_steps < FINER * num_steps:

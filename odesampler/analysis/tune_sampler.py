@@ -162,7 +162,8 @@ def _measured(task: Task, train: Samples) -> list[list[float]]:
     if first:  # where the first node is, pure noise says all but the image
         x = x * nodes[0]
     cond = {k: v[:FEW] for k, v in train.cond.items()}
-    return [[*measured_grid(eps_of(plan, model), x, cond, nodes, steps, first).sigmas]]
+    found = measured_grid(eps_of(plan, model), x, cond, nodes, steps, first, max_batch=task.max_batch)
+    return [[*found.sigmas]]
 
 
 def _goals(task: Task, plan: Plan, samples: Samples, truth: Tensor) -> Goals:
