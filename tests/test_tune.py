@@ -193,9 +193,10 @@ def test_the_validation_samples_choose_the_point_and_not_those_that_are_fitted()
     start, base = shape.start(), goals(mixture(), NODES)
     [x] = run(by_table(base.start, *shape(start)), model=mixture())
     [other] = run(by_table(base.start, *shape(start + 0.2)), model=mixture())
-    train, valid, near = (Goals(base.eps, base.start, truth, {}) for truth in (other, x + 1e-9, other + 1e-9))
+    # the second is where no step towards the first leads, and further from the start than the first is
+    train, away, near = (Goals(base.eps, base.start, truth, {}) for truth in (other, 4 * x - 3 * other, other + 1e-9))
     stage = fitting.Stage("s", shape, 20, 0.01, shape.allowed)
-    for judge, stays in ((valid, True), (near, False)):
+    for judge, stays in ((away, True), (near, False)):
         best, loss = fitting.descend(stage, start, train, judge, Resumable(None, {}), Clock(), lambda _: None)
         assert torch.equal(best, start) == stays
         assert loss == pytest.approx(judge.errors(*shape(best)).log().mean().item())
