@@ -87,6 +87,7 @@ def make_plan(
         if grid is not None:
             raise ValueError(f"{solver!r} brings its grid along, so grid={grid!r} would have no effect: leave it out")
         solver.check_model(model.name, model.fingerprint())
+        solver.check_task(encoding=not into_zero)
         grid = solver.grid if into_zero else solver.grid_to_encode
     asks = ""
     if grid is not None and not isinstance(grid, str):  # a given grid asks for its own number of steps

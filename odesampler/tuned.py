@@ -2,8 +2,8 @@
 
     recipe = ods.tune(model, num_steps=8)      ods.sample(model, 16, solver=recipe)      solver="recipe.json"
 
-Wherever a solver is taken, a `Tuned` is, and so is the path of its file; it brings its grid along. The file is plain
-JSON. What was measured when it was made is in it, and nothing of it is needed to use it.
+Wherever a solver is taken, a `Tuned` is, and so is the path of its file, a str that ends in .json; it brings its grid
+along. The file is plain JSON. What was measured when it was made is in it, and nothing of it is needed to use it.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from odesampler.solvers.fitted import Fitted
 from odesampler.version import __version__
 
 FORMAT = "odesampler.tuned/1"
+TASKS = ("sample", "encode")
 
 
 @dataclass(frozen=True, repr=False)
@@ -36,6 +37,7 @@ class Tuned(Loop):
         grid: Its grid, falling.
         model: The name of the model that it was tuned for.
         fingerprint: That model's.
+        task: What it was tuned to do, "sample" or "encode".
         start: What tuning began with, and is compared with, in words.
         measured: Errors and what else was measured, as JSON can hold it.
         warning: What its user should know; nothing: no more than usual.
@@ -49,6 +51,7 @@ class Tuned(Loop):
     start: str = ""
     measured: Mapping[str, Any] = field(default_factory=dict, compare=False)
     warning: str = ""
+    task: str = "sample"
     version: str = field(default=__version__, compare=False)
     report: Any = field(default=None, compare=False)
 
@@ -86,6 +89,23 @@ class Tuned(Loop):
         elif self.warning:
             warnings.warn(self.warning, stacklevel=4)
 
+    def check_task(self, encoding: bool) -> None:
+        """Warns where this was tuned to do the other thing."""
+        if encoding and self.task == "sample" and isinstance(self.solver, Fitted):
+            warnings.warn(
+                "this solver was tuned to sample: upward its table says nothing, and the exponential Adams method "
+                'walks its grid instead; to encode, tune with task="encode"',
+                stacklevel=4,
+            )
+        elif encoding and self.task == "sample":
+            warnings.warn('this solver was tuned to sample; to encode, tune with task="encode"', stacklevel=4)
+        elif not encoding and self.task == "encode":
+            warnings.warn(
+                f"this solver was tuned to encode: samples end at its sigma_min, {self.grid.down()[-1]:g}, with the "
+                "noise that is left there; to sample, tune without task",
+                stacklevel=4,
+            )
+
     def save(self, path: str | Path) -> None:
         """Write to `path` as JSON, whole or not at all.
 
@@ -104,6 +124,7 @@ class Tuned(Loop):
             "sigmas": [s if math.isfinite(s) else "inf" for s in self.grid.sigmas],
             "model": self.model,
             "fingerprint": self.fingerprint,
+            "task": self.task,
             "start": self.start,
             "warning": self.warning,
             "measured": dict(self.measured),
@@ -126,10 +147,15 @@ class Tuned(Loop):
             if held["format"] != FORMAT:
                 raise ValueError(f"its format is {held['format']!r}, this version reads {FORMAT!r}")
             grid = Grid(tuple(float(s) for s in held["sigmas"]), held["grid"])
+            if str(held["solver"]).endswith(".json"):
+                raise ValueError(f"its solver is {held['solver']!r}, another file")
             solver = Fitted(**held["fitted"]) if held["solver"] == "fitted" else find_solver(held["solver"])
             if not isinstance(solver, Solver):
                 raise ValueError(f"{held['solver']} is not a solver that steps along a grid")
+            task = held.get("task", "sample")  # files of earlier versions have none
+            if task not in TASKS:
+                raise ValueError(f"its task is {task!r}, this version knows {' and '.join(TASKS)}")
             rest = {k: held[k] for k in ("model", "fingerprint", "start", "warning", "measured", "version")}
         except (KeyError, TypeError, ValueError) as error:
             raise ValueError(f"{path} is no tuned solver, or a damaged one: {error}") from error
-        return cls(solver, grid, **rest)
+        return cls(solver, grid, task=task, **rest)

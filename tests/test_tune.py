@@ -5,6 +5,7 @@ import math
 import shlex
 import weakref
 from contextlib import nullcontext
+from dataclasses import replace
 from itertools import combinations, pairwise
 
 import pytest
@@ -12,12 +13,13 @@ import torch
 from torch import nn
 
 import odesampler as ods
-from odesampler.analysis import fitting, tune_sampler
+from odesampler.analysis import fitting, tune_encoder, tune_sampler
 from odesampler.analysis.fitting import Clock, Goals, Recomputed, by_table, frozen, gradient
 from odesampler.analysis.knots import FRAME, cheapest, costs
 from odesampler.analysis.resumable import Resumable
 from odesampler.analysis.shapes import FreeTable, Knots
 from odesampler.analysis.tune_sampler import _refusal, _warning
+from odesampler.analysis.tune_task import as_json, unclear
 from odesampler.analysis.weight_tables import table_of
 from odesampler.cli import main
 from odesampler.drive import run
@@ -186,6 +188,20 @@ def test_the_weights_are_frozen_meanwhile_and_as_they_were_afterwards(monkeypatc
     assert [p.requires_grad for p in (network.layer, network.fixed)] == [True, False]
 
 
+def test_the_validation_samples_choose_the_point_and_not_those_that_are_fitted():
+    shape = FreeTable(Multistep(), Knots(tuple(NODES[:4]), 0.1, 3.0))
+    start, base = shape.start(), goals(mixture(), NODES)
+    [x] = run(by_table(base.start, *shape(start)), model=mixture())
+    [other] = run(by_table(base.start, *shape(start + 0.2)), model=mixture())
+    # the second is where no step towards the first leads, and further from the start than the first is
+    train, away, near = (Goals(base.eps, base.start, truth, {}) for truth in (other, 4 * x - 3 * other, other + 1e-9))
+    stage = fitting.Stage("s", shape, 20, 0.01, shape.allowed)
+    for judge, stays in ((away, True), (near, False)):
+        best, loss = fitting.descend(stage, start, train, judge, Resumable(None, {}), Clock(), lambda _: None)
+        assert torch.equal(best, start) == stays
+        assert loss == pytest.approx(judge.errors(*shape(best)).log().mean().item())
+
+
 # ---- knots
 
 
@@ -232,8 +248,57 @@ def test_it_is_better_on_latents_that_it_has_not_seen(problem, steps):
     measured = recipe.measured
     assert measured["validation"]["geometric_mean"] < measured["untuned"]["validation"]["geometric_mean"]
     assert measured["train"]["samples"] + measured["validation"]["samples"] == 36
-    assert not set(measured["seeds"]["train"]) & set(measured["seeds"]["validation"])
+    drawn = [seed for seeds in measured["seeds"].values() for seed in seeds]
+    assert [*measured["seeds"]] == ["train", "validation", "test"]
+    assert len(set(drawn)) == len(drawn)
     assert json.dumps(measured, allow_nan=False)
+
+
+def test_what_it_says_of_itself_is_what_is_measured_again_on_the_same_seeds():
+    model, steps = mixture8().model(ods.VP.linear()), 5
+    measured = (recipe := ods.tune(model, steps, **QUICK)).measured
+    for kind, seeds in measured["seeds"].items():
+        rows = [s - seeds[0] for s in seeds]
+        drawn = {"num_samples": rows[-1] + 1, "seed": seeds[0], "state_dtype": torch.float64}
+        truth = ods.sample(model, solver="rk4", num_steps=200, grid="log_snr", **drawn).x[rows]
+        for what, how in ((measured[kind], {"solver": recipe}), (measured["default"][kind], {"num_steps": steps})):
+            missed = (ods.sample(model, **drawn, **how).x[rows] - truth).square().mean(1).sqrt()
+            assert what["geometric_mean"] == pytest.approx(missed.log().mean().exp().item(), rel=1e-3)
+            assert what["largest"] == pytest.approx(missed.max().item(), rel=1e-3)
+        both = measured[kind]["median"], measured["default"][kind]["median"]
+        assert (measured["ratio"] == pytest.approx(both[0] / both[1])) == (kind == "test")
+
+
+def test_a_reference_that_is_not_much_more_exact_than_the_errors_is_warned_of():
+    recipe = ods.tune(mixture8().model(ods.VP.linear()), 8, **{**QUICK, "reference_steps": 32, "iterations": 0})
+    floor, median = recipe.measured["reference_floor"], recipe.measured["test"]["median"]
+    assert (floor > median / 10) == ("give more reference_steps" in recipe.warning)
+    assert "give more reference_steps" in unclear(2e-4, 1e-3)
+    assert not unclear(0.9e-4, 1e-3)
+    assert not unclear(1e-16, 1e-17)
+
+
+def test_the_grid_from_local_errors_races_and_the_guard_compares_with_the_best_of_the_race(monkeypatch):
+    raced, compared = [], []
+    race, refusal = tune_sampler.raced, tune_sampler._refusal
+    monkeypatch.setattr(tune_sampler, "raced", lambda *a, **k: [raced.extend(a[1]), race(*a, **k)][1])
+    monkeypatch.setattr(tune_sampler, "_refusal", lambda *a: [compared.extend(a), refusal(*a)][1])
+    recipe = ods.tune(mixture8().model(ods.VP.linear()), 8, **QUICK)
+    assert {solver for solver, plan in raced if plan.grid.name == "measured"} >= {"multistep", "unipc"}
+    tuned, best = compared
+    untuned = recipe.measured["untuned"]
+    assert isinstance(tuned.solver, Fitted)
+    assert (best.name, best.score) == (untuned["name"], untuned["validation"]["geometric_mean"])
+    assert best.score < recipe.measured["default"]["validation"]["geometric_mean"]
+
+
+def test_what_is_held_out_begins_at_latents_that_nothing_else_has(monkeypatch):
+    seen, real = [], tune_sampler.measured_held_out
+    monkeypatch.setattr(tune_sampler, "measured_held_out", lambda *a: [seen.append(a[0]), real(*a)][1])
+    recipe = ods.tune(two_kinds(), 3, cond={"label": 0}, **{**QUICK, "iterations": 0})
+    used = {seed for seeds in recipe.measured["seeds"].values() for seed in seeds}
+    assert [len(task.seeds) for task in seen[0].values()] == [16, 16]
+    assert not used & {seed for task in seen[0].values() for seed in task.seeds}
 
 
 def test_knots_alone_leave_the_solver_as_it_is():
@@ -303,6 +368,8 @@ def test_a_table_that_blows_up_on_one_sample_is_refused_though_most_are_better()
     untuned = found([0.1, 0.2, 0.3])
     assert "blows up" in _refusal(found([0.001, 0.001, 5.0]), untuned)
     assert "blows up" in _refusal(found([0.001, 0.001, math.inf]), untuned)
+    lost = replace(found([0.001, 0.001, 0.001]), train=torch.tensor([0.001, math.inf]))
+    assert "blows up: inf" in _refusal(lost, untuned)
     assert "no better" in _refusal(found([0.1, 0.2, 0.3]), untuned)
     assert not _refusal(found([0.05, 0.1, 0.31]), untuned)
 
@@ -326,6 +393,7 @@ def test_what_was_not_tuned_for_is_measured_and_warned_of():
     assert [*held] == ["label 1", "guidance 2"]
     x, cond = fresh(model), {"label": 1}
     truth = truth_of(model, x, cond=cond)
+    assert {len(h["classes"]) for h in held.values()} == {0}
     ratios = {}
     for name, h in held.items():
         ratios[name] = h["ratio"]
@@ -338,6 +406,94 @@ def test_what_was_not_tuned_for_is_measured_and_warned_of():
         "worse than the untuned default on what it was not tuned for: label 1 (1.2 times its error)"
     )
     assert not _warning({"label 1": {"ratio": 0.9}}, "")
+
+
+def test_one_class_that_is_lost_is_warned_of_though_the_mean_is_better():
+    lost = {"guidance 2": {"ratio": 0.8, "classes": {"0": 0.5, "1": 1.3}}}
+    assert "guidance 2 (0.8 times its error; label 1 alone: 1.3 times)" in _warning(lost, "")
+    assert not _warning({"guidance 2": {"ratio": 0.8, "classes": {"0": 0.5, "1": 1.0}}}, "")
+
+
+def test_what_is_held_out_is_measured_class_by_class_with_four_samples_or_more_of_each():
+    model = ods.Model(two_kinds().network, ods.VP.linear(), data_shape=(8,), null_cond={"label": 0}, labels=("a",) * 40)
+    recipe = ods.tune(model, 3, cond={"label": [0, 1, 2] * 4}, **{**QUICK, "iterations": 0})
+    others, again = recipe.measured["held_out"].values()
+    assert [*again["classes"]] == ["0", "1", "2"]
+    assert len(others["classes"]) == 13  # every third of the 37 others
+    assert again["ratio"] == pytest.approx(math.prod(again["classes"].values()) ** (1 / 3))
+
+
+def test_the_other_conditions_stay_where_the_class_is_held_out():
+    asked = []
+
+    def network(x_t, t, label, size):
+        asked.append((label.unique().tolist(), size.unique().tolist()))
+        return x_t / 2
+
+    given = {"label": 0, "size": 0.0}
+    model = ods.Model(network, ods.VP.linear(), data_shape=(2,), null_cond=given, labels=("a", "b"))
+    ods.tune(model, 3, cond={"label": 0, "size": 7.0}, **{**QUICK, "iterations": 0})
+    assert ([1], [7.0]) in asked
+    assert not any(label == [1] and 7.0 not in size for label, size in asked)
+
+
+def failing(where):
+    """A mixture under a label; of label 1 the answer is NaN where `where` says so of t."""
+    kind = mixture8().model(ods.VP.linear()).network
+
+    def network(x_t, t, label):
+        bad = (label == 1) & where(t)
+        return kind(x_t, t).masked_fill(bad[:, None], math.nan)
+
+    return ods.Model(network, ods.VP.linear(), data_shape=(8,), null_cond={"label": 0}, labels=("a", "b"))
+
+
+def test_what_is_held_out_and_fails_is_said_and_loses_nothing(tmp_path):
+    model = failing(lambda t: t < math.inf)
+    path = tmp_path / "c.safetensors"
+    recipe = ods.tune(model, 3, cond={"label": 0}, checkpoint=path, **{**QUICK, "iterations": 5})
+    assert "could not be measured on label 1 (the reference solve" in recipe.warning
+    assert recipe.measured["held_out"]["guidance 2"]["ratio"] > 0
+    assert "failed" in recipe.report.table() + str(recipe.report.sections()[1].table)
+    recipe.save(tmp_path / "r.json")
+    assert not path.exists()
+
+
+def test_settings_that_are_called_the_same_are_numbered_and_both_are_measured():
+    model, other = two_kinds(), [{"guidance_scale": ods.Guidance(2.0)}, {"guidance_scale": ods.Guidance(2.0)}]
+    recipe = ods.tune(model, 3, cond={"label": 0}, held_out=other, **{**QUICK, "iterations": 0})
+    first, second = recipe.measured["held_out"]
+    assert second == f"{first} (2)"
+
+
+def test_where_every_solver_fails_that_is_said_and_numbers_that_are_none_can_be_saved(monkeypatch):
+    def lost(model, plans, samples, truth, **_):
+        return [torch.full((len(truth),), math.inf, dtype=torch.float64) for _ in plans]
+
+    monkeypatch.setattr(tune_sampler, "errors_of", lost)
+    with pytest.raises(FloatingPointError, match="every solver fails"):
+        ods.tune(ring(), 3, **QUICK)
+    assert as_json({"a": {"b": math.inf}, "c": 1.0, "d": math.nan}) == {"a": {"b": "inf"}, "c": 1.0, "d": "nan"}
+
+
+@pytest.mark.parametrize("what", ["x", "cond", "held_out"])
+def test_a_checkpoint_knows_its_latents_and_conditions_whatever_their_sum(what, tmp_path, monkeypatch):
+    model, path, x = two_kinds(), tmp_path / "c.safetensors", torch.zeros(6, 8, dtype=torch.float64)
+    how = {"x": x, "cond": {"label": 0}, "held_out": [{"cond": {"label": [0, 1] * 8}}], "checkpoint": path}
+    changed = {
+        "x": torch.cat([x[:4], x[4:] + torch.tensor([[1.0], [-1.0]])]),
+        "cond": {"label": [0, 0, 0, 0, 0, 1]},
+        "held_out": [{"cond": {"label": [0] + [1] * 15}}],
+    }
+
+    def killed(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(tune_sampler, "_race", killed)
+    with pytest.raises(KeyboardInterrupt):
+        ods.tune(model, 3, iterations=0, reference_steps=20, **how)
+    with pytest.raises(ValueError, match=f"differs in {'samples' if what == 'x' else what}"):
+        ods.tune(model, 3, iterations=0, reference_steps=20, **{**how, what: changed[what]})
 
 
 def test_under_guidance_it_is_the_guided_model_that_is_tuned_for():
@@ -405,7 +561,9 @@ MODEL = ods.Model(SPY, ods.VP.linear(), data_shape=(2,), name="spied")
         ({"iterations": -1}, "iterations must be"),
         ({"iterations": True}, "iterations must be"),
         ({"budget": 0}, "budget must be"),
-        ({"reference_steps": 7}, "must be even"),
+        ({"budget": True}, "budget must be"),
+        ({"reference_steps": 17}, "must be even"),
+        ({"reference_steps": 14}, "4 times num_steps or more"),
         ({"max_batch": "auto"}, "give a number"),
         ({"max_batch": 0}, "max_batch"),
         ({"x": torch.zeros(8, 3)}, "must have shape"),
@@ -414,6 +572,7 @@ MODEL = ods.Model(SPY, ods.VP.linear(), data_shape=(2,), name="spied")
         ({"task": "encode", "images": torch.zeros(8, 2), "held_out": [{"guidance_scale": 2}]}, "for samplers"),
         ({"guidance_scale": 2.0}, "null condition"),
         ({"held_out": [{"guidance_scale": 2.0}]}, "null condition"),
+        ({"held_out": [{"cond": {"colour": 2}}]}, "has cond colour, but spied is tuned with no conditions"),
         ({"held_out": [{"label": 2}]}, 'a setting of held_out has "cond"'),
         ({"checkpoint": "c.json"}, r"as \.safetensors"),
         ({"checkpoint": "/nowhere/c.safetensors"}, "does not exist"),
@@ -423,6 +582,29 @@ def test_what_cannot_be_meant_is_refused_before_the_model_is_asked(how, said):
     with pytest.raises(ValueError, match=said):
         ods.tune(MODEL, **{"num_steps": 4, **how})
     assert SPY.calls == 0
+
+
+def test_whether_the_weights_are_fitted_is_yes_or_no():
+    with pytest.raises(TypeError, match="coefficients must be True or False; got 'no'"):
+        ods.tune(MODEL, 4, coefficients="no")
+
+
+def test_no_call_has_more_rows_than_max_batch_from_the_race_to_the_fit():
+    spy = Spy(mixture())
+    model = ods.Model(spy, ods.VP.linear(), data_shape=(2,), prediction="eps")
+    ods.tune(model, 3, max_batch=3, **{**QUICK, "iterations": 5, "reference_steps": 20})
+    assert max(spy.rows) == 3
+
+
+def test_an_encoder_that_loses_one_image_or_gains_next_to_nothing_is_refused():
+    def missed(trip, latent):
+        return tune_encoder.Missed(torch.tensor(trip), torch.tensor(latent), torch.zeros(2, 1))
+
+    before = missed([0.1, 0.2], [0.1, 0.2])
+    assert "blows up" in tune_encoder._refusal(missed([0.001, 0.7], [0.001, 0.001]), before)
+    assert "blows up" in tune_encoder._refusal(missed([0.001, 0.001], [0.001, math.inf]), before)
+    assert "no better" in tune_encoder._refusal(missed([0.0995, 0.199], [0.0995, 0.199]), before)
+    assert not tune_encoder._refusal(missed([0.098, 0.196], [0.098, 0.196]), before)
 
 
 def test_conditions_that_are_samples_long_are_split_with_them():

@@ -161,10 +161,10 @@ def test_a_grid_that_starts_at_infinity_is_kept(tmp_path):
 
 
 def test_every_verb_takes_it():
-    recipe, images = tuned(), X[:2]
+    recipe, images = tuned(task="encode"), X[:2]
     latent = ods.encode(MODEL, images, solver=recipe)
     assert ods.decode(MODEL, latent).x.shape == images.shape
-    table = ods.compare(MODEL, [recipe, "unipc"], [6], num_samples=2, reference_steps=200)
+    table = ods.compare(MODEL, [tuned(), "unipc"], [6], num_samples=2, reference_steps=200)
     assert {c.nfe.max().item() for c in table.cells} == {6}
     assert len(ods.round_trip(MODEL, images, solvers=[recipe, "heun"], num_steps=[5]).records()) == 2
     assert ods.estimate_round_trip(MODEL, images, solver=recipe).records()
@@ -174,8 +174,40 @@ def test_every_verb_takes_it():
 
 def test_a_latent_remembers_the_table(tmp_path):
     images = X
-    latent = ods.encode(MODEL, images, solver=tuned())
+    recipe = tuned(task="encode")
+    latent = ods.encode(MODEL, images, solver=recipe)
     latent.save(tmp_path / "l.safetensors")
     back = ods.Latent.load(tmp_path / "l.safetensors")
     assert torch.equal(ods.decode(MODEL, back).x, ods.decode(MODEL, latent).x)
-    assert make_plan(MODEL, tuned(), num_steps=None, grid=None, rtol=None, atol=None, into_zero=False).grid[-1] > 0
+    assert make_plan(MODEL, recipe, num_steps=None, grid=None, rtol=None, atol=None, into_zero=False).grid[-1] > 0
+
+
+def test_a_recipe_that_was_tuned_for_the_other_direction_says_so():
+    with pytest.warns(UserWarning, match='upward its table says nothing.*task="encode"'):
+        ods.encode(MODEL, X, solver=tuned())
+    with pytest.warns(UserWarning, match='tuned to sample; to encode, tune with task="encode"'):
+        ods.encode(MODEL, X, solver=tuned(ods.ALF()))
+    down = ods.Grid(GRID.sigmas[:-1], "tuned")
+    with pytest.warns(UserWarning, match=f"samples end at its sigma_min, {down[-1]:g}"):
+        ods.sample(MODEL, x=X, solver=tuned(ods.ALF(), down, task="encode"))
+
+
+def test_the_task_is_in_the_file_and_files_of_before_were_tuned_to_sample(tmp_path):
+    path = tmp_path / "r.json"
+    tuned(task="encode").save(path)
+    assert Tuned.load(path).task == "encode"
+    held = json.loads(path.read_text())
+    path.write_text(json.dumps({**held, "task": "decode"}))
+    with pytest.raises(ValueError, match="its task is 'decode'"):
+        Tuned.load(path)
+    del held["task"]
+    path.write_text(json.dumps(held))
+    assert Tuned.load(path).task == "sample"
+
+
+def test_a_file_that_names_a_file_as_its_solver_is_damaged(tmp_path):
+    path = tmp_path / "r.json"
+    tuned().save(path)
+    path.write_text(json.dumps({**json.loads(path.read_text()), "solver": str(path)}))
+    with pytest.raises(ValueError, match=r"damaged one: its solver is .*another file"):
+        Tuned.load(path)

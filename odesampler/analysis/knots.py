@@ -23,6 +23,7 @@ from odesampler.drive import Eps, run
 from odesampler.grid import Grid
 from odesampler.integrate import on_grid
 from odesampler.program import Program, State
+from odesampler.room import AnyBatch
 from odesampler.solvers.frames import FlowFrame, log
 from odesampler.solvers.runge_kutta import RK4
 from odesampler.solvers.weights import exact
@@ -32,7 +33,14 @@ BETWEEN = 2  # steps of RK4 between two nodes
 
 
 def measured_grid(
-    eps: Eps, x: Tensor, cond: Mapping[str, Tensor], nodes: Sequence[float], num_steps: int, first: Sequence[float] = ()
+    eps: Eps,
+    x: Tensor,
+    cond: Mapping[str, Tensor],
+    nodes: Sequence[float],
+    num_steps: int,
+    first: Sequence[float] = (),
+    *,
+    max_batch: AnyBatch = None,
 ) -> Grid:
     """The best grid of `num_steps` through some of `nodes`.
 
@@ -43,10 +51,11 @@ def measured_grid(
         nodes: Falling sigmas above 0, of which the first is taken; at least as many as steps.
         num_steps: Transitions from the first node on, the last of them into 0.
         first: What stands before the first node: infinity.
+        max_batch: The most rows to ask at once.
     """
     nodes = [float(s) for s in nodes]
     with torch.no_grad():
-        [walked] = run(_walked(x, nodes), model=eps, cond=cond)
+        [walked] = run(_walked(x, nodes), model=eps, cond=cond, max_batch=max_batch)
         chosen = cheapest(costs(walked, nodes), num_steps)
     return Grid((*first, *(nodes[i] for i in chosen[:-1]), 0.0), "measured")
 

@@ -5,11 +5,13 @@
     table   the sigmas of the best of these and the weights of its steps, always consistent to first order
 
 Two thirds of the latents are tuned on; the others decide when to stop, and whether what came out is taken: only if it
-is better on them than the best that was not tuned. docs/tuning.md has the sources, and what was measured.
+is better on them than the best that was not tuned. How good it is then is measured on latents by which nothing was
+chosen. docs/tuning.md has the sources, and what was measured.
 """
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from numbers import Integral
@@ -35,6 +37,7 @@ from odesampler.tuned import Tuned
 FEWEST, SAMPLES = 6, 96
 ITERATIONS = {"sample": 500, "encode": 60}
 REFERENCE_STEPS = 200
+FINER = 4  # the reference's steps, of four evaluations each, for one that is tuned
 
 
 def tune(
@@ -72,10 +75,12 @@ def tune(
         coefficients: Fit the weights of the steps too, not only the grid.
         iterations: Of the fit, 500 by default; with task="encode" settings that are tried, 60. The same number gives
             the same recipe.
-        budget: Seconds of processor time after which the fit ends, wherever it is; `measured` then says so.
+        budget: Seconds of processor time after which the fit ends, wherever it is; `measured` then says so. What comes
+            before and after it is not bound.
         held_out: What to report besides: settings such as {"cond": {"label": 3}, "guidance_scale": 2}, whose `cond` is
-            for 16 samples. By default the classes that were not tuned on, and another guidance scale; () for none.
-        reference_steps: Of the solves that errors are measured from, RK4; an even number.
+            for 16 samples. By default the classes that were not tuned on, four samples or more of each and sixteen
+            classes at most, and another guidance scale; () for none.
+        reference_steps: Of the solves that errors are measured from, RK4; even, four times `num_steps` or more.
         max_batch: The most rows to give the network at once.
         checkpoint: A .safetensors in which to keep what was found so far, and from which to go on after a kill; deleted
             at the end.
@@ -87,10 +92,12 @@ def tune(
 
     Raises:
         ValueError: What cannot be meant, before the model is called; a checkpoint of something else.
-        FloatingPointError: The reference solve fails.
+        FloatingPointError: The reference solve fails, or every solver does.
     """
     checked_model(model)
     _check_numbers(num_steps, task, iterations, budget, reference_steps)
+    if not isinstance(coefficients, bool):
+        raise TypeError(f"coefficients must be True or False; got {coefficients!r}")
     check_max_batch(max_batch, 1)
     if max_batch == "auto":
         raise ValueError('max_batch="auto" has no effect with gradients: give a number')
@@ -114,7 +121,7 @@ def tune(
         cond=checked_cond(model, cond, count),
         told=cond,
         guidance_scale=scale,
-        coefficients=bool(coefficients),
+        coefficients=coefficients,
         iterations=ITERATIONS[task] if iterations is None else int(iterations),
         reference_steps=reference_steps,
         max_batch=max_batch,
@@ -124,6 +131,7 @@ def tune(
     saved = Resumable(checkpoint, made.question(task, others))
     clock = Clock(budget, earlier=saved.facts.get("seconds", 0.0))
     found: Tuned = _TASKS[task](made, others, saved, clock)
+    json.dumps(found.measured, allow_nan=False)  # what cannot be saved must not cost the checkpoint
     saved.done()
     return found
 
@@ -153,8 +161,14 @@ def _check_numbers(
     whole = isinstance(iterations, Integral) and not isinstance(iterations, bool) and iterations >= 0
     if iterations is not None and not whole:
         raise ValueError(f"iterations must be a whole number of 0 or more; got {iterations!r}")
-    if budget is not None and not (isinstance(budget, (int, float)) and 0 < budget < math.inf):
+    number = isinstance(budget, (int, float)) and not isinstance(budget, bool)
+    if budget is not None and not (number and 0 < budget < math.inf):
         raise ValueError(f"budget must be seconds of processor time above 0; got {budget!r}")
     check_num_steps(reference_steps)
+    if reference_steps < FINER * num_steps:
+        raise ValueError(
+            f"reference_steps must be {FINER} times num_steps or more, or what is fitted is the reference's error; got "
+            f"{reference_steps} for {num_steps} steps"
+        )
     if reference_steps % 2:
         raise ValueError(f"reference_steps must be even, since the check takes half of them; got {reference_steps}")

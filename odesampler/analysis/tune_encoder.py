@@ -22,7 +22,7 @@ from odesampler.analysis import reference
 from odesampler.analysis.fitting import Clock, counted
 from odesampler.analysis.reference import grids_between, rms
 from odesampler.analysis.resumable import Resumable
-from odesampler.analysis.tune_task import Task, scale_as_json, summary
+from odesampler.analysis.tune_task import Task, as_json, scale_as_json, summary, unclear
 from odesampler.analysis.tuning import Case, Tuning
 from odesampler.conventions import upward
 from odesampler.grid import make_grid
@@ -36,6 +36,7 @@ from odesampler.tuned import Tuned
 COORDINATES = ("flow_asinh", "angle_asinh", "asinh", "flow", "angle")
 FACTORS = (3.0, 1.7, 1.3, 1.1)  # of a setting, each until none of them helps
 SHOWN = 8  # pictures
+WORST, GAIN = 3.0, 0.99  # as of samplers: what is much worse for one image, or hardly better, is not taken
 Setting = dict[str, Any]
 
 
@@ -63,12 +64,11 @@ def tuned_encoder(task: Task, others: Mapping[str, Task], saved: Resumable, cloc
     plan = usual if chosen is None else _plan(task, *_meant(task, chosen))
     before, after = ({k: _missed(task, p, rows, truth) for k, rows in (("train", train), ("validation", valid))}
                      for p in (usual, plan))  # fmt: skip
-    worse = not after["validation"].loss < before["validation"].loss
-    refused = "what was found is no better on the validation images" if worse and chosen is not None else ""
-    if worse:
+    refused = "" if chosen is None else _refusal(after["validation"], before["validation"])
+    if refused:
         plan, after = usual, before
     names = [f"{spec_of(p.loop)} on {p.grid.name}" for p in (usual, plan)]
-    measured = {
+    measured: dict[str, Any] = {
         "task": "encode",
         "evaluations": task.num_steps,
         **{k: {"samples": len(m.latent), **_said(m)} for k, m in after.items()},
@@ -76,6 +76,7 @@ def tuned_encoder(task: Task, others: Mapping[str, Task], saved: Resumable, cloc
         "ratio": math.exp(after["validation"].loss - before["validation"].loss),
         "refused": refused,
         "reference": f"rk4, {task.reference_steps} steps; half as many differ by {floor:.1e}",
+        "reference_floor": floor,
         "iterations": tried,
         "iterations_asked": task.iterations,
         "cut_short_by_budget": clock.cut,
@@ -103,10 +104,25 @@ def tuned_encoder(task: Task, others: Mapping[str, Task], saved: Resumable, cloc
     told: dict[str, Any] = {
         "model": model.name,
         "fingerprint": model.fingerprint(),
+        "task": "encode",
         "start": names[0],
-        "measured": measured,
+        "measured": as_json(measured),
     }
-    return Tuned(solver, plan.grid, warning=refused and f"{refused}; this is the default", report=report, **told)
+    warning = [
+        refused and f"{refused}; this is the default",
+        unclear(floor, measured["validation"]["latent"]["median"]),
+    ]
+    return Tuned(solver, plan.grid, warning="; ".join(filter(None, warning)), report=report, **told)
+
+
+def _refusal(after: Missed, before: Missed) -> str:
+    """Why what was found is not taken, as for samplers; nothing if it is."""
+    for errors, those in ((after.round_trip, before.round_trip), (after.latent, before.latent)):
+        if not errors.max() <= WORST * those.max():
+            return f"what was found blows up: {errors.max():.1e} at worst, untuned {those.max():.1e}"
+    if not after.loss < before.loss + math.log(GAIN):
+        return "what was found is no better on the validation images"
+    return ""
 
 
 def _searched(

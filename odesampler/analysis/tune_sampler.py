@@ -16,7 +16,8 @@ from odesampler.analysis.race import FEW, Entry, entrants, errors_of, plan_for, 
 from odesampler.analysis.resumable import Resumable
 from odesampler.analysis.shapes import FreeTable, Knots, MovedKnots
 from odesampler.analysis.side_by_side import Samples, side_by_side
-from odesampler.analysis.tune_task import Task, scale_as_json, summary
+from odesampler.analysis.tune_held_out import measured_held_out, warning_of
+from odesampler.analysis.tune_task import Task, as_json, scale_as_json, summary, unclear
 from odesampler.analysis.tuning import Case, Tuning
 from odesampler.analysis.weight_tables import table_of
 from odesampler.grid import Grid, make_grid
@@ -47,6 +48,12 @@ class Found:
     plan: Plan
     train: Tensor  # (n,) rms from the truth
     valid: Tensor
+    test: Tensor | None = None  # on latents that nothing was chosen by
+
+    @property
+    def sound(self) -> bool:
+        """Whether it failed nowhere."""
+        return bool(self.train.isfinite().all() and self.valid.isfinite().all())
 
     @property
     def score(self) -> float:
@@ -56,7 +63,7 @@ class Found:
 
 def tuned_sampler(task: Task, others: Mapping[str, Task], saved: Resumable, clock: Clock) -> Tuned:
     """What `tune` finds to sample with."""
-    sets = {name: task.samples(validation) for name, validation in (("train", False), ("validation", True))}
+    sets = {"train": task.samples(validation=False), "validation": task.samples(validation=True), "test": task.unseen()}
     truths = {name: task.truth(name, samples, saved) for name, samples in sets.items()}
     entries = _race(task, sets["train"], truths["train"][0], saved)
     valid = errors_of(
@@ -71,24 +78,30 @@ def tuned_sampler(task: Task, others: Mapping[str, Task], saved: Resumable, cloc
         for e, v in zip(entries, valid, strict=True)
     ]
     usual = next(u for u, e in zip(untuned, entries, strict=True) if e.usual)
-    best = min(untuned, key=lambda u: u.score)
+    best = min((u for u in untuned if u.sound), key=lambda u: u.score, default=None)
+    if best is None:
+        raise FloatingPointError(
+            f"every solver fails on some of the latents at {task.num_steps} steps: give more steps"
+        )
     goals = [_goals(task, entries[0].plan, sets[k], truths[k][0]) for k in ("train", "validation")]
     with frozen(task.model):
         made, done = _fitted(task, _starts(entries), goals[0], goals[1], saved, clock)
     tuned = _as_found(task, made, sets, truths)
     refused = _refusal(tuned, best)
     taken = replace(best, name=f"{best.name}, as it is") if refused else tuned
-    held = _held_out(others, taken, usual, saved)
+    usual, best, taken = _tested(task, (usual, best, taken), sets["test"], truths["test"][0])
+    held = measured_held_out(others, taken.plan, usual.plan, saved)
+    facts, floor = _errors(taken), truths["test"][1]
     measured = {
         "task": "sample",
         "evaluations": task.num_steps,
-        "train": {"samples": len(taken.train), **summary(taken.train)},
-        "validation": {"samples": len(taken.valid), **summary(taken.valid)},
-        "untuned": {"name": best.name, "train": summary(best.train), "validation": summary(best.valid)},
-        "default": {"name": usual.name, "train": summary(usual.train), "validation": summary(usual.valid)},
-        "ratio": summary(taken.valid)["median"] / summary(usual.valid)["median"],
+        **{k: {"samples": len(sets[k].seeds), **facts[k]} for k in sets},
+        "untuned": {"name": best.name, **_errors(best)},
+        "default": {"name": usual.name, **_errors(usual)},
+        "ratio": facts["test"]["median"] / _errors(usual)["test"]["median"],
         "refused": refused,
-        "reference": f"rk4, {task.reference_steps} steps; half as many differ by {truths['validation'][1]:.1e}",
+        "reference": f"rk4, {task.reference_steps} steps; half as many differ by {floor:.1e}",
+        "reference_floor": floor,
         "iterations": done,
         "iterations_asked": task.iterations,
         "cut_short_by_budget": clock.cut,
@@ -97,7 +110,7 @@ def tuned_sampler(task: Task, others: Mapping[str, Task], saved: Resumable, cloc
         "guidance_scale": scale_as_json(task.guidance_scale),
         "held_out": held,
     }
-    report = _report(task, sets["validation"], truths["validation"][0], (usual, best, taken), measured)
+    report = _report(task, sets["test"], truths["test"][0], (usual, best, taken), measured)
     model = task.model
     return Tuned(
         taken.solver,
@@ -105,8 +118,8 @@ def tuned_sampler(task: Task, others: Mapping[str, Task], saved: Resumable, cloc
         model=model.name,
         fingerprint=model.fingerprint(),
         start=usual.name,
-        measured=measured,
-        warning=_warning(held, refused),
+        measured=as_json(measured),
+        warning=_warning(held, refused, unclear(floor, facts["test"]["median"])),
         report=report,
     )
 
@@ -149,7 +162,8 @@ def _measured(task: Task, train: Samples) -> list[list[float]]:
     if first:  # where the first node is, pure noise says all but the image
         x = x * nodes[0]
     cond = {k: v[:FEW] for k, v in train.cond.items()}
-    return [[*measured_grid(eps_of(plan, model), x, cond, nodes, steps, first).sigmas]]
+    found = measured_grid(eps_of(plan, model), x, cond, nodes, steps, first, max_batch=task.max_batch)
+    return [[*found.sigmas]]
 
 
 def _goals(task: Task, plan: Plan, samples: Samples, truth: Tensor) -> Goals:
@@ -208,43 +222,40 @@ def _as_found(
 
 def _refusal(tuned: Found, best: Found) -> str:
     """Why what was fitted is not taken; nothing if it is."""
-    if not bool(tuned.valid.isfinite().all()) or tuned.valid.max() > WORST * best.valid.max():
-        return f"what was fitted blows up: {tuned.valid.max():.1e} at worst, untuned {best.valid.max():.1e}"
+    if not tuned.sound or tuned.valid.max() > WORST * best.valid.max():
+        most = max(tuned.train.max(), tuned.valid.max())
+        return f"what was fitted blows up: {most:.1e} at worst, untuned {best.valid.max():.1e}"
     if not tuned.score < GAIN * best.score:
         return f"what was fitted is no better on the validation samples: {tuned.score:.1e}, untuned {best.score:.1e}"
     return ""
 
 
-def _held_out(others: Mapping[str, Task], taken: Found, usual: Found, saved: Resumable) -> dict[str, Any]:
-    """Errors of what was not tuned for, against the untuned default."""
-    found: dict[str, Any] = {}
-    for i, (name, task) in enumerate(others.items()):
-        samples = task.all_of()
-        truth, _ = task.truth(f"held out {i}", samples, saved)
-        plans = [replace(f.plan, guidance_scale=task.guidance_scale) for f in (taken, usual)]
-        tuned, default = errors_of(task.model, plans, samples, truth, max_batch=task.max_batch)
-        ratio = (tuned.log() - default.log()).mean().exp().item()
-        found[name] = {"tuned": summary(tuned), "default": summary(default), "ratio": ratio}
-    return found
+def _tested(task: Task, found: tuple[Found, Found, Found], samples: Samples, truth: Tensor) -> tuple[Found, ...]:
+    errors = errors_of(task.model, [f.plan for f in found], samples, truth, max_batch=task.max_batch)
+    return tuple(replace(f, test=error) for f, error in zip(found, errors, strict=True))
 
 
-def _warning(held: Mapping[str, Any], refused: str) -> str:
-    worse = [f"{name} ({h['ratio']:.2g} times its error)" for name, h in held.items() if not h["ratio"] <= 1]
+def _sets(found: Found) -> dict[str, Tensor]:
+    assert found.test is not None
+    return {"train": found.train, "validation": found.valid, "test": found.test}
+
+
+def _errors(found: Found) -> dict[str, dict[str, float]]:
+    """What a recipe says of each set of latents."""
+    return {name: summary(error) for name, error in _sets(found).items()}
+
+
+def _warning(held: Mapping[str, Any], refused: str, unclear: str = "") -> str:
     said = [f"{refused}; this is the best untuned solver"] if refused else []
-    if worse:
-        said.append(f"worse than the untuned default on what it was not tuned for: {', '.join(worse)}")
-    return "; ".join(said)
+    return "; ".join([*said, *warning_of(held), *([unclear] if unclear else [])])
 
 
 def _report(
-    task: Task, samples: Samples, truth: Tensor, found: tuple[Found, Found, Found], measured: Mapping[str, Any]
+    task: Task, samples: Samples, truth: Tensor, found: tuple[Found, ...], measured: Mapping[str, Any]
 ) -> Tuning:
     plans = [found[0].plan, found[2].plan]
     ran, _ = side_by_side(task.model, plans, samples, max_batch=task.max_batch)
     images = torch.stack([ran[0].x[:SHOWN], ran[1].x[:SHOWN], truth[:SHOWN].to(ran[0].x.dtype)])
     names = ("default", "best untuned", "tuned")
-    cases = [
-        Case(f"{kind}: {f.name}", f.grid, {"tuned on": f.train, "validation": f.valid})
-        for kind, f in zip(names, found, strict=True)
-    ]
+    cases = [Case(f"{kind}: {f.name}", f.grid, _sets(f)) for kind, f in zip(names, found, strict=True)]
     return Tuning(tuple(cases), images, task.model.name, task.num_steps, measured, ("default", "tuned", "reference"))

@@ -73,11 +73,15 @@ class Tuning(Report):
 
     @property
     def _held_out(self) -> Section:
-        head = ("held out", "default (median)", "tuned (median)", "ratio of errors")
-        rows = [
-            (name, f"{h['default']['median']:.2e}", f"{h['tuned']['median']:.2e}", f"{h['ratio']:.2f}")
-            for name, h in self.measured["held_out"].items()
-        ]
+        head = ("held out", "default (median)", "tuned (median)", "ratio of errors", "worst class")
+        rows = []
+        for name, h in self.measured["held_out"].items():
+            if "failed" in h:
+                rows.append((name, "failed", "failed", "", ""))
+                continue
+            label, worst = max(h["classes"].items(), key=lambda one: one[1], default=("", 0.0))
+            medians = (f"{h[which]['median']:.2e}" for which in ("default", "tuned"))
+            rows.append((name, *medians, f"{h['ratio']:.2f}", f"{worst:.2f} (label {label})" if label else ""))
         words = "What was not tuned for: above 1 the tuned solver is worse there than the untuned default."
         return Section("Held out", words, Table(head, rows, ["ratio: geometric mean over the samples"]))
 
@@ -95,13 +99,13 @@ class Tuning(Report):
         return grids_chosen(self)
 
     def scatter(self) -> Figure:
-        """Each validation sample's error, before and after."""
+        """Each sample's error, before and after."""
         from odesampler.analysis.tuning_pictures import before_and_after
 
         return before_and_after(self)
 
     def pictures(self) -> Figure:
-        """The first validation samples, before, after, and as they should be."""
+        """The first samples, before, after, and as they should be."""
         from odesampler.analysis.grid_pictures import table_of_images
 
         return table_of_images(self.images, [""] * self.images.shape[1], self.shown)
