@@ -148,9 +148,13 @@ def peak(solver, batch, steps):
 
 
 @pytest.mark.parametrize("solver", [s for s in SOLVERS if not s.stochastic], ids=repr)
-def test_memory_does_not_grow_with_the_number_of_steps(solver):
-    sums = 2 * 4 * drive.READ  # of answers, that wait to be looked at: a number each, and all as one
-    assert abs(peak(solver, 4, 40) - peak(solver, 4, 8)) <= sums
+def test_memory_does_not_grow_with_the_number_of_steps(monkeypatch, solver):
+    monkeypatch.setattr(drive, "READ", 2)  # else the sums that wait to be looked at, a few numbers, are seen
+    assert peak(solver, 4, 40) == peak(solver, 4, 8)
+
+
+def test_sums_of_answers_that_wait_to_be_looked_at_are_few_numbers():
+    assert 0 <= peak(Euler(), 4, 400) - peak(Euler(), 4, 4) <= 2 * 4 * drive.READ
 
 
 @pytest.mark.parametrize("solver", [Euler(), Heun(), RK4(), Dopri5(), Multistep()], ids=repr)
