@@ -25,7 +25,7 @@ from odesampler.analysis.resumable import Resumable
 from odesampler.analysis.tune_task import Task, as_json, scale_as_json, summary, unclear
 from odesampler.analysis.tuning import Case, Tuning
 from odesampler.conventions import upward
-from odesampler.grid import make_grid
+from odesampler.grid import Grid, make_grid
 from odesampler.plan import AnyGrid, AnySolver, Plan, clean_end, execute, make_plan
 from odesampler.precision import finest_dtype
 from odesampler.program import State
@@ -195,10 +195,11 @@ def _meant(task: Task, setting: Setting) -> tuple[ALF, AnyGrid]:
 
 
 def _plan(task: Task, solver: AnySolver | None, grid: AnyGrid | None) -> Plan:
+    """To encode by; a given grid has its own number of steps."""
     return make_plan(
         task.model,
         solver,
-        num_steps=task.num_steps,
+        num_steps=None if isinstance(grid, Grid) else task.num_steps,
         grid=grid,
         rtol=None,
         atol=None,
@@ -225,17 +226,7 @@ def _latents(task: Task, part: int) -> Tensor:
     """The latents of the equation itself (n, *shape), by RK4 with the reference's steps, or half of them."""
     assert task.given is not None
     grid = grids_between(task.model, *task.model.range, task.reference_steps, into_zero=False)[part - 1]
-    plan = make_plan(
-        task.model,
-        "rk4",
-        num_steps=None,
-        grid=grid,
-        rtol=None,
-        atol=None,
-        into_zero=False,
-        guidance_scale=task.guidance_scale,
-        state_dtype=finest_dtype(task.model.device),
-    )
+    plan = _plan(task, "rk4", grid)
     start = clean_end(plan, task.model, task.given)
     bar = "reference" if task.progress else None
     found = execute(
