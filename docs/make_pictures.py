@@ -1,7 +1,8 @@
-"""Make the pictures of the README anew: `python docs/make_pictures.py`."""
+"""Make the pictures of README and docs anew: `python docs/make_pictures.py`."""
 
 from pathlib import Path
 
+import front_picture
 import torch
 
 import odesampler as ods
@@ -28,6 +29,7 @@ drawn = ods.sample(
     model, len(labels), num_steps=25, seed=100, cond={"label": labels}, guidance_scale=2.5, progress=True
 )
 ods.images.save_grid(drawn.x, HERE / "emoji.png", columns=16)
+front_picture.main()
 for command in ("compare", "roundtrip"):
     try:
         main([command, "--out", str(HERE / f"{command}.png")])
