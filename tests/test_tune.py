@@ -333,10 +333,28 @@ def test_it_goes_on_after_a_kill_and_finds_the_same(stop, tmp_path, monkeypatch)
     with pytest.raises(ValueError, match="of something else, it differs in num_steps"):
         ods.tune(ring(), 6, checkpoint=path, **QUICK)
     before = len(calls)
-    found = ods.tune(ring(), 5, checkpoint=path, **QUICK)
+    found = ods.tune(ring(), 5, checkpoint=path, out=tmp_path / "r.json", **QUICK)
+    assert ods.Tuned.load(tmp_path / "r.json") == found
     assert found == whole
     assert found.measured["iterations"] == whole.measured["iterations"]
     assert len(calls) - before <= found.measured["iterations"] - stop + 1
+    assert not path.exists()
+
+
+def test_the_checkpoint_stays_until_the_recipe_is_written(tmp_path, monkeypatch):
+    path, out, how = tmp_path / "c.safetensors", tmp_path / "r.json", {**QUICK, "iterations": 5}
+    first = ods.tune(ring(), 5, checkpoint=path, **how)
+    assert path.exists()  # nobody has the recipe but this process
+
+    def full(*_):
+        raise OSError("the disk is full")
+
+    with monkeypatch.context() as patch, pytest.raises(OSError, match="disk is full"):
+        patch.setattr(ods.Tuned, "save", full)
+        ods.tune(ring(), 5, checkpoint=path, out=out, **how)
+    assert path.exists()
+    monkeypatch.setattr(fitting, "gradient", lambda *_: pytest.fail("it is known"))
+    assert ods.tune(ring(), 5, checkpoint=path, out=out, **how) == first == ods.Tuned.load(out)
     assert not path.exists()
 
 
@@ -451,11 +469,12 @@ def failing(where):
 def test_what_is_held_out_and_fails_is_said_and_loses_nothing(tmp_path):
     model = failing(lambda t: t < math.inf)
     path = tmp_path / "c.safetensors"
-    recipe = ods.tune(model, 3, cond={"label": 0}, checkpoint=path, **{**QUICK, "iterations": 5})
+    out = tmp_path / "r.json"
+    recipe = ods.tune(model, 3, cond={"label": 0}, checkpoint=path, out=out, **{**QUICK, "iterations": 5})
     assert "could not be measured on label 1 (the reference solve" in recipe.warning
     assert recipe.measured["held_out"]["guidance 2"]["ratio"] > 0
     assert "failed" in recipe.report.table() + str(recipe.report.sections()[1].table)
-    recipe.save(tmp_path / "r.json")
+    assert ods.Tuned.load(out) == recipe
     assert not path.exists()
 
 
@@ -575,6 +594,8 @@ MODEL = ods.Model(SPY, ods.VP.linear(), data_shape=(2,), name="spied")
         ({"held_out": [{"cond": {"colour": 2}}]}, "has cond colour, but spied is tuned with no conditions"),
         ({"held_out": [{"label": 2}]}, 'a setting of held_out has "cond"'),
         ({"checkpoint": "c.json"}, r"as \.safetensors"),
+        ({"out": "r.txt"}, r"as \.json"),
+        ({"out": "/nowhere/r.json"}, "folder of /nowhere/r.json does not exist"),
         ({"checkpoint": "/nowhere/c.safetensors"}, "does not exist"),
     ],
 )

@@ -11,7 +11,6 @@ chosen. docs/tuning.md has the sources, and what was measured.
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from numbers import Integral
@@ -32,7 +31,7 @@ from odesampler.noise import seeds_for
 from odesampler.plan import checked_batch, checked_cond, checked_images, checked_model, coded
 from odesampler.room import AnyBatch, check_max_batch
 from odesampler.sampling import checked_count, checked_shape
-from odesampler.tuned import Tuned
+from odesampler.tuned import Tuned, checked_name
 
 FEWEST, SAMPLES = 6, 96
 ITERATIONS = {"sample": 500, "encode": 60}
@@ -58,6 +57,7 @@ def tune(
     reference_steps: int = REFERENCE_STEPS,
     max_batch: AnyBatch = None,
     checkpoint: str | Path | None = None,
+    out: str | Path | None = None,
     progress: bool = False,
 ) -> Tuned:
     """Find the solver, the grid and the weights of its steps that suit this model at this number of evaluations.
@@ -82,8 +82,9 @@ def tune(
             classes at most, and another guidance scale; () for none.
         reference_steps: Of the solves that errors are measured from, RK4; even, four times `num_steps` or more.
         max_batch: The most rows to give the network at once.
-        checkpoint: A .safetensors in which to keep what was found so far, and from which to go on after a kill; deleted
-            at the end.
+        checkpoint: A .safetensors in which to keep what was found so far, and from which to go on after a kill. It is
+            deleted when `out` has been written; without `out` it stays, and to ask again costs the race only.
+        out: A .json to write the recipe to, as `save` does.
         progress: Show progress bars.
 
     Returns:
@@ -92,10 +93,13 @@ def tune(
 
     Raises:
         ValueError: What cannot be meant, before the model is called; a checkpoint of something else.
+        OSError: `out` cannot be written; the checkpoint then stays.
         FloatingPointError: The reference solve fails, or every solver does.
     """
     checked_model(model)
     _check_numbers(num_steps, task, iterations, budget, reference_steps)
+    if out is not None and not checked_name(out).parent.is_dir():
+        raise ValueError(f"the folder of {out} does not exist")
     if not isinstance(coefficients, bool):
         raise TypeError(f"coefficients must be True or False; got {coefficients!r}")
     check_max_batch(max_batch, 1)
@@ -131,8 +135,9 @@ def tune(
     saved = Resumable(checkpoint, made.question(task, others))
     clock = Clock(budget, earlier=saved.facts.get("seconds", 0.0))
     found: Tuned = _TASKS[task](made, others, saved, clock)
-    json.dumps(found.measured, allow_nan=False)  # what cannot be saved must not cost the checkpoint
-    saved.done()
+    if out is not None:
+        found.save(out)
+        saved.done()  # not before: what could not be saved must not cost the checkpoint
     return found
 
 

@@ -70,8 +70,7 @@ def tune(
     else:
         how |= {"num_samples": num, "cond": every_class(loaded, num) if label is None else cond_of(loaded, label)}
     told: dict[str, Any] = {"task": task, "coefficients": not knots_only, "max_batch": max_batch, "progress": shown()}
-    found = ods.tune(loaded, num_steps, **told, **how)
-    found.save(out)
+    found = ods.tune(loaded, num_steps, out=out, **told, **how)
     click.echo(found.report.table())
     if found.warning:
         click.echo(f"note: {found.warning}")
