@@ -6,7 +6,7 @@
 
 Two thirds of the latents are tuned on; the others decide when to stop, and whether what came out is taken: only if it
 is better on them than the best that was not tuned. How good it is then is measured on latents by which nothing was
-chosen. docs/tuning.md has the sources, and what was measured.
+chosen; of images to encode a fourth is kept for this. docs/tuning.md has the sources, and what was measured.
 """
 
 from __future__ import annotations
@@ -33,7 +33,8 @@ from odesampler.room import AnyBatch, check_max_batch
 from odesampler.sampling import checked_count, checked_shape
 from odesampler.tuned import Tuned, checked_name
 
-FEWEST, SAMPLES = 6, 96
+FEWEST = {"sample": 6, "encode": 8}  # two to validate on, two to test on
+SAMPLES = 96
 ITERATIONS = {"sample": 500, "encode": 60}
 REFERENCE_STEPS = 200
 FINER = 4  # the reference's steps, of four evaluations each, for one that is tuned
@@ -69,7 +70,8 @@ def tune(
         num_samples: Latents, 96 by default; every third is for validation.
         seed: Of the first latent, as for `sample`; the next has seed + 1.
         x: Latents instead, (num_samples, *shape), as for `sample`.
-        images: To encode, with task="encode": (num_samples, *shape), as for `encode`.
+        images: To encode, with task="encode": (num_samples, *shape), 8 or more, as for `encode`. Every second is tuned
+            on; of the others every second validates, and the rest is for the errors that are reported.
         cond: As for `sample`, for these samples. Give the conditions that will be asked for: classes in turn, prompts.
         guidance_scale: As for `sample`; to encode as for `encode`.
         coefficients: Fit the weights of the steps too, not only the grid.
@@ -78,8 +80,8 @@ def tune(
         budget: Seconds of processor time after which the fit ends, wherever it is; `measured` then says so. What comes
             before and after it is not bound.
         held_out: What to report besides: settings such as {"cond": {"label": 3}, "guidance_scale": 2}, whose `cond` is
-            for 16 samples. By default the classes that were not tuned on, four samples or more of each and sixteen
-            classes at most, and another guidance scale; () for none.
+            for 16 samples; conditions that it does not name are those tuned with. By default the classes that were not
+            tuned on, four samples or more of each and sixteen classes at most, and another guidance scale; () for none.
         reference_steps: Of the solves that errors are measured from, RK4; even, four times `num_steps` or more.
         max_batch: The most rows to give the network at once.
         checkpoint: A .safetensors in which to keep what was found so far, and from which to go on after a kill. It is
@@ -111,8 +113,8 @@ def tune(
     given = _given(model, task, x, images)
     count = checked_count(SAMPLES if num_samples is None and given is None else num_samples, given)
     shape = checked_shape(model) if given is None else tuple(given.shape[1:])
-    if count < FEWEST:
-        raise ValueError(f"tuning needs {FEWEST} samples or more, some of them to validate on; got {count}")
+    if count < FEWEST[task]:
+        raise ValueError(f"tuning needs {FEWEST[task]} samples or more, some of them to validate on; got {count}")
     warn_of_nothing_to_guide_to(model, cond, scale)
     if task == "encode" and held_out:
         raise ValueError("held_out is for samplers: hold images back, and give them to ods.round_trip")

@@ -35,7 +35,9 @@ if TYPE_CHECKING:
 @click.option("--task", type=click.Choice(["sample", "encode"]), default="sample", show_default=True)
 @click.option("--iterations", type=int, help="Of the fit.  [default: 500; with --task encode 60 settings]")
 @click.option("--budget", type=float, help="Seconds of processor time, after which the fit ends.")
-@click.option("--num", type=int, default=96, show_default=True, help="Latents, or held-out images; a third validates.")
+@click.option(
+    "--num", type=int, default=96, show_default=True, help="Latents, a third validates; or held-out images, a fourth."
+)
 @click.option("--seed", type=int, default=0, show_default=True, help="Of the first latent; the next has seed + 1.")
 @click.option("--knots-only", is_flag=True, help="Tune the grid, and leave the solver's weights as they are.")
 @click.option("--reference-steps", type=int, default=200, show_default=True, help="Of what all is compared with.")
