@@ -100,13 +100,7 @@ def tune(
     """
     checked_model(model)
     _check_numbers(num_steps, task, iterations, budget, reference_steps)
-    if out is not None and not checked_name(out).parent.is_dir():
-        raise ValueError(f"the folder of {out} does not exist")
-    if not isinstance(coefficients, bool):
-        raise TypeError(f"coefficients must be True or False; got {coefficients!r}")
-    check_max_batch(max_batch, 1)
-    if max_batch == "auto":
-        raise ValueError('max_batch="auto" has no effect with gradients: give a number')
+    at_once = _checked_rest(coefficients, max_batch, out)
     encoding = 1.0 if guidance_scale is None else guidance_scale
     scale = checked_guidance(usual_guidance(model, guidance_scale) if task == "sample" else encoding)
     guided(model, scale)  # raises where this model cannot be guided so
@@ -130,7 +124,7 @@ def tune(
         coefficients=coefficients,
         iterations=ITERATIONS[task] if iterations is None else int(iterations),
         reference_steps=reference_steps,
-        max_batch=max_batch,
+        max_batch=at_once,
         progress=progress,
     )
     others = made.held_out(held_out) if task == "sample" else {}
@@ -155,6 +149,18 @@ def _given(model: Model, task: str, x: Tensor | None, images: Tensor | None) -> 
     if images is not None:
         raise ValueError('images are for task="encode"; to sample from given latents there is x')
     return None if x is None else checked_batch(model, x, "x")
+
+
+def _checked_rest(coefficients: bool, max_batch: AnyBatch, out: str | Path | None) -> int | None:
+    """The rows at once. Raises as `tune`."""
+    if not isinstance(coefficients, bool):
+        raise TypeError(f"coefficients must be True or False; got {coefficients!r}")
+    check_max_batch(max_batch, 1)
+    if max_batch == "auto":
+        raise ValueError('max_batch="auto" has no effect with gradients: give a number')
+    if out is not None and not checked_name(out).parent.is_dir():
+        raise ValueError(f"the folder of {out} does not exist")
+    return max_batch
 
 
 def _check_numbers(
