@@ -48,6 +48,7 @@ from odesampler.program import Solver, State
 from odesampler.registry import find_solver, spec_of
 from odesampler.room import check_max_batch
 from odesampler.solvers.bases import checked_base
+from odesampler.tuned import Tuned
 
 STEPS = 50
 BETAS, TINY = (0.9, 0.999), 1e-8  # Adam's
@@ -59,7 +60,7 @@ def null_text(
     *,
     cond: Mapping[str, Any],
     guidance_scale: AnyGuidance,
-    solver: Solver | str = "ddim",
+    solver: Solver | Tuned | str = "ddim",
     num_steps: int | None = None,
     grid: AnyGrid | None = None,
     key: str | None = None,
@@ -86,7 +87,7 @@ def null_text(
         images: (batch, *shape), float, in the model's data range.
         cond: What the images show, as for `sample`.
         guidance_scale: As for `sample`, not 1.
-        solver: A deterministic one-step solver: "ddim", "heun", ...
+        solver: A deterministic one-step solver: "ddim", "heun", ...; or such a one that was tuned, with its grid.
         num_steps: Transitions between sigma_min and sigma_max, 50 by default.
         grid: As for `encode`.
         key: The condition whose null value is optimised; may be left out where there is but one of floating point.
@@ -105,14 +106,16 @@ def null_text(
 
     Raises:
         ValueError: What cannot be meant, before the model is called: no guidance, no floating-point null condition, a
-            solver that draws noise, remembers or chooses its own steps. Afterwards: an answer that does not depend on
-            the null condition.
+            solver that draws noise, remembers (tuned or not) or chooses its own steps. Afterwards: an answer that does
+            not depend on the null condition.
     """
     images = checked_images(checked_model(model), images)
+    found = _checked_solver(solver)
+    own = isinstance(found, Tuned) or not (grid is None or isinstance(grid, str))  # a grid that has its steps
     plan = make_plan(
         model,
-        _checked_solver(solver),
-        num_steps=STEPS if num_steps is None and (grid is None or isinstance(grid, str)) else num_steps,
+        found,
+        num_steps=STEPS if num_steps is None and not own else num_steps,
         grid=grid,
         rtol=None,
         atol=None,
@@ -239,9 +242,18 @@ class _Search:
         return solved.state.x
 
 
-def _checked_solver(solver: Solver | str) -> Solver:
+def _checked_solver(solver: Solver | Tuned | str) -> Solver | Tuned:
     """Raises: ValueError: not one of our deterministic one-step solvers."""
     found = find_solver(solver)
+    if isinstance(found, Tuned):
+        try:
+            checked_base("null_text", found.solver)
+        except ValueError as error:
+            raise ValueError(
+                f"null_text searches a null condition for each step alone, but a step of {found!r} counts what earlier "
+                "ones were answered: take its grid with a one-step solver, solver='ddim', grid=recipe.grid_to_encode"
+            ) from error
+        return found
     if not isinstance(found, Solver):
         raise ValueError(
             f"null_text goes step by step along a grid; {spec_of(found)} chooses its own steps, or belongs to another "

@@ -45,6 +45,7 @@ from odesampler.program import Program
 from odesampler.registry import find_solver, spec_of
 from odesampler.room import AnyBatch, check_max_batch
 from odesampler.roots import Search, find_roots
+from odesampler.tuned import Tuned
 
 QUARTER_LEVEL = 0.5 / 255  # of 8 bits, in images from -1 to 1: well within what rounds to the same byte
 
@@ -70,7 +71,8 @@ def polish(
         sweeps: The most corrections of any sample, 0 or more; each costs a decoding and an encoding.
         tolerance: The largest error of any pixel with which a sample is left alone, in units of the images. By default
             one with which 8-bit images come back exactly.
-        encoder: What corrects: a solver as for `encode`, on the latent's grid. By default the latent's own, explicit.
+        encoder: What corrects: a solver as for `encode`, on the latent's grid, or its own if it was tuned. By default
+            the latent's own, explicit.
         insist: Polish with another model than the latent's all the same.
         max_batch: As for `sample`.
         progress: Show a progress bar.
@@ -154,12 +156,12 @@ def _checked(
 
 
 def _encoder(model: Model, plan: Plan, encoder: AnySolver | None) -> Way:
-    """The way up of `encoder`, on the plan's grid where both take the steps of one."""
+    """The way up of `encoder`, on the plan's grid where both take the steps of one and it has none of its own."""
     if encoder is None:
         return Way(upward(plan.loop, None)[0], plan.grid.up().sigmas)
     found = find_solver(encoder)
     takes_steps = plan.loop.takes_steps and getattr(found, "takes_steps", True)
-    grid = plan.grid if takes_steps else None
+    grid = plan.grid if takes_steps and not isinstance(found, Tuned) else None  # what was tuned has its own
     made = make_plan(model, found, num_steps=None, grid=grid, rtol=None, atol=None, into_zero=False)
     refuse_stochastic(made)
     ends = [(p.grid.down()[0], p.grid.down()[-1]) for p in (plan, made)]

@@ -28,6 +28,13 @@ FORMAT = "odesampler.tuned/1"
 TASKS = ("sample", "encode")
 
 
+def checked_name(path: str | Path) -> Path:
+    """A name for a recipe's file. Raises: ValueError: it does not end in .json."""
+    if Path(path).suffix != ".json":
+        raise ValueError(f"a tuned solver is written as .json; got {path}")
+    return Path(path)
+
+
 @dataclass(frozen=True, repr=False)
 class Tuned(Loop):
     """A solver on the grid that it was tuned for.
@@ -113,8 +120,7 @@ class Tuned(Loop):
             OSError: The file cannot be written.
             ValueError: `path` does not end in .json, by which solvers in files are known.
         """
-        if Path(path).suffix != ".json":
-            raise ValueError(f"a tuned solver is written as .json; got {path}")
+        checked_name(path)
         table = self.solver if isinstance(self.solver, Fitted) else None
         held = {
             "format": FORMAT,

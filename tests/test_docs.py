@@ -51,6 +51,7 @@ IN_SMALL = {  # the benchmarks that the pages name: the same, in small
         iterations=10,
         reference_steps=20,
     ),
+    "tune held_out": lambda: tune.held_out(3, num_samples=7, iterations=0, reference_steps=12),
 }
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("**/*.md"))]
@@ -94,7 +95,7 @@ def test_commands_run(page, text, tmp_path, monkeypatch):
             asked = r"pip install .*-c constraints.txt -e '.\[test\]' && pytest -n auto$"
             assert re.search(asked, script, re.MULTILINE)
         elif words[:3] == ["python", "-m", "tests.benchmarks"]:
-            IN_SMALL[words[3]]()
+            IN_SMALL[" ".join(words[3:])]()
         else:
             pytest.fail(f"nothing runs {command!r}")
 

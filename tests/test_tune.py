@@ -333,10 +333,29 @@ def test_it_goes_on_after_a_kill_and_finds_the_same(stop, tmp_path, monkeypatch)
     with pytest.raises(ValueError, match="of something else, it differs in num_steps"):
         ods.tune(ring(), 6, checkpoint=path, **QUICK)
     before = len(calls)
-    found = ods.tune(ring(), 5, checkpoint=path, **QUICK)
+    found = ods.tune(ring(), 5, checkpoint=path, out=tmp_path / "r.json", **QUICK)
+    assert ods.Tuned.load(tmp_path / "r.json") == found
     assert found == whole
     assert found.measured["iterations"] == whole.measured["iterations"]
     assert len(calls) - before <= found.measured["iterations"] - stop + 1
+    assert not path.exists()
+
+
+def test_the_checkpoint_stays_until_the_recipe_is_written(tmp_path, monkeypatch):
+    path, out, how = tmp_path / "c.safetensors", tmp_path / "r.json", {**QUICK, "iterations": 5}
+    first = ods.tune(ring(), 5, checkpoint=path, **how)
+    assert path.exists()  # nobody has the recipe but this process
+
+    def full(*_):
+        raise OSError("the disk is full")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(ods.Tuned, "save", full)
+        with pytest.raises(OSError, match="disk is full"):
+            ods.tune(ring(), 5, checkpoint=path, out=out, **how)
+    assert path.exists()
+    monkeypatch.setattr(fitting, "gradient", lambda *_: pytest.fail("it is known"))
+    assert ods.tune(ring(), 5, checkpoint=path, out=out, **how) == first == ods.Tuned.load(out)
     assert not path.exists()
 
 
@@ -437,6 +456,23 @@ def test_the_other_conditions_stay_where_the_class_is_held_out():
     assert not any(label == [1] and 7.0 not in size for label, size in asked)
 
 
+def test_what_is_held_out_keeps_the_conditions_that_it_does_not_name():
+    asked = []
+
+    def network(x_t, t, label, size):
+        asked.append(set(zip(label.tolist(), size.tolist(), strict=True)))
+        return x_t / 2
+
+    model = ods.Model(
+        network, ods.VP.linear(), data_shape=(2,), null_cond={"label": 0, "size": 0.0}, labels=("a", "b", "c")
+    )
+    others = [{"cond": {"label": 1}}, {"cond": {"label": 2}, "guidance_scale": 1.0}, {"cond": {"size": 5.0}}]
+    cond = {"label": 0, "size": [7.0, 8.0] * 6}
+    recipe = ods.tune(model, 3, cond=cond, held_out=others, **{**QUICK, "iterations": 0})
+    assert [*recipe.measured["held_out"]] == ["label 1", "label 2; guidance 1", "size 5.0"]
+    assert set.union(*asked) == {(label, size) for label in (0, 1, 2) for size in (7.0, 8.0)} | {(0, 5.0)}
+
+
 def failing(where):
     """A mixture under a label; of label 1 the answer is NaN where `where` says so of t."""
     kind = mixture8().model(ods.VP.linear()).network
@@ -451,11 +487,12 @@ def failing(where):
 def test_what_is_held_out_and_fails_is_said_and_loses_nothing(tmp_path):
     model = failing(lambda t: t < math.inf)
     path = tmp_path / "c.safetensors"
-    recipe = ods.tune(model, 3, cond={"label": 0}, checkpoint=path, **{**QUICK, "iterations": 5})
+    out = tmp_path / "r.json"
+    recipe = ods.tune(model, 3, cond={"label": 0}, checkpoint=path, out=out, **{**QUICK, "iterations": 5})
     assert "could not be measured on label 1 (the reference solve" in recipe.warning
     assert recipe.measured["held_out"]["guidance 2"]["ratio"] > 0
     assert "failed" in recipe.report.table() + str(recipe.report.sections()[1].table)
-    recipe.save(tmp_path / "r.json")
+    assert ods.Tuned.load(out) == recipe
     assert not path.exists()
 
 
@@ -534,14 +571,43 @@ def test_to_encode_the_latents_alone_become_better():
         with pytest.warns(UserWarning, match="no memory"):
             back = ods.decode(model, latent.without_memory()).x
         trips[name] = (back - others).square().mean(1).sqrt().log().mean().exp().item()
-    assert recipe.measured["ratio"] < 0.9
+    assert recipe.measured["ratio"] < 1
     assert trips["tuned"] < trips["usual"]
     assert len(recipe.report.sections()) == 2
     assert recipe.grid[-1] > 0
 
 
+def test_the_errors_of_an_encoder_are_of_images_by_which_nothing_was_chosen(monkeypatch):
+    model, images = mixture8().model(ods.VP.linear()), mixture8().sample(24, seed=3)
+    how = {"task": "encode", "iterations": 20, "reference_steps": 60}
+    searched, real = [], tune_encoder._searched
+    monkeypatch.setattr(tune_encoder, "_searched", lambda *a: [searched.append(a[2]), real(*a)][1])
+    recipe = ods.tune(model, 8, images=images, **how)
+    measured = recipe.measured
+    assert searched == [[*range(0, 24, 2)]]
+    assert [measured[kind]["samples"] for kind in ("train", "validation", "test")] == [12, 6, 6]
+    losses = []
+    for way in ({"solver": recipe}, {"num_steps": 8}):
+        latent = ods.encode(model, images[3::4], **way)
+        truth = ods.encode(model, images[3::4], solver="rk4", num_steps=400).x
+        with pytest.warns(UserWarning, match="no memory"):
+            back = ods.decode(model, latent.without_memory()).x
+        both = [(a - b).square().mean(1).sqrt() for a, b in ((back, images[3::4]), (latent.x, truth))]
+        losses.append(torch.cat(both).log().mean().item())
+        said = measured["test"] if "solver" in way else measured["default"]["test"]
+        assert [said[k]["median"] for k in ("round_trip", "latent")] == pytest.approx(
+            [v.quantile(0.5).item() for v in both], rel=1e-3
+        )
+    assert measured["ratio"] == pytest.approx(math.exp(losses[0] - losses[1]), rel=1e-3)
+    other = images.clone()
+    other[3::4] = mixture8().sample(6, seed=8)
+    again = ods.tune(model, 8, images=other, **how)
+    assert (again.solver, again.grid) == (recipe.solver, recipe.grid)
+    assert again.measured["test"] != measured["test"]
+
+
 def test_the_encoder_is_the_default_where_nothing_better_was_found():
-    model, images = mixture8().model(ods.VP.linear()), mixture8().sample(6, seed=3)
+    model, images = mixture8().model(ods.VP.linear()), mixture8().sample(8, seed=3)
     recipe = ods.tune(model, 8, task="encode", images=images, iterations=0, reference_steps=60)
     assert recipe.solver == ods.ALF()
     assert recipe.measured["ratio"] == 1
@@ -558,6 +624,7 @@ MODEL = ods.Model(SPY, ods.VP.linear(), data_shape=(2,), name="spied")
         ({"num_steps": 2.5}, "whole number"),
         ({"task": "decode"}, "task must be one of sample, encode"),
         ({"num_samples": 5}, "needs 6 samples or more"),
+        ({"task": "encode", "images": torch.zeros(7, 2)}, "needs 8 samples or more"),
         ({"iterations": -1}, "iterations must be"),
         ({"iterations": True}, "iterations must be"),
         ({"budget": 0}, "budget must be"),
@@ -575,6 +642,8 @@ MODEL = ods.Model(SPY, ods.VP.linear(), data_shape=(2,), name="spied")
         ({"held_out": [{"cond": {"colour": 2}}]}, "has cond colour, but spied is tuned with no conditions"),
         ({"held_out": [{"label": 2}]}, 'a setting of held_out has "cond"'),
         ({"checkpoint": "c.json"}, r"as \.safetensors"),
+        ({"out": "r.txt"}, r"as \.json"),
+        ({"out": "/nowhere/r.json"}, "folder of /nowhere/r.json does not exist"),
         ({"checkpoint": "/nowhere/c.safetensors"}, "does not exist"),
     ],
 )
@@ -622,6 +691,37 @@ def test_the_report_shows_grids_errors_and_samples(tmp_path):
     assert [r["solver"].partition(":")[0] for r in report.records()] == ["default", "best untuned", "tuned"]
     text = report.to_html(tmp_path / "page.html")
     assert text.count("<svg") == 2
+
+
+def test_the_pictures_are_of_test_latents_each_end_with_its_error_and_what_it_misses():
+    eps = mixture8().model(ods.VP.linear()).network
+
+    def network(x_t, t):
+        return eps(x_t.flatten(1), t).reshape(x_t.shape)
+
+    model = ods.Model(network, ods.VP.linear(), data_shape=(1, 2, 4))
+    recipe = ods.tune(model, 5, **{**QUICK, "iterations": 60})
+    images, seeds = recipe.report.images, recipe.measured["seeds"]["test"]
+    ways = {"reference": {"solver": "rk4", "num_steps": 200, "grid": "log_snr"}, "tuned": {"solver": recipe}}
+    ways |= {"default": {"num_steps": 5}}
+    missed = []
+    for name, how in ways.items():
+        x = ods.sample(model, len(seeds), seed=seeds[0], state_dtype=torch.float64, **how).x
+        shown = next(image for key, image in images.items() if key.startswith(name))
+        torch.testing.assert_close(shown, x, rtol=0, atol=1e-5)
+        missed.append((shown - images["reference"]).square().mean((1, 2, 3)).sqrt().quantile(0.5).item())
+    assert [*images] in (
+        ["reference", "tuned", "default", "best untuned"],
+        ["reference", "tuned", "default\n= best untuned"],
+    )
+    section = recipe.report.sections()[-1]
+    assert section.title == "Pictures at 5 steps"
+    names = [axis.get_ylabel() for axis in section.draw().axes if axis.get_ylabel()]
+    assert names[0] == "reference"
+    assert len(names) == 2 * len(images) - 1
+    assert names[1] == f"tuned\n{missed[1]:.1e}"
+    assert names[2].endswith(f"\n{missed[2]:.1e}")
+    assert missed[1] < missed[2]
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")  # so few iterations may find nothing, which is said

@@ -35,6 +35,7 @@ from odesampler.registry import find_solver, spec_of
 from odesampler.room import AnyBatch
 from odesampler.sampling import checked_count, sample
 from odesampler.threshold import AnyThreshold
+from odesampler.tuned import Tuned
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -209,7 +210,7 @@ def consistency(
 
     Raises:
         ValueError: What cannot be meant, before the model is called: fewer than three numbers of steps, numbers that do
-            not rise, a solver that chooses its own steps, a grid that has a number of its own.
+            not rise, a solver that chooses its own steps or was tuned for some, a grid that has a number of its own.
     """
     steps = list(num_steps)
     for n in steps:
@@ -217,6 +218,11 @@ def consistency(
     if len(steps) < 3 or any(a >= b for a, b in pairwise(steps)):
         raise ValueError(f"num_steps must be three numbers or more, rising, to see distances fall; got {steps}")
     name = solver if isinstance(solver, str) else spec_of(solver)
+    if isinstance(find_solver(solver), Tuned):
+        raise ValueError(
+            f"{name} was tuned for the steps of its grid, and latents are decoded here with several numbers of steps: "
+            "take the name of a solver"
+        )
     if not getattr(find_solver(solver), "takes_steps", True):
         raise ValueError(f"{name} chooses its own steps: take one that walks a grid")
     if grid is not None and not isinstance(grid, str):

@@ -129,7 +129,7 @@ def raced(
 ) -> list[Entry]:
     """The best of `entries` by their errors, best first; the first of them, the default, is always among them."""
     few = min(FEW, len(truth))
-    first = _heat(model, entries, _first(samples, few), truth[:few], max_batch, progress)
+    first = _heat(model, entries, first_of(samples, few), truth[:few], max_batch, progress)
     good = sorted((e for e in first if e.error.isfinite().all()), key=lambda e: e.score)
     chosen = [e for e in good[:BEST] if e is not first[0]]
     again = [(e.solver, e.plan) for e in (first[0], *chosen)]
@@ -163,7 +163,9 @@ def _heat(
     return found
 
 
-def _first(samples: Samples, few: int) -> Samples:
+def first_of(samples: Samples, few: int) -> Samples:
+    """The first `few` of them, or all."""
+    few = min(few, len(samples.seeds))
     return replace(
         samples,
         seeds=samples.seeds[:few],

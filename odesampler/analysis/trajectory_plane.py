@@ -31,6 +31,7 @@ from odesampler.registry import distinct_names, find_solver, spec_of
 from odesampler.sampling import sample
 from odesampler.schedule import Schedule
 from odesampler.threshold import AnyThreshold
+from odesampler.tuned import Tuned
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -128,7 +129,8 @@ def trajectory_plane(
     Args:
         model: The model.
         solvers: Names or objects, as for `sample`, or one; all walk a grid.
-        num_steps: Transitions of each, 6 by default; few, to have something to see. Not with a grid of your own.
+        num_steps: Transitions of each, 6 by default; few, to have something to see. Not with a grid of your own;
+            what was tuned has its own.
         grid: As for `sample`; the finest path starts and ends where a grid of your own does.
         seed: Of the latent.
         x: The latent instead, (1, *shape), as for `sample`.
@@ -163,7 +165,10 @@ def trajectory_plane(
         "clip_denoised": clip_denoised,
     }
     how |= {"seed": seeds_for(seed, 1), "x": x, "state_dtype": finest_dtype(model.device), "trajectory": True}
-    cases: list[tuple[AnySolver, int | None, AnyGrid | None]] = [(solver, num_steps, grid) for solver in asked]
+    cases: list[tuple[AnySolver, int | None, AnyGrid | None]] = []
+    for solver in asked:
+        own = isinstance(find_solver(solver), Tuned)  # what was tuned has its own steps
+        cases.append((solver, None, None) if own else (solver, num_steps, grid))
     cases.append(("rk4", None, finest))
     ways = []
     for solver, steps, walked in cases:

@@ -6,12 +6,11 @@
 
 Two thirds of the latents are tuned on; the others decide when to stop, and whether what came out is taken: only if it
 is better on them than the best that was not tuned. How good it is then is measured on latents by which nothing was
-chosen. docs/tuning.md has the sources, and what was measured.
+chosen; of images to encode a fourth is kept for this. docs/tuning.md has the sources, and what was measured.
 """
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from numbers import Integral
@@ -32,9 +31,10 @@ from odesampler.noise import seeds_for
 from odesampler.plan import checked_batch, checked_cond, checked_images, checked_model, coded
 from odesampler.room import AnyBatch, check_max_batch
 from odesampler.sampling import checked_count, checked_shape
-from odesampler.tuned import Tuned
+from odesampler.tuned import Tuned, checked_name
 
-FEWEST, SAMPLES = 6, 96
+FEWEST = {"sample": 6, "encode": 8}  # two to validate on, two to test on
+SAMPLES = 96
 ITERATIONS = {"sample": 500, "encode": 60}
 REFERENCE_STEPS = 200
 FINER = 4  # the reference's steps, of four evaluations each, for one that is tuned
@@ -58,6 +58,7 @@ def tune(
     reference_steps: int = REFERENCE_STEPS,
     max_batch: AnyBatch = None,
     checkpoint: str | Path | None = None,
+    out: str | Path | None = None,
     progress: bool = False,
 ) -> Tuned:
     """Find the solver, the grid and the weights of its steps that suit this model at this number of evaluations.
@@ -69,7 +70,8 @@ def tune(
         num_samples: Latents, 96 by default; every third is for validation.
         seed: Of the first latent, as for `sample`; the next has seed + 1.
         x: Latents instead, (num_samples, *shape), as for `sample`.
-        images: To encode, with task="encode": (num_samples, *shape), as for `encode`.
+        images: To encode, with task="encode": (num_samples, *shape), 8 or more, as for `encode`. Every second is tuned
+            on; of the others every second validates, and the rest is for the errors that are reported.
         cond: As for `sample`, for these samples. Give the conditions that will be asked for: classes in turn, prompts.
         guidance_scale: As for `sample`; to encode as for `encode`.
         coefficients: Fit the weights of the steps too, not only the grid.
@@ -78,12 +80,13 @@ def tune(
         budget: Seconds of processor time after which the fit ends, wherever it is; `measured` then says so. What comes
             before and after it is not bound.
         held_out: What to report besides: settings such as {"cond": {"label": 3}, "guidance_scale": 2}, whose `cond` is
-            for 16 samples. By default the classes that were not tuned on, four samples or more of each and sixteen
-            classes at most, and another guidance scale; () for none.
+            for 16 samples; conditions that it does not name are those tuned with. By default the classes that were not
+            tuned on, four samples or more of each and sixteen classes at most, and another guidance scale; () for none.
         reference_steps: Of the solves that errors are measured from, RK4; even, four times `num_steps` or more.
         max_batch: The most rows to give the network at once.
-        checkpoint: A .safetensors in which to keep what was found so far, and from which to go on after a kill; deleted
-            at the end.
+        checkpoint: A .safetensors in which to keep what was found so far, and from which to go on after a kill. It is
+            deleted when `out` has been written; without `out` it stays, and to ask again costs the race only.
+        out: A .json to write the recipe to, as `save` does.
         progress: Show progress bars.
 
     Returns:
@@ -92,23 +95,20 @@ def tune(
 
     Raises:
         ValueError: What cannot be meant, before the model is called; a checkpoint of something else.
+        OSError: `out` cannot be written; the checkpoint then stays.
         FloatingPointError: The reference solve fails, or every solver does.
     """
     checked_model(model)
     _check_numbers(num_steps, task, iterations, budget, reference_steps)
-    if not isinstance(coefficients, bool):
-        raise TypeError(f"coefficients must be True or False; got {coefficients!r}")
-    check_max_batch(max_batch, 1)
-    if max_batch == "auto":
-        raise ValueError('max_batch="auto" has no effect with gradients: give a number')
+    at_once = _checked_rest(coefficients, max_batch, out)
     encoding = 1.0 if guidance_scale is None else guidance_scale
     scale = checked_guidance(usual_guidance(model, guidance_scale) if task == "sample" else encoding)
     guided(model, scale)  # raises where this model cannot be guided so
     given = _given(model, task, x, images)
     count = checked_count(SAMPLES if num_samples is None and given is None else num_samples, given)
     shape = checked_shape(model) if given is None else tuple(given.shape[1:])
-    if count < FEWEST:
-        raise ValueError(f"tuning needs {FEWEST} samples or more, some of them to validate on; got {count}")
+    if count < FEWEST[task]:
+        raise ValueError(f"tuning needs {FEWEST[task]} samples or more, some of them to validate on; got {count}")
     warn_of_nothing_to_guide_to(model, cond, scale)
     if task == "encode" and held_out:
         raise ValueError("held_out is for samplers: hold images back, and give them to ods.round_trip")
@@ -124,15 +124,16 @@ def tune(
         coefficients=coefficients,
         iterations=ITERATIONS[task] if iterations is None else int(iterations),
         reference_steps=reference_steps,
-        max_batch=max_batch,
+        max_batch=at_once,
         progress=progress,
     )
     others = made.held_out(held_out) if task == "sample" else {}
     saved = Resumable(checkpoint, made.question(task, others))
     clock = Clock(budget, earlier=saved.facts.get("seconds", 0.0))
     found: Tuned = _TASKS[task](made, others, saved, clock)
-    json.dumps(found.measured, allow_nan=False)  # what cannot be saved must not cost the checkpoint
-    saved.done()
+    if out is not None:
+        found.save(out)
+        saved.done()  # not before: what could not be saved must not cost the checkpoint
     return found
 
 
@@ -148,6 +149,18 @@ def _given(model: Model, task: str, x: Tensor | None, images: Tensor | None) -> 
     if images is not None:
         raise ValueError('images are for task="encode"; to sample from given latents there is x')
     return None if x is None else checked_batch(model, x, "x")
+
+
+def _checked_rest(coefficients: bool, max_batch: AnyBatch, out: str | Path | None) -> int | None:
+    """The rows at once. Raises as `tune`."""
+    if not isinstance(coefficients, bool):
+        raise TypeError(f"coefficients must be True or False; got {coefficients!r}")
+    check_max_batch(max_batch, 1)
+    if max_batch == "auto":
+        raise ValueError('max_batch="auto" has no effect with gradients: give a number')
+    if out is not None and not checked_name(out).parent.is_dir():
+        raise ValueError(f"the folder of {out} does not exist")
+    return max_batch
 
 
 def _check_numbers(

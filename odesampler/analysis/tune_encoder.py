@@ -59,11 +59,10 @@ def tuned_encoder(task: Task, others: Mapping[str, Task], saved: Resumable, cloc
     model, usual = task.model, _plan(task, None, None)
     truth = saved.once("latents", lambda: _latents(task, 1))
     floor: float = saved.fact("floor", lambda: reference.quantile(rms(_latents(task, 2) - truth), 0.5))
-    train, valid = task.rows(validation=False), task.rows(validation=True)
-    chosen, tried = _searched(task, usual, train, truth, saved, clock)
+    sets = task.images()
+    chosen, tried = _searched(task, usual, sets["train"], truth, saved, clock)
     plan = usual if chosen is None else _plan(task, *_meant(task, chosen))
-    before, after = ({k: _missed(task, p, rows, truth) for k, rows in (("train", train), ("validation", valid))}
-                     for p in (usual, plan))  # fmt: skip
+    before, after = ({k: _missed(task, p, rows, truth) for k, rows in sets.items()} for p in (usual, plan))
     refused = "" if chosen is None else _refusal(after["validation"], before["validation"])
     if refused:
         plan, after = usual, before
@@ -73,7 +72,7 @@ def tuned_encoder(task: Task, others: Mapping[str, Task], saved: Resumable, cloc
         "evaluations": task.num_steps,
         **{k: {"samples": len(m.latent), **_said(m)} for k, m in after.items()},
         "default": {"name": names[0], **{k: _said(m) for k, m in before.items()}},
-        "ratio": math.exp(after["validation"].loss - before["validation"].loss),
+        "ratio": math.exp(after["test"].loss - before["test"].loss),
         "refused": refused,
         "reference": f"rk4, {task.reference_steps} steps; half as many differ by {floor:.1e}",
         "reference_floor": floor,
@@ -85,20 +84,13 @@ def tuned_encoder(task: Task, others: Mapping[str, Task], saved: Resumable, cloc
         "held_out": {},
     }
     assert task.given is not None
-    images = torch.stack([m["validation"].x[:SHOWN] for m in (before, after)])
-    originals = task.given[valid][:SHOWN].cpu().to(images.dtype)
+    shown = {kind: m["test"].x[:SHOWN] for kind, m in (("tuned", after), ("default", before))}
+    originals = task.given[sets["test"]][:SHOWN].cpu().to(shown["default"].dtype)
     cases = []
     for kind, name, p, m in zip(("default", "tuned"), names, (usual, plan), (before, after), strict=True):
-        errors = {"latent": m["validation"].latent, "round trip": m["validation"].round_trip}
+        errors = {"latent": m["test"].latent, "round trip": m["test"].round_trip}
         cases.append(Case(f"{kind}: {name}", p.grid, errors))
-    report = Tuning(
-        tuple(cases),
-        torch.cat([images, originals[None]]),
-        model.name,
-        task.num_steps,
-        measured,
-        ("default", "tuned", "image"),
-    )
+    report = Tuning(tuple(cases), {"image": originals, **shown}, model.name, task.num_steps, measured)
     solver = plan.loop.solver  # type: ignore[attr-defined]  # on a grid
     solver = replace(solver, course=None) if isinstance(solver, ALF) else solver
     told: dict[str, Any] = {
@@ -110,7 +102,7 @@ def tuned_encoder(task: Task, others: Mapping[str, Task], saved: Resumable, cloc
     }
     warning = [
         refused and f"{refused}; this is the default",
-        unclear(floor, measured["validation"]["latent"]["median"]),
+        unclear(floor, measured["test"]["latent"]["median"]),
     ]
     return Tuned(solver, plan.grid, warning="; ".join(filter(None, warning)), report=report, **told)
 

@@ -7,12 +7,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from odesampler.analysis.fitting import Clock, Goals, Recomputed, Stage, counted, descend, frozen
 from odesampler.analysis.knots import measured_grid
-from odesampler.analysis.race import FEW, Entry, entrants, errors_of, plan_for, raced
+from odesampler.analysis.race import FEW, Entry, entrants, errors_of, first_of, plan_for, raced
 from odesampler.analysis.resumable import Resumable
 from odesampler.analysis.shapes import FreeTable, Knots, MovedKnots
 from odesampler.analysis.side_by_side import Samples, side_by_side
@@ -205,9 +204,9 @@ def _fitted(
     grid = Grid((*first, *nodes, 0.0), "tuned")
     done = sum(saved.facts[k]["done"] for k in saved.facts if k == "last" or k.startswith("knots "))
     if not task.coefficients:
-        return (f"{entry.solver} on tuned knots", find_solver(entry.solver), grid), done  # type: ignore[return-value]
+        return (f"{entry.solver}, knots fitted", find_solver(entry.solver), grid), done  # type: ignore[return-value]
     rows = tuple(tuple(row[i::-1]) for i, row in enumerate(weights))
-    return (f"tuned from {entry.solver}", Fitted((*nodes, 0.0), rows), grid), done
+    return (f"{entry.solver}, knots and weights fitted", Fitted((*nodes, 0.0), rows), grid), done
 
 
 def _as_found(
@@ -253,9 +252,12 @@ def _warning(held: Mapping[str, Any], refused: str, unclear: str = "") -> str:
 def _report(
     task: Task, samples: Samples, truth: Tensor, found: tuple[Found, ...], measured: Mapping[str, Any]
 ) -> Tuning:
-    plans = [found[0].plan, found[2].plan]
-    ran, _ = side_by_side(task.model, plans, samples, max_batch=task.max_batch)
-    images = torch.stack([ran[0].x[:SHOWN], ran[1].x[:SHOWN], truth[:SHOWN].to(ran[0].x.dtype)])
     names = ("default", "best untuned", "tuned")
     cases = [Case(f"{kind}: {f.name}", f.grid, _sets(f)) for kind, f in zip(names, found, strict=True)]
-    return Tuning(tuple(cases), images, task.model.name, task.num_steps, measured, ("default", "tuned", "reference"))
+    ran, _ = side_by_side(task.model, [f.plan for f in found], first_of(samples, SHOWN), max_batch=task.max_batch)
+    called: dict[int, list[int]] = {}  # what is the same solve is shown once
+    for i in (2, 0, 1):
+        called.setdefault(id(found[i].plan), []).append(i)
+    ends = {"\n= ".join(names[i] for i in same): ran[same[0]].x for same in called.values()}
+    images = {"reference": truth[:SHOWN].to(ran[0].x.dtype), **ends}
+    return Tuning(tuple(cases), images, task.model.name, task.num_steps, measured)

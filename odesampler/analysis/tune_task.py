@@ -47,8 +47,17 @@ class Task:
     progress: bool
 
     def rows(self, validation: bool) -> list[int]:
-        """The samples to tune on, or those to validate on: every third."""
+        """The latents to tune on, or those to validate on: every third."""
         return [i for i in range(self.shape[0]) if (i % 3 == 2) == validation]
+
+    def images(self) -> dict[str, list[int]]:
+        """The images to tune on, half of them; every fourth validates, and by every fourth nothing is chosen."""
+        those = range(self.shape[0])
+        return {
+            "train": [i for i in those if i % 4 in (0, 2)],
+            "validation": [i for i in those if i % 4 == 1],
+            "test": [i for i in those if i % 4 == 3],
+        }
 
     def samples(self, validation: bool) -> Samples:
         """The latents to tune or to validate on."""
@@ -125,7 +134,9 @@ class Task:
         if unknown:
             known = ", ".join(self.cond) or "no conditions"
             raise ValueError(f"held_out has cond {', '.join(unknown)}, but {self.model.name} is tuned with {known}")
-        return _words(setting), self._later(cond, told, scale)
+        rows = [i % self.shape[0] for i in range(HELD)]
+        rest = {k: v[rows] for k, v in self.cond.items() if k not in told}
+        return _words(setting), self._later(cond | rest, {**(self.told or {}), **told}, scale)
 
     def _again(self) -> dict[str, Tensor]:
         """The conditions tuned with, for samples that are held out: of each class as many."""

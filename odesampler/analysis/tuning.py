@@ -30,11 +30,10 @@ class Tuning(Report):
     """Errors before and after; prints as a table and draws itself."""
 
     cases: tuple[Case, ...]  # the untuned default first, what was tuned last
-    images: Tensor  # (rows, n, *shape), one row for each of `shown`
+    images: Mapping[str, Tensor]  # (n, *shape) each; the first is what the others should be
     model: str
     num_steps: int
     measured: Mapping[str, Any]
-    shown: tuple[str, ...]
 
     @property
     def title(self) -> str:
@@ -57,9 +56,14 @@ class Tuning(Report):
             *([self._held_out] if self.measured.get("held_out") else []),
             Section("Sample by sample", f"{kinds[-1]}: below the line is better than before.", draw=self.scatter),
         ]
-        if self.images.ndim == 5 and self.images.shape[2] in (1, 3):
-            words = f"The same samples after {self.num_steps} steps, and where they should be."
-            found.append(Section("Pictures", words, draw=self.pictures))
+        first = next(iter(self.images))
+        if self.images[first].ndim == 4 and self.images[first].shape[1] in (1, 3):
+            words = (
+                f"A column for each of the first samples that were tested on, at {self.num_steps} steps: the {first}, "
+                "what came out with its median error over these columns, and what that misses, grey where nothing. A "
+                "recipe is for its own number of steps: for pictures at another, tune for that."
+            )
+            found.append(Section(f"Pictures at {self.num_steps} steps", words, draw=self.pictures))
         return found
 
     def _notes(self) -> list[str]:
@@ -105,7 +109,7 @@ class Tuning(Report):
         return before_and_after(self)
 
     def pictures(self) -> Figure:
-        """The first samples, before, after, and as they should be."""
-        from odesampler.analysis.grid_pictures import table_of_images
+        """The first samples as they should be, after, before, and what is missed."""
+        from odesampler.analysis.tuning_pictures import ends_and_misses
 
-        return table_of_images(self.images, [""] * self.images.shape[1], self.shown)
+        return ends_and_misses(self)

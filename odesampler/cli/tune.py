@@ -35,7 +35,9 @@ if TYPE_CHECKING:
 @click.option("--task", type=click.Choice(["sample", "encode"]), default="sample", show_default=True)
 @click.option("--iterations", type=int, help="Of the fit.  [default: 500; with --task encode 60 settings]")
 @click.option("--budget", type=float, help="Seconds of processor time, after which the fit ends.")
-@click.option("--num", type=int, default=96, show_default=True, help="Latents, or held-out images; a third validates.")
+@click.option(
+    "--num", type=int, default=96, show_default=True, help="Latents, a third validates; or held-out images, a fourth."
+)
 @click.option("--seed", type=int, default=0, show_default=True, help="Of the first latent; the next has seed + 1.")
 @click.option("--knots-only", is_flag=True, help="Tune the grid, and leave the solver's weights as they are.")
 @click.option("--reference-steps", type=int, default=200, show_default=True, help="Of what all is compared with.")
@@ -70,8 +72,7 @@ def tune(
     else:
         how |= {"num_samples": num, "cond": every_class(loaded, num) if label is None else cond_of(loaded, label)}
     told: dict[str, Any] = {"task": task, "coefficients": not knots_only, "max_batch": max_batch, "progress": shown()}
-    found = ods.tune(loaded, num_steps, **told, **how)
-    found.save(out)
+    found = ods.tune(loaded, num_steps, out=out, **told, **how)
     click.echo(found.report.table())
     if found.warning:
         click.echo(f"note: {found.warning}")

@@ -1,6 +1,7 @@
 """Tuned samplers against the best of diffusers and our best untuned: medians over latents that nothing was tuned on.
 
     python -m tests.benchmarks tune [digits|gmm64|kde64|ring|exact] [steps ...]
+    python -m tests.benchmarks tune held_out [steps ...]        digits 0 to 6 tuned on; 7, 8, 9 and guidance 3 held out
 
 Theirs: every deterministic scheduler with every sigma setting, as in `against_diffusers`. Ours untuned: the best of the
 default and a few well-known ones on their default grids. Reference: RK4. The state is float64; the clock is that of the
@@ -22,6 +23,7 @@ from tests.benchmarks import against_diffusers, exact_problems
 BUDGETS = {"digits": (5, 6, 8, 10, 20), "exact": (10, 20)}
 SAMPLES = {"digits": (32, 8, 400), "exact": (64, 16, 400)}  # measured, those that screen, steps of the reference
 SEED = 100_000  # of the first latent that is tuned on
+KNOWN, OTHERS, GUIDANCE = range(7), [*[7, 8, 9] * 5, 7], 3.0  # classes tuned on; a class and a scale held out
 
 
 def models() -> dict[str, ods.Model]:
@@ -45,6 +47,10 @@ def main() -> None:
     warnings.filterwarnings("ignore", category=FutureWarning)  # their "dpmsolver" is to go
     named = sys.argv[2:] if sys.argv[1:2] == ["tune"] else []
     steps = [int(word) for word in named if word.isdigit()]
+    if "held_out" in named:
+        for num_steps in steps or (5, 10, 20):
+            print(*held_out(num_steps), sep="\n", flush=True)
+        return
     known = models()
     asked = [word for word in named if not word.isdigit()] or ["digits", "exact"]
     for name in asked:
@@ -77,3 +83,28 @@ def row(problem: against_diffusers.Problem, num_steps: int, few: int, **how: int
         f"| {problem.name} | {num_steps} | {theirs:.2e} ({scheduler}) | {ours:.2e} (`{other}`) | {default:.2e} | "
         f"{tuned:.2e} ({what}) | {tuned / theirs:.2f} | {tuned / ours:.2f} | {minutes:.1f} |"
     )
+
+
+def held_out(num_steps: int, **how: int) -> list[str]:
+    """A line for what was tuned for and for each setting held out: errors of the default and of the recipe.
+
+    The ratio is the geometric mean over the samples; in brackets the worst class.
+    """
+    how = {"num_samples": SAMPLES_TUNED, **how}
+    cond = {"label": [KNOWN[i % len(KNOWN)] for i in range(how["num_samples"])]}
+    others = [{"cond": {"label": OTHERS}}, {"guidance_scale": GUIDANCE}]
+    others.append(others[0] | others[1])
+    model = models()["digits"]
+    recipe = ods.tune(model, num_steps, seed=SEED, cond=cond, guidance_scale=1.0, held_out=others, **how)
+    found, kind = recipe.measured, "untuned, the best of the race" if recipe.measured["refused"] else "fitted"
+    test = found["test"], found["default"]["test"]
+    ratio = test[0]["geometric_mean"] / test[1]["geometric_mean"]
+    rows = [
+        f"| {num_steps} ({kind}) | none: latents not seen | {test[1]['median']:.2e} | {test[0]['median']:.2e} | "
+        f"{ratio:.2f} |"
+    ]
+    for name, one in found["held_out"].items():
+        label, worst = max(one["classes"].items(), key=lambda pair: pair[1])
+        medians = f"{one['default']['median']:.2e} | {one['tuned']['median']:.2e}"
+        rows.append(f"| {num_steps} | {name} | {medians} | {one['ratio']:.2f} (label {label}: {worst:.2f}) |")
+    return rows

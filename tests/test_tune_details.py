@@ -1,0 +1,107 @@
+"""Tuning: what ends a fit and what it may look at, how many starts it has, where knots may be, clocks, axes."""
+
+import json
+import math
+
+import pytest
+import torch
+from safetensors import safe_open
+
+import odesampler as ods
+from odesampler.analysis import fitting, tune_sampler
+from odesampler.analysis.fitting import Clock, Goals, Recomputed, Stage, descend
+from odesampler.analysis.resumable import Resumable
+from odesampler.analysis.shapes import FreeTable, Knots
+from odesampler.solvers import Multistep
+from tests.problems import geometric, mixture, noise
+from tests.test_tune import QUICK, ring
+
+NODES = geometric(4)
+SHAPE = FreeTable(Multistep(), Knots(tuple(NODES), 0.1, 3.0))
+
+
+def question_of(path):
+    with safe_open(str(path), "pt") as file:
+        return json.loads(file.metadata()["question"])
+
+
+def goals():
+    x = noise(6)
+    return Goals(Recomputed(mixture()), x, torch.zeros_like(x), {})
+
+
+def fitted(stage, valid=None, saved=None):
+    saved = saved or Resumable(None, {})
+    best, loss = descend(stage, SHAPE.start(), goals(), valid or goals(), saved, Clock(), lambda _: None)
+    return best, loss, saved.facts[stage.name]
+
+
+def test_a_fit_that_gets_no_better_ends_after_half_of_its_iterations(monkeypatch):
+    monkeypatch.setattr(fitting, "_valued", lambda *_: 1.0)
+    *_, state = fitted(Stage("s", SHAPE, 20, 0.01, SHAPE.allowed))
+    assert state["done"] == 11  # the first that is more than half of them behind the best, the start
+
+
+def test_what_is_fitted_has_no_gradients_of_the_validation_latents(monkeypatch):
+    slopes, real, valid = [], fitting.gradient, goals()
+    monkeypatch.setattr(fitting, "gradient", lambda *a: [slopes.append(a[0]), real(*a)][1])
+    fitted(Stage("s", SHAPE, 4, 0.01, SHAPE.allowed), valid)
+    assert len(slopes) == 4
+    assert not any(one is valid for one in slopes)
+
+
+def test_steps_go_where_the_shape_allows():
+    *_, state = fitted(Stage("s", SHAPE, 3, 0.01, lambda theta: 0 * theta))
+    assert state["at"] == 0  # nothing moved, so that nothing was better
+    held = Resumable(None, {})
+    fitted(Stage("s", SHAPE, 5, 50.0, SHAPE.allowed), saved=held)
+    sigmas, _ = SHAPE(held.tensors["s.theta"])
+    assert (sigmas.diff() < 0).all()
+    assert sigmas.min() >= 0.1 * (1 - 1e-12)
+
+
+def test_three_starts_of_the_race_are_fitted_a_tenth_of_the_iterations_each(monkeypatch):
+    stages, real = [], tune_sampler.descend
+    monkeypatch.setattr(tune_sampler, "descend", lambda stage, *a: [stages.append(stage), real(stage, *a)][1])
+    ods.tune(ring(), 5, **QUICK)
+    assert [(s.name, s.iterations) for s in stages] == [("knots 0", 3), ("knots 1", 3), ("knots 2", 3), ("last", 21)]
+    assert len({(s.shape.solver, s.shape.knots.sigmas) for s in stages[:3]}) == 3
+
+
+def test_the_fit_asks_no_more_rows_at_once_than_max_batch(monkeypatch):
+    made, real = [], tune_sampler._goals
+    monkeypatch.setattr(tune_sampler, "_goals", lambda *a: [made.append(real(*a)), made[-1]][1])
+    ods.tune(ring(), 3, max_batch=5, **{**QUICK, "iterations": 0})
+    assert [g.chunk for g in made] == [5, 5]
+
+
+def test_a_run_that_goes_on_counts_the_time_of_before(tmp_path):
+    path, how = tmp_path / "c.safetensors", {**QUICK, "iterations": 5}
+    ods.tune(ring(), 5, checkpoint=path, **how)
+    kept = Resumable(path, question_of(path))
+    kept.facts["seconds"] = 1e6
+    kept.write()
+    assert ods.tune(ring(), 5, checkpoint=path, **how).measured["seconds"] > 1e6
+
+
+def test_the_scatter_has_the_default_across_and_the_tuned_upward():
+    report = ods.tune(ring(), 5, **QUICK).report
+    first, last = report.cases[0].errors, report.cases[-1].errors
+    for axis in report.scatter().axes:
+        x, y = axis.lines[1].get_data()
+        kind = axis.get_title()
+        assert (list(x), list(y)) == (first[kind].tolist(), last[kind].tolist())
+        assert axis.get_xlabel() == "error of the untuned default"
+    assert report.scatter().axes[0].get_ylabel() == "error of the tuned solver"
+
+
+def test_where_a_model_starts_at_infinity_the_grid_is_measured_along_its_own_noise(monkeypatch):
+    seen, real = [], tune_sampler.measured_grid
+    monkeypatch.setattr(
+        tune_sampler, "measured_grid", lambda eps, x, *a, **k: [seen.append(x), real(eps, x, *a, **k)][1]
+    )
+    model = mixture().model(ods.RectifiedFlow(), prediction="flow")
+    ods.tune(model, 4, **{**QUICK, "iterations": 0})
+    [x] = seen
+    assert x.square().mean().sqrt().item() == pytest.approx(tune_sampler.TOP, rel=0.5)
+    assert math.isinf(model.range[1])
