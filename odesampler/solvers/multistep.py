@@ -56,6 +56,15 @@ class Multistep(Solver):
     Raises:
         ValueError: An unknown frame, variable or rule; orders out of range; what does not go together.
 
+    Examples:
+        >>> model = ods.load("digits")
+        >>> ods.sample(model, 2, solver=ods.Multistep(), num_steps=10).nfe.tolist()  # correcting is free
+        [10, 10]
+        >>> solver = ods.Multistep("data", predictor=2, corrector=0, rule="dpm")
+        >>> ours, published = (ods.sample(model, 2, solver=s, num_steps=10).x for s in (solver, "dpmpp_2m"))
+        >>> ours.equal(published)
+        True
+
     References:
         Hairer, Norsett, Wanner, Solving Ordinary Differential Equations I, III.1 and III.5 (variable steps).
         Zhang, Chen 2023, DEIS, arXiv:2204.13902. Lu et al. 2022, DPM-Solver++, arXiv:2211.01095. Zhao et al. 2023,

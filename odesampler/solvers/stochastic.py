@@ -45,6 +45,12 @@ class Ancestral(Solver):
         TypeError: A base that is no solver.
         ValueError: eta outside [0, 1]; another base than that; a rising step, since noise cannot be encoded.
 
+    Examples:
+        >>> model, solvers = ods.load("digits"), ("ddim", ods.Ancestral(eta=0.0), ods.Ancestral(eta=1.0))
+        >>> ddim, none, ddpm = (ods.sample(model, 2, solver=solver, num_steps=10).x for solver in solvers)
+        >>> none.allclose(ddim, atol=1e-4), ddpm.allclose(ddim, atol=1e-4)
+        (True, False)
+
     References:
         Song, Meng, Ermon 2021, Denoising Diffusion Implicit Models, arXiv:2010.02502, eq. 12, 16 and section 5.
     """
@@ -125,6 +131,14 @@ class Churn(Solver):
     Raises:
         TypeError: A base that is no solver.
         ValueError: A base that draws noise or carries memory; a negative number; a rising step.
+
+    Examples:
+        >>> model, solvers = ods.load("digits"), ("heun", ods.Churn(s_churn=0.0), ods.Churn(s_churn=10.0))
+        >>> heun, none, some = (ods.sample(model, 2, solver=solver, num_steps=10) for solver in solvers)
+        >>> none.x.allclose(heun.x, atol=1e-4), some.x.allclose(heun.x, atol=1e-4)
+        (True, False)
+        >>> heun.nfe.equal(some.nfe)  # noise costs no evaluations
+        True
 
     References:
         Karras et al. 2022, Elucidating the Design Space, arXiv:2206.00364, Algorithm 2 and table 5.
@@ -207,6 +221,14 @@ class StochasticMidpoint(Solver):
 
     Raises:
         ValueError: eta not above 0; a rising step, since noise cannot be encoded.
+
+    Examples:
+        >>> model, how = ods.load("digits"), {"solver": ods.StochasticMidpoint(), "num_steps": 10}
+        >>> found = ods.sample(model, 3, **how)
+        >>> found.nfe.tolist()
+        [19, 19, 19]
+        >>> ods.sample(model, 1, seed=2, **how).x.allclose(found.x[2:], atol=1e-4)  # noise belongs to the seed
+        True
 
     References:
         Lu et al. 2022, DPM-Solver++, arXiv:2211.01095, appendix A (the equation); Crowson, k-diffusion,
