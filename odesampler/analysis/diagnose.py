@@ -157,7 +157,8 @@ def diagnose(
 
     Examples:
         >>> model, images = ods.load("digits"), ods.held_out("digits").images[:3]
-        >>> coarse, fine = (ods.encode(model, images, solver=s, num_steps=n) for s, n in (("ddim", 5), ("heun", 20)))
+        >>> coarse = ods.encode(model, images, solver="ddim", num_steps=5)
+        >>> fine = ods.encode(model, images, solver="heun", num_steps=20)
         >>> ods.diagnose(model, coarse).normal.tolist(), ods.diagnose(model, fine).normal.tolist()
         ([False, False, False], [True, True, True])
     """

@@ -46,8 +46,9 @@ class InterpolationGrid(Report):
     """Images between latents, in rows; prints as a table and draws itself.
 
     Examples:
-        >>> model, how = ods.load("digits"), {"ends": (0, 1), "num": 5, "num_steps": 5}
-        >>> circle, line = (ods.interpolation_grid(model, how=name, **how) for name in ("slerp", "linear"))
+        >>> model = ods.load("digits")
+        >>> circle = ods.interpolation_grid(model, (0, 1), 5, num_steps=5)
+        >>> line = ods.interpolation_grid(model, (0, 1), 5, how="linear", num_steps=5)
         >>> circle.short.tolist(), line.short.tolist()
         ([False], [True])
         >>> bool((circle.kept[0, 2] - 1).abs() < 0.1), bool(line.kept[0, 2] < 0.8)  # the lengths half-way

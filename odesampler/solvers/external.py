@@ -53,8 +53,9 @@ class Torchdiffeq(Loop):
         rtol, atol: Tolerances of the adaptive methods.
 
     Examples:
-        >>> model, solvers = ods.exact.GaussianMixture.ring().model(), (ods.Torchdiffeq("midpoint"), ods.Midpoint())
-        >>> theirs, ours = (ods.sample(model, 2, solver=solver, num_steps=10) for solver in solvers)
+        >>> model = ods.exact.GaussianMixture.ring().model()
+        >>> theirs = ods.sample(model, 2, solver=ods.Torchdiffeq("midpoint"), num_steps=10)
+        >>> ours = ods.sample(model, 2, solver=ods.Midpoint(), num_steps=10)
         >>> theirs.x.allclose(ours.x, atol=1e-4), theirs.nfe.equal(ours.nfe)
         (True, True)
     """

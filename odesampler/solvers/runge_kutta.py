@@ -181,7 +181,8 @@ class Bosh3(Solver):
 
     Examples:
         >>> model = ods.exact.GaussianMixture.ring().model()
-        >>> bosh3, dopri5 = (ods.sample(model, 4, solver=s, rtol=1e-2, atol=1e-2) for s in (ods.Bosh3(), ods.Dopri5()))
+        >>> bosh3 = ods.sample(model, 4, solver=ods.Bosh3(), rtol=1e-2, atol=1e-2)
+        >>> dopri5 = ods.sample(model, 4, solver=ods.Dopri5(), rtol=1e-2, atol=1e-2)
         >>> bool(bosh3.nfe.sum() < dopri5.nfe.sum())  # the cheaper one where little is asked for
         True
 
@@ -219,7 +220,8 @@ class Dopri5(Solver):
 
     Examples:
         >>> model = ods.exact.GaussianMixture.ring().model()
-        >>> coarse, fine = (ods.sample(model, 2, solver=ods.Dopri5(), rtol=tol, atol=tol) for tol in (1e-3, 1e-6))
+        >>> coarse = ods.sample(model, 2, solver=ods.Dopri5(), rtol=1e-3, atol=1e-3)
+        >>> fine = ods.sample(model, 2, solver=ods.Dopri5(), rtol=1e-6, atol=1e-6)
         >>> bool((coarse.nfe < fine.nfe).all()), bool((coarse.x - fine.x).abs().max() < 1e-2)
         (True, True)
 
