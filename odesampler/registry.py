@@ -101,7 +101,8 @@ def register(name: str, maker: Callable[..., Solver]) -> None:
         ValueError: The name is taken, or not an identifier, or `maker` makes no solver.
 
     Examples:
-        >>> ods.register("a_little_noise", lambda: ods.Ancestral(eta=0.2))
+        >>> from functools import partial
+        >>> ods.register("a_little_noise", partial(ods.Ancestral, eta=0.2))
         >>> model = ods.exact.GaussianMixture.ring().model()
         >>> ods.sample(model, 2, solver="a_little_noise", num_steps=5).nfe.tolist()
         [5, 5]
