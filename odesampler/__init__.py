@@ -1,11 +1,21 @@
 """Every trained diffusion or flow model as one ordinary differential equation, dx / dsigma = eps(x, sigma), solved.
 
-    model  = load("digits")                  an embedded, really trained model
-    images = sample(model, 16).x             sigma falls: sampling
-    latent = encode(model, images)           sigma rises: inversion
-    back   = decode(model, latent).x         and down again
+    >>> import torch
+    >>> import odesampler as ods
+    >>> model = ods.load("digits")  # an embedded, really trained model
+    >>> images = ods.sample(model, 4, cond={"label": 3}).x  # sigma falls: sampling
+    >>> latent = ods.encode(model, images, cond={"label": 3})  # sigma rises: inversion
+    >>> back = ods.decode(model, latent).x  # and down again
+    >>> bool((back - images).abs().max() < 1e-9)
+    True
+    >>> found = ods.compare(model, ["ddim", "multistep"], 20, num_samples=4, reference_steps=100)
+    >>> found.best(nfe=20).solver  # nearest to the exact solution
+    'multistep'
+    >>> ods.solvers()  # all of them; ods.grids() likewise
+    name ...
 
-Names are imported when first used, so that `odesampler --help` answers without waiting for torch.
+Examples in docstrings begin where the two imports have been made. Names are imported when first used, so that
+`odesampler --help` answers without waiting for torch.
 """
 
 from importlib import import_module as _import_module

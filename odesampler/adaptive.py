@@ -32,7 +32,15 @@ from odesampler.program import Course, Loop, Observer, Program, Sigma, Solved, S
 
 
 class Status(IntEnum):
-    """How a sample's solve ended."""
+    """How a sample's solve ended.
+
+    Examples:
+        >>> [status.name for status in ods.Status]
+        ['ARRIVED', 'STEP_LIMIT', 'FLOOR']
+        >>> model = ods.exact.GaussianMixture.ring().model()
+        >>> ods.sample(model, 2, solver="dopri5", rtol=1e-3, atol=1e-3).status == (ods.Status.ARRIVED,) * 2
+        True
+    """
 
     ARRIVED = 0
     STEP_LIMIT = 1  # still under way after max_steps; raise it, or rtol and atol
@@ -51,6 +59,17 @@ class Adaptive(Loop):
     Raises:
         TypeError: Not a solver.
         ValueError: The solver estimates no error, or a tolerance is negative or infinite, or both are 0.
+
+    Examples:
+        >>> model = ods.exact.GaussianMixture.ring().model()
+        >>> fine = ods.sample(model, 4, solver=ods.Adaptive(ods.Dopri5(), rtol=1e-6, atol=1e-6))
+        >>> coarse = ods.sample(model, 4, solver="adaptive:dopri5(rtol=1e-2, atol=1e-2)")
+        >>> bool((coarse.nfe < fine.nfe).all())
+        True
+        >>> ods.Adaptive(ods.RK4())
+        Traceback (most recent call last):
+            ...
+        ValueError: RK4 estimates no error, so it cannot choose steps: give num_steps
     """
 
     solver: Solver

@@ -112,6 +112,13 @@ def run(
         ValueError: `max_batch` below 1; conditions of other programs than these; an answer of the wrong shape.
         torch.cuda.OutOfMemoryError: Not even one sample fits into memory ("auto").
         FloatingPointError: An answer with NaN or infinity; names the sigma.
+
+    Examples:
+        >>> from odesampler.drive import run
+        >>> gauss, x = ods.exact.Gaussian(torch.zeros(1), 1.0), torch.tensor([[3.0]])
+        >>> (state,) = run(ods.RK4().step(ods.State(x), 2.0, 1.5), model=gauss)  # one step, by hand
+        >>> bool((state.x - gauss.trajectory(x, 2.0, 1.5)).abs().max() < 1e-3)
+        True
     """
     calls = _Calls.of(model, max_batch)
     joined: Program[Any] = programs[0] if len(programs) == 1 else together(*programs)

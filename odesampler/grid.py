@@ -34,6 +34,18 @@ class Grid:
 
     Raises:
         ValueError: Fewer than two sigmas, a negative or NaN one, or not strictly monotone.
+
+    Examples:
+        >>> grid = ods.Grid((3.0, 1.0, 0.5))
+        >>> grid.num_steps, grid.up().sigmas, grid.reverse().reverse() is grid
+        (2, (0.5, 1.0, 3.0), True)
+        >>> model = ods.exact.GaussianMixture.ring().model()
+        >>> ods.sample(model, 2, solver="ddim", grid=grid).nfe.tolist()
+        [2, 2]
+        >>> ods.Grid((3.0, 1.0, 2.0))
+        Traceback (most recent call last):
+            ...
+        ValueError: a grid must be strictly monotone: sigmas 1 and 2 are 1 and 2...
     """
 
     sigmas: tuple[float, ...]
@@ -110,7 +122,13 @@ class GridList(list[GridFacts]):
 
 
 def grids() -> GridList:
-    """Every grid by name, with its parameters and what it is. A verb takes `grid="karras(rho=5)"`."""
+    """Every grid by name, with its parameters and what it is. A verb takes `grid="karras(rho=5)"`.
+
+    Examples:
+        >>> known = {facts.name: facts for facts in ods.grids()}
+        >>> known["karras"].parameters, known["log_snr"].aliases
+        (('rho=7.0', 'last=None'), ('exponential', 'lu'))
+    """
     names: dict[NamedGrid, list[str]] = {}
     for name, function in NAMED.items():
         names.setdefault(function, []).append(name)
@@ -134,11 +152,12 @@ def concatenate(*grids: Grid) -> Grid:
     Raises:
         ValueError: Pieces that do not meet, or go in different directions.
 
-    Example:
-        >>> top = make_grid("karras", VE(), 4, into_zero=False, sigma_min=1.0)
-        >>> rest = make_grid("log_snr", VE(), 6, into_zero=True, sigma_max=1.0)
-        >>> concatenate(top, rest).name
-        'karras + log_snr'
+    Examples:
+        >>> top = ods.make_grid("karras", ods.VE(), 4, into_zero=False, sigma_min=1.0)
+        >>> rest = ods.make_grid("log_snr", ods.VE(), 6, into_zero=True, sigma_max=1.0)
+        >>> whole = ods.concatenate(top, rest)
+        >>> whole.name, whole.num_steps
+        ('karras + log_snr', 10)
     """
     if not grids or not all(isinstance(grid, Grid) for grid in grids):
         raise ValueError(f"concatenate takes grids, such as make_grid gives; got {grids!r}")
@@ -176,6 +195,18 @@ def make_grid(
     Raises:
         ValueError: An unknown name, arguments that it does not take, `num_steps` below 1 or beyond what the clock or
             float64 can tell apart, a range that the grid cannot span, sigmas that are not strictly monotone.
+
+    Examples:
+        >>> grid = ods.make_grid("log_snr", ods.VE(0.01, 100.0), 4, into_zero=False)
+        >>> [round(sigma, 6) for sigma in grid]
+        [100.0, 10.0, 1.0, 0.1, 0.01]
+        >>> grid = ods.make_grid("karras(rho=7)", ods.VE(), 5, into_zero=True)
+        >>> len(grid), round(grid[1], 2), grid[5]
+        (6, 17.53, 0.0)
+        >>> ods.make_grid("karas", ods.VE(), 5, into_zero=True)
+        Traceback (most recent call last):
+            ...
+        ValueError: unknown grid 'karas'; known: leading, trailing, ...
     """
     if isinstance(grid, Grid):
         return grid.down()

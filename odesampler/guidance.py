@@ -42,6 +42,16 @@ class Guidance:
     Raises:
         TypeError: Not numbers, or not a pair.
         ValueError: A scale that is not finite, a rescale outside [0, 1], an interval that is none.
+
+    Examples:
+        >>> conditional, unconditional = torch.tensor([[2.0, 0.0]]), torch.tensor([[1.0, 0.0]])
+        >>> ods.Guidance(3.0).combined(conditional, unconditional).tolist()
+        [[4.0, 0.0]]
+        >>> ods.Guidance(3.0, rescale=1.0).combined(conditional, unconditional).tolist()  # with the std of conditional
+        [[2.0, 0.0]]
+        >>> how = ods.Guidance(3.0, rescale=0.7, interval=(0.3, 5.0))
+        >>> ods.sample(ods.load("digits"), 2, cond={"label": 3}, guidance_scale=how, num_steps=10).nfe.tolist()
+        [10, 10]
     """
 
     scale: float

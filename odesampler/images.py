@@ -25,6 +25,10 @@ def to_float(pixels: Tensor) -> Tensor:
 
     Raises:
         TypeError: Not uint8.
+
+    Examples:
+        >>> ods.images.to_float(torch.tensor([0, 255], dtype=torch.uint8)).tolist()
+        [-1.0, 1.0]
     """
     if pixels.dtype != torch.uint8:
         raise TypeError(f"to_float takes uint8 pixels, 0 .. 255; got {pixels.dtype}")
@@ -32,7 +36,12 @@ def to_float(pixels: Tensor) -> Tensor:
 
 
 def to_bytes(images: Tensor) -> Tensor:
-    """Images in [-1, 1], of any shape, as uint8; what lies outside is clamped, for looking at."""
+    """Images in [-1, 1], of any shape, as uint8; what lies outside is clamped, for looking at.
+
+    Examples:
+        >>> ods.images.to_bytes(torch.tensor([-1.0, 0.0, 1.0, 7.0])).tolist()
+        [0, 128, 255, 255]
+    """
     return ((images.detach().double().cpu() + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
 
 
@@ -41,6 +50,11 @@ def find(paths: Sequence[str | Path]) -> list[Path]:
 
     Raises:
         FileNotFoundError: A path that does not exist, or a folder without pictures.
+
+    Examples:
+        >>> paths = ods.images.save_each(torch.zeros(3, 1, 8, 8), "found")
+        >>> [path.name for path in ods.images.find(["found"])]
+        ['00000.png', '00001.png', '00002.png']
     """
     found: list[Path] = []
     for path in map(Path, paths):
@@ -72,6 +86,15 @@ def load(
         FileNotFoundError: A path that does not exist.
         ValueError: A file that is no picture, or has 16 bits a pixel, another size than `shape` or than the
             first, or more than is kept (`whole`).
+
+    Examples:
+        >>> paths = ods.images.save_each(ods.held_out("digits").images[:2], "loaded")
+        >>> ods.images.load("loaded").shape, ods.images.load("loaded", shape=(1, 8, 8)).shape
+        (torch.Size([2, 3, 8, 8]), torch.Size([2, 1, 8, 8]))
+        >>> ods.images.load("nowhere")
+        Traceback (most recent call last):
+            ...
+        FileNotFoundError: no such file or folder: nowhere
     """
     pictures: list[Tensor] = []
     for path in find([paths] if isinstance(paths, (str, Path)) else paths):
@@ -89,6 +112,13 @@ def read(file: IO[bytes], name: str | Path, shape: tuple[int, ...] | None = None
 
     Raises:
         ValueError: As for `load`; the size is looked at before the pixels are.
+
+    Examples:
+        >>> paths = ods.images.save_each(torch.ones(1, 3, 8, 8), "read")
+        >>> with open(paths[0], "rb") as file:
+        ...     picture = ods.images.read(file, "my picture", shape=(1, 8, 8))
+        >>> tuple(picture.shape), picture.min().item()
+        ((1, 8, 8), 1.0)
     """
     from PIL import Image, UnidentifiedImageError
 
@@ -132,6 +162,10 @@ def grid(images: Tensor, columns: int | None = None, scale: int | None = None, g
         columns: Pictures a row; about a square by default.
         scale: How many times to enlarge each pixel; by default small pictures become about 64 pixels high.
         gap: White pixels between neighbours, before enlarging.
+
+    Examples:
+        >>> ods.images.grid(torch.zeros(6, 3, 32, 32), columns=3, scale=1).shape
+        torch.Size([3, 67, 100])
     """
     batch, channels, height, width = images.shape
     columns = columns or math.ceil(math.sqrt(batch))
@@ -150,6 +184,13 @@ def save_grid(images: Tensor, path: str | Path, **options: Any) -> None:
     Raises:
         ValueError: `path` does not end in .png.
         OSError: It cannot be written.
+
+    Examples:
+        >>> ods.images.save_grid(ods.held_out("digits").images[:16], "digits.png", columns=8)
+        >>> ods.images.save_grid(ods.held_out("digits").images[:16], "digits.jpg")
+        Traceback (most recent call last):
+            ...
+        ValueError: pictures are written as PNG; got digits.jpg
     """
     if Path(path).suffix.lower() != ".png":
         raise ValueError(f"pictures are written as PNG; got {path}")
@@ -163,6 +204,10 @@ def save_each(images: Tensor, folder: str | Path, *, first: int = 0, digits: int
 
     Raises:
         OSError: One cannot be written.
+
+    Examples:
+        >>> [path.name for path in ods.images.save_each(torch.zeros(2, 3, 8, 8), "numbered", first=7)]
+        ['00007.png', '00008.png']
     """
     paths = [Path(folder) / f"{first + i:0{digits}d}.png" for i in range(len(images))]
     Path(folder).mkdir(exist_ok=True)

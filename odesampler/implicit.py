@@ -49,6 +49,15 @@ class Implicit:
 
     Raises:
         ValueError: An unknown method, numbers out of range, an average of what is no fixed-point iteration.
+
+    Examples:
+        >>> model, images = ods.load("digits"), ods.held_out("digits").images[:2]
+        >>> how = ods.Implicit(max_evaluations=50)
+        >>> latent = ods.encode(model, images, solver="ddim", num_steps=20, convention=how)
+        >>> latent.converged.tolist()
+        [True, True]
+        >>> bool((ods.decode(model, latent).x - images).abs().max() < 1e-3)
+        True
     """
 
     method: str = "anderson"

@@ -32,6 +32,11 @@ def slerp(a: Tensor, b: Tensor, weight: float | Tensor) -> Tensor:
 
     Raises:
         ValueError: Different shapes.
+
+    Examples:
+        >>> a, b = torch.tensor([[1.0, 0.0]]), torch.tensor([[0.0, 1.0]])
+        >>> round(ods.slerp(a, b, 0.5).norm().item(), 6), round(a.lerp(b, 0.5).norm().item(), 6)
+        (1.0, 0.707107)
     """
     if a.shape != b.shape:
         raise ValueError(f"slerp needs two tensors of one shape; got {tuple(a.shape)} and {tuple(b.shape)}")
@@ -62,6 +67,15 @@ def interpolate(a: Latent, b: Latent, num: int) -> Latent:
 
     Raises:
         ValueError: More than one sample, different recipes, `num` below 2.
+
+    Examples:
+        >>> model = ods.load("digits")
+        >>> latent = ods.encode(model, ods.held_out("digits").images[:2], num_steps=10)
+        >>> between = ods.interpolate(latent.select([0]), latent.select([1]), 5)
+        >>> tuple(ods.decode(model, between).x.shape)
+        (5, 1, 8, 8)
+        >>> between.x[0].allclose(latent.x[0]) and between.x[4].allclose(latent.x[1])
+        True
     """
     if len(a) != 1 or len(b) != 1:
         raise ValueError(

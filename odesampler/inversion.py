@@ -104,6 +104,18 @@ def encode(
     Raises:
         ValueError: What cannot be meant, before the model is called: images far outside the model's data range, a
             solver that draws noise. Images outside by more than a tenth of its width are encoded, with a warning.
+
+    Examples:
+        >>> model, images = ods.load("digits"), ods.held_out("digits").images[:4]
+        >>> latent = ods.encode(model, images)
+        >>> latent.recipe.solver, tuple(latent.x.shape), latent.nfe.tolist()
+        ('alf', (4, 1, 8, 8), [21, 21, 21, 21])
+        >>> bool((ods.decode(model, latent).x - images).abs().max() < 1e-10)
+        True
+        >>> ods.encode(model, images, solver="euler_ancestral")
+        Traceback (most recent call last):
+            ...
+        ValueError: ancestral draws noise, which cannot be encoded: use an ODE solver such as 'heun'
     """
     images = checked_images(checked_model(model), images)
     max_batch = lossless.rows_at_once(exact, micro_batch, max_batch, rows_a_sample(model, guidance_scale), grad)
@@ -177,6 +189,13 @@ def decode(
         TypeError: Not a Latent.
 
     Warns of samples that should have come back to the bit and did not.
+
+    Examples:
+        >>> model, (images, labels) = ods.load("digits"), ods.held_out("digits")
+        >>> latent = ods.encode(model, images[:2], cond={"label": labels[:2]}, exact="bits", num_steps=10)
+        >>> back = ods.decode(model, latent).x
+        >>> back.float().equal(images[:2])  # the very same bits
+        True
     """
     if not isinstance(latent, Latent):
         raise TypeError(f"decode takes a Latent, which knows how it was made; got {type(latent).__name__}")

@@ -30,7 +30,14 @@ _MEASURED = ("converged", "defect", "untouched")
 
 @dataclass(frozen=True)
 class Recipe:
-    """How a latent was made: all of it but the weights, as JSON can hold it."""
+    """How a latent was made: all of it but the weights, as JSON can hold it.
+
+    Examples:
+        >>> model, images = ods.load("digits"), ods.held_out("digits").images[:1]
+        >>> recipe = ods.encode(model, images, solver=ods.Heun(), num_steps=5).recipe
+        >>> recipe.solver, recipe.model, recipe.convention, recipe.state_dtype, len(recipe.sigmas)
+        ('heun', 'digits', 'source', 'float64', 6)
+    """
 
     solver: str  # a name that `find_solver` reads
     sigmas: tuple[float, ...]  # falling
@@ -73,7 +80,20 @@ class Recipe:
 
 @dataclass(frozen=True, repr=False, eq=False)
 class Latent:
-    """Encoded images."""
+    """Encoded images.
+
+    Examples:
+        >>> model, images = ods.load("digits"), ods.held_out("digits").images[:4]
+        >>> latent = ods.encode(model, images, num_steps=10)
+        >>> tuple(latent.x.shape), [tuple(m.shape) for m in latent.memory]
+        ((4, 1, 8, 8), [(4, 1, 8, 8)])
+        >>> latent.save("latent.safetensors")
+        >>> back = ods.decode(model, ods.Latent.load("latent.safetensors")).x  # in another process, say
+        >>> bool((back - images).abs().max() < 1e-10)
+        True
+        >>> len(latent.select([2]))
+        1
+    """
 
     x: Tensor  # (batch, *shape), x_T in the model's own scale: about N(0, 1) for VP models
     recipe: Recipe

@@ -82,6 +82,15 @@ class Model:
         TypeError: A network that cannot be called, no schedule, or a dtype that is none.
         ValueError: An unknown prediction or grid, a range that the schedule does not cover, a data range that is none,
             or a dtype that no network computes in.
+
+    Examples:
+        >>> def network(x_t, t):
+        ...     return torch.zeros_like(x_t)  # whatever it sees, it expects the image that is 0 everywhere
+        >>> model = ods.Model(network, ods.VP.linear(), "denoised", data_shape=(3, 8, 8))
+        >>> model(torch.ones(1, 3, 8, 8), 2.0).unique().tolist()  # eps = (x - denoised) / sigma
+        [0.5]
+        >>> bool(ods.sample(model, 2, num_steps=5).x.abs().max() < 1e-6)
+        True
     """
 
     network: Callable[..., Tensor]

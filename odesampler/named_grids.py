@@ -249,6 +249,13 @@ def flow_mu(
 
     Raises:
         ValueError: No tokens, or the two sizes are one.
+
+    Examples:
+        >>> ods.flow_mu(256), round(ods.flow_mu(4096), 6)
+        (0.5, 1.15)
+        >>> grid = ods.make_grid(f"shift(mu={ods.flow_mu(4096)})", ods.RectifiedFlow(), 2, into_zero=True)
+        >>> round(torch.tensor(grid[1]).log().item(), 4)  # half-way in time, log sigma is mu
+        1.15
     """
     if not tokens > 0 or base_tokens == most_tokens:
         raise ValueError(

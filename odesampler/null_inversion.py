@@ -73,12 +73,6 @@ def null_text(
 ) -> Latent:
     """Turn images into latents that come back under guidance.
 
-        model = ods.load("digits", embedded=True)
-        images, labels = ods.held_out("digits")
-        cond = {"embedding": model.network.embed(labels[:4])}
-        latent = ods.null_text(model, images[:4], cond=cond, guidance_scale=3.0, learning_rate=0.1)
-        back = ods.decode(model, latent).x
-
     Each sample has null conditions of its own, found from its own error: batch mates do not matter, and samples that
     are near enough stop changing.
 
@@ -108,6 +102,14 @@ def null_text(
         ValueError: What cannot be meant, before the model is called: no guidance, no floating-point null condition, a
             solver that draws noise, remembers (tuned or not) or chooses its own steps. Afterwards: an answer that does
             not depend on the null condition.
+
+    Examples:
+        >>> model, (images, labels) = ods.load("digits", embedded=True), ods.held_out("digits")
+        >>> how = {"cond": {"embedding": model.network.embed(labels[:2])}, "guidance_scale": 3.0, "num_steps": 10}
+        >>> latent = ods.null_text(model, images[:2], learning_rate=0.1, **how)
+        >>> missed, without = (ods.decode(model, z).x - images[:2] for z in (latent, latent.without_null()))
+        >>> bool(missed.norm() < without.norm() / 2)
+        True
     """
     images = checked_images(checked_model(model), images)
     found = _checked_solver(solver)

@@ -20,7 +20,17 @@ from odesampler.schedule import Schedule
 
 @dataclass(frozen=True)
 class Trajectory:
-    """A solve on a fixed grid, step by step."""
+    """A solve on a fixed grid, step by step.
+
+    Examples:
+        >>> model = ods.exact.GaussianMixture.ring().model()
+        >>> found = ods.sample(model, 3, num_steps=5, trajectory=True)
+        >>> seen = found.trajectory
+        >>> len(seen), tuple(seen.x_t.shape), seen.sigmas[-1]
+        (6, (6, 3, 2), 0.0)
+        >>> seen.x_t[-1].equal(found.x)
+        True
+    """
 
     sigmas: tuple[float, ...]  # (num_steps + 1,)
     x_t: Tensor  # (num_steps + 1, batch, *shape), in the model's own scale

@@ -86,6 +86,15 @@ def polish(
     Raises:
         ValueError: What does not belong together, before the model is called.
         TypeError: Not a Latent.
+
+    Examples:
+        >>> model, images = ods.load("digits"), ods.held_out("digits").images[:2]
+        >>> latent = ods.encode(model, images, solver="multistep", num_steps=20)
+        >>> polished = ods.polish(model, images, latent)
+        >>> polished.converged.tolist(), polished.memory
+        ([True, True], ())
+        >>> bool((ods.decode(model, polished).x - images).abs().max() < 0.5 / 255)
+        True
     """
     images, x_t = _checked(model, images, latent, sweeps, tolerance, insist)
     plan = latent.plan or latent.recipe.plan(model)

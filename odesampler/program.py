@@ -57,6 +57,13 @@ class State(NamedTuple):
     """Where a solver stands between two steps: everything that lasts, and nothing that merely informs.
 
     Every tensor has the batch first, so that rows can be selected, dropped and merged.
+
+    Examples:
+        >>> state = ods.State(torch.tensor([[0.0], [1.0], [2.0]]), memory=(torch.ones(3, 1),))
+        >>> state.select(torch.tensor([2, 0])).x.tolist()
+        [[2.0], [0.0]]
+        >>> state.where(torch.tensor([[True], [False], [True]]), state._replace(x=-state.x)).x.tolist()
+        [[0.0], [-1.0], [2.0]]
     """
 
     x: Tensor  # (batch, *shape)
@@ -119,6 +126,17 @@ class Solver(ABC):
 
     Immutable: what varies during a solve is in `State`. Subclasses are final (wrap, do not override) and state their
     facts in a fixed order: order, evaluations, error estimate, memory, whether exactly invertible.
+
+    Examples:
+        >>> class Mine(ods.Solver):  # Euler's method
+        ...     order, evaluations = 1, 1
+        ...     def step(self, state, s0, s1):
+        ...         k0 = yield state.x, s0  # the question: eps at x, s0?
+        ...         return ods.State(state.x + (s1 - s0) * k0)
+        >>> model = ods.exact.GaussianMixture.ring().model()
+        >>> found = ods.sample(model, 2, solver=Mine(), num_steps=5).x
+        >>> found.allclose(ods.sample(model, 2, solver="ddim", num_steps=5).x)
+        True
     """
 
     summary: str = ""  # one line for listings
@@ -177,7 +195,16 @@ def euler_into_zero(state: State, s0: Sigma) -> Program[State]:
 
 
 class Invertible(Solver):
-    """A solver whose step can be undone exactly, up to rounding, given its whole state."""
+    """A solver whose step can be undone exactly, up to rounding, given its whole state.
+
+    Examples:
+        >>> model, images = ods.load("digits"), ods.held_out("digits").images[:2]
+        >>> for solver in (ods.ALF(), ods.Heun()):
+        ...     back = ods.decode(model, ods.encode(model, images, solver=solver, num_steps=10)).x
+        ...     print(isinstance(solver, ods.Invertible), bool((back - images).abs().max() < 1e-9))
+        True True
+        False False
+    """
 
     @abstractmethod
     def unstep(self, state: State, s0: Sigma, s1: Sigma) -> Program[State]:

@@ -68,7 +68,15 @@ class SolverList(list[Facts]):
 
 
 def solvers() -> SolverList:
-    """Every solver by name, with its order, evaluations a step, and whether it adapts, inverts exactly, draws noise."""
+    """Every solver by name, with its order, evaluations a step, and whether it adapts, inverts exactly, draws noise.
+
+    Examples:
+        >>> known = {facts.name: facts for facts in ods.solvers()}
+        >>> known["heun"].order, known["heun"].evaluations, known["heun"].error_estimate, known["heun"].invertible
+        (2, 2, True, False)
+        >>> known["alf"].evaluations, known["alf"].invertible
+        (1, True)
+    """
     ours = _listed()
     by_name = {name: facts for facts in ours for name in (facts.name, *facts.aliases)}
     loops = [by_name[spec.partition(":")[2]]._replace(name=name, aliases=(spec,)) for name, spec in LOOPS.items()]
@@ -91,6 +99,17 @@ def register(name: str, maker: Callable[..., Solver]) -> None:
 
     Raises:
         ValueError: The name is taken, or not an identifier, or `maker` makes no solver.
+
+    Examples:
+        >>> from functools import partial
+        >>> ods.register("a_little_noise", partial(ods.Ancestral, eta=0.2))
+        >>> model = ods.exact.GaussianMixture.ring().model()
+        >>> ods.sample(model, 2, solver="a_little_noise", num_steps=5).nfe.tolist()
+        [5, 5]
+        >>> ods.register("heun", ods.Heun)
+        Traceback (most recent call last):
+            ...
+        ValueError: a solver's name must be a free identifier; got 'heun'
     """
     if not name.isidentifier() or name in SOLVERS or name in LOOPS:
         raise ValueError(f"a solver's name must be a free identifier; got {name!r}")

@@ -30,7 +30,16 @@ from odesampler.threshold import AnyThreshold
 
 @dataclass(frozen=True, repr=False)
 class Solution:
-    """What a verb gives back."""
+    """What a verb gives back.
+
+    Examples:
+        >>> model = ods.exact.GaussianMixture.ring().model()
+        >>> found = ods.sample(model, 3, solver="heun", num_steps=5)
+        >>> tuple(found.x.shape), found.nfe.tolist(), found.calls
+        ((3, 2), [9, 9, 9], 9)
+        >>> {status.name for status in found.status}
+        {'ARRIVED'}
+    """
 
     x: Tensor  # (batch, *shape), in the model's own scale, state dtype, on the model's device
     nfe: Tensor  # (batch,) int64: evaluations of eps for each sample; a guided one counts once
@@ -111,6 +120,19 @@ def sample(
 
     Raises:
         ValueError: What cannot be meant, before the model is called: unknown names, wrong shapes, grids out of range.
+
+    Examples:
+        >>> model = ods.load("digits")
+        >>> found = ods.sample(model, 4, cond={"label": 3}, num_steps=10)
+        >>> tuple(found.x.shape), found.nfe.tolist()
+        ((4, 1, 8, 8), [10, 10, 10, 10])
+        >>> last = ods.sample(model, 1, seed=3, cond={"label": 3}, num_steps=10).x  # in any batch
+        >>> last.allclose(found.x[3:], atol=1e-4)
+        True
+        >>> ods.sample(model, 4, solver="huen")
+        Traceback (most recent call last):
+            ...
+        ValueError: unknown solver 'huen'; did you mean heun...
     """
     plan = make_plan(
         model,

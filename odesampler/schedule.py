@@ -27,7 +27,16 @@ from odesampler.precision import finest_dtype
 
 @dataclass(frozen=True)
 class Schedule(ABC):
-    """The change of variables of one family of models."""
+    """The change of variables of one family of models.
+
+    Examples:
+        >>> for schedule in (ods.VP.linear(), ods.VE(), ods.RectifiedFlow()):
+        ...     x = schedule.from_model_scale(torch.ones(1), 1.0)  # x_t / alpha at sigma = 1
+        ...     print(schedule.describe()["family"], round(x.item(), 3))
+        VP 1.414
+        VE 1.0
+        RectifiedFlow 2.0
+    """
 
     @property
     @abstractmethod
@@ -80,6 +89,18 @@ class VP(Schedule):
 
     Between the table's entries, log sigma is linear in t. If the last entry is 0 (zero terminal SNR), 1 / sigma is
     linear over the last interval instead, where log sigma is infinite at one end.
+
+    Examples:
+        >>> schedule, t = ods.VP.linear(), torch.tensor([0.0, 500.5, 999.0], dtype=torch.float64)
+        >>> sigma = schedule.sigma(t)
+        >>> [round(s, 2) for s in sigma.tolist()]
+        [0.01, 3.45, 157.41]
+        >>> torch.allclose(schedule.alpha(sigma) ** 2 + schedule.std(sigma) ** 2, torch.ones_like(t))
+        True
+        >>> torch.allclose(schedule.t(sigma), t)
+        True
+        >>> schedule.with_zero_snr().sigma_max
+        inf
 
     References:
         Ho et al. 2020, Denoising Diffusion Probabilistic Models, arXiv:2006.11239.
@@ -200,6 +221,14 @@ class VP(Schedule):
 class ContinuousVP(Schedule):
     """Variance preserving in continuous time, t in (0, 1]: alpha^2 = exp(-beta_min t - (beta_max - beta_min) t^2 / 2).
 
+    Examples:
+        >>> schedule, t = ods.ContinuousVP(), torch.tensor(0.5, dtype=torch.float64)
+        >>> sigma = schedule.sigma(t)
+        >>> round(schedule.alpha(sigma).item() ** 2, 4)  # exp(-0.05 - 19.9 / 8)
+        0.0791
+        >>> round(schedule.t(sigma).item(), 9)
+        0.5
+
     References:
         Song et al. 2021, Score-Based Generative Modeling through SDEs, arXiv:2011.13456, eq. 33.
     """
@@ -237,6 +266,13 @@ class VE(Schedule):
 
     Latents are then about N(0, sigma_max^2), not N(0, 1): they are in the model's own scale.
 
+    Examples:
+        >>> schedule = ods.VE(0.002, 80.0)
+        >>> schedule.sigma_min, schedule.sigma_max, schedule.alpha(torch.tensor(7.0)).item()
+        (0.002, 80.0, 1.0)
+        >>> round(schedule.latent_scale(80.0), 2)  # std of x_t there, for data of unit variance
+        80.01
+
     References:
         Karras et al. 2022, Elucidating the Design Space, arXiv:2206.00364.
     """
@@ -269,6 +305,15 @@ class VE(Schedule):
 class RectifiedFlow(Schedule):
     """Straight paths: alpha = 1 - u, std = u, u in [0, 1]; the model's clock is `clock_scale * u`. At u = 1 sigma is
     infinite.
+
+    Examples:
+        >>> schedule, half = ods.RectifiedFlow(), torch.tensor(0.5)
+        >>> schedule.sigma(half).item(), schedule.sigma_max
+        (1.0, inf)
+        >>> schedule.alpha(torch.tensor(1.0)).item(), schedule.std(torch.tensor(1.0)).item()
+        (0.5, 0.5)
+        >>> ods.RectifiedFlow(clock_scale=1000).t(torch.tensor(1.0)).item()
+        500.0
 
     References:
         Liu et al. 2022, Flow Straight and Fast, arXiv:2209.03003; Lipman et al. 2022, Flow Matching, arXiv:2210.02747.

@@ -105,6 +105,16 @@ def sample_many(
     Raises:
         ValueError: What cannot be meant, before the model is called; a folder that holds another run.
         OSError: The disk is full, or the folder cannot be written; what is done stands.
+
+    Examples:
+        >>> run = ods.sample_many(ods.load("digits"), 10, "samples", shard_size=4, num_steps=5)
+        >>> run.made, run.complete
+        ((0, 1, 2), True)
+        >>> from safetensors.torch import load_file
+        >>> tuple(load_file("samples/00000.safetensors")["x"].shape)
+        (4, 1, 8, 8)
+        >>> ods.sample_many(ods.load("digits"), 10, "samples", shard_size=4, num_steps=5).made  # nothing is left to do
+        ()
     """
     here = World.of(rank, world)
     if kind not in KINDS:
@@ -177,6 +187,14 @@ def encode_many(
         ValueError: What cannot be meant, before the model is called; a folder that holds another run, or a picture that
             is not the one that was encoded.
         OSError: The disk is full, or the folder cannot be written; what is done stands.
+
+    Examples:
+        >>> files = ods.images.save_each(ods.held_out("digits").images[:5], "pictures")
+        >>> run = ods.encode_many(ods.load("digits"), "pictures", "latents", shard_size=4, num_steps=5)
+        >>> run.made, run.skipped
+        ((0, 1), {})
+        >>> len(ods.Latent.load("latents/00000.safetensors")), len(ods.Latent.load("latents/00001.safetensors"))
+        (4, 1)
     """
     here = World.of(rank, world)
     files = PictureFiles(images.find([paths] if isinstance(paths, (str, Path)) else list(paths)))

@@ -37,6 +37,14 @@ class DynamicThreshold:
     Raises:
         TypeError: Not numbers.
         ValueError: A percentile outside (0, 1], as those in percent are, or a largest below 1.
+
+    Examples:
+        >>> threshold = ods.DynamicThreshold(percentile=1.0)
+        >>> threshold.bounded(torch.tensor([[-4.0, 2.0], [-0.5, 0.25]])).tolist()  # only the first is too bright
+        [[-1.0, 0.5], [-0.5, 0.25]]
+        >>> found = ods.sample(ods.load("digits"), 2, clip_denoised=threshold, num_steps=5)
+        >>> bool(found.x.abs().max() <= 1)
+        True
     """
 
     percentile: float = 0.995

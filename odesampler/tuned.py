@@ -49,6 +49,15 @@ class Tuned(Loop):
         measured: Errors and what else was measured, as JSON can hold it.
         warning: What its user should know; nothing: no more than usual.
         report: Tables and pictures of the tuning; not saved.
+
+    Examples:
+        >>> model = ods.exact.GaussianMixture.ring().model()
+        >>> mine = ods.Tuned(ods.Heun(), ods.Grid((20.0, 2.0, 0.5, 0.0)), model.name, model.fingerprint())
+        >>> mine.save("mine.json")
+        >>> ods.Tuned.load("mine.json") == mine
+        True
+        >>> ods.sample(model, 2, solver="mine.json").nfe.tolist()
+        [5, 5]
     """
 
     solver: Solver

@@ -73,6 +73,11 @@ def load_weights(path: str | Path, *, key: str | None = None, prefix: str = "") 
         FileNotFoundError: There is no such file.
         ValueError: A file of another kind, a damaged one, one that would run code, or several sets of weights without
             a key: lists them.
+
+    Examples:
+        >>> torch.save({"model_ema": torch.nn.Linear(2, 3).state_dict(), "step": 7}, "checkpoint.pt")
+        >>> ods.adapters.checkpoints.load_weights("checkpoint.pt")
+        Weights(2 tensors from 'model_ema')
     """
     file = Path(path)
     found = _read(file)
@@ -106,6 +111,18 @@ def into(network: nn.Module, weights: str | Path | Mapping[str, Tensor], strict:
     Raises:
         TypeError: Not a torch module.
         ValueError: As for `load_weights`; weights that do not fit: says which, and leaves the network as it was.
+
+    Examples:
+        >>> trained, network = torch.nn.Linear(2, 3), torch.nn.Linear(2, 3)
+        >>> torch.save({"module." + name: value for name, value in trained.state_dict().items()}, "weights.pt")
+        >>> ods.adapters.checkpoints.into(network, "weights.pt").missing
+        ()
+        >>> network.weight.equal(trained.weight)
+        True
+        >>> ods.adapters.checkpoints.into(torch.nn.Linear(2, 5), "weights.pt")
+        Traceback (most recent call last):
+            ...
+        ValueError: the weights do not fit Linear...
     """
     if not isinstance(network, nn.Module):
         raise TypeError(f"network must be a torch module, to put weights into; got {network!r}")

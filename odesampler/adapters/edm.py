@@ -78,6 +78,11 @@ class Preconditioned(nn.Module):
 
     Raises:
         ValueError: Another kind, or a sigma_data that is not above 0.
+
+    Examples:
+        >>> denoiser = ods.adapters.edm.Preconditioned(lambda x, c_noise: torch.zeros_like(x), sigma_data=0.5)
+        >>> denoiser(torch.ones(1, 2), torch.tensor([0.5])).tolist()  # c_skip x
+        [[0.5, 0.5]]
     """
 
     def __init__(self, network: Callable[..., Tensor], kind: str = "edm", sigma_data: float = 0.5) -> None:
@@ -124,6 +129,15 @@ def from_raw(
     Raises:
         TypeError: A path: no pickle is loaded.
         ValueError: As for `Preconditioned`, or a range that is none.
+
+    Examples:
+        >>> def network(x, c_noise):
+        ...     return torch.zeros_like(x)
+        >>> model = ods.adapters.edm.from_raw(network, data_shape=(3, 8, 8))
+        >>> model.range, model.prediction
+        ((0.002, 80.0), 'denoised')
+        >>> tuple(ods.sample(model, 2, num_steps=5).x.shape)
+        (2, 3, 8, 8)
     """
     _refuse_path(network)
     denoiser = Preconditioned(network, kind, sigma_data)
@@ -158,6 +172,17 @@ def from_net(
     Raises:
         TypeError: A path: no pickle is loaded.
         ValueError: An attribute that is missing, or a range beyond the network's own.
+
+    Examples:
+        >>> def net(x, sigma, class_labels=None):  # the denoiser of N(0, 1)
+        ...     return x / (1 + sigma.reshape(-1, 1, 1, 1) ** 2)
+        >>> model = ods.adapters.edm.from_net(net, label_dim=0, data_shape=(1, 8, 8))
+        >>> tuple(ods.sample(model, 2, num_steps=5).x.shape)
+        (2, 1, 8, 8)
+        >>> ods.adapters.edm.from_net(net)
+        Traceback (most recent call last):
+            ...
+        ValueError: function has no attribute label_dim...
     """
     _refuse_path(net)
     classes = getattr(net, "label_dim", None) if label_dim is None else label_dim

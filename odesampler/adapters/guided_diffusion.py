@@ -61,6 +61,13 @@ def from_network(
     Raises:
         TypeError: Nothing to call.
         ValueError: An unknown table, an attribute or a setting that does not fit.
+
+    Examples:
+        >>> def network(x_t, timesteps, y=None):  # answers with eps and a variance
+        ...     return torch.cat([torch.zeros_like(x_t)] * 2, 1)
+        >>> model = ods.adapters.guided_diffusion.from_network(network, num_classes=10, data_shape=(3, 8, 8))
+        >>> tuple(ods.sample(model, 2, cond={"label": 3}, num_steps=5).x.shape)
+        (2, 3, 8, 8)
     """
     if not callable(network):
         raise TypeError(f"a network is called as network(x_t, timesteps, y=...); got {network!r}")

@@ -59,6 +59,13 @@ def from_denoiser(
     Raises:
         TypeError: Nothing to call.
         ValueError: A range that is missing, or no range.
+
+    Examples:
+        >>> def normal(x, sigma):  # the denoiser of N(0, 1)
+        ...     return x / (1 + sigma[:, None] ** 2)
+        >>> model = ods.adapters.kdiffusion.from_denoiser(normal, sigma_min=0.01, sigma_max=80.0, data_shape=(2,))
+        >>> model(torch.ones(1, 2), 1.0).tolist()  # eps = (x - denoised) / sigma
+        [[0.5, 0.5]]
     """
     if not callable(denoiser):
         raise TypeError(f"a denoiser is called as denoiser(x, sigma, **extra_args); got {denoiser!r}")
@@ -97,6 +104,12 @@ def to_denoiser(
         TypeError: Not a Model.
         ValueError: The model starts at sigma = infinity, where x_t / alpha is no number; or guidance or conditions that
             this model cannot be given.
+
+    Examples:
+        >>> denoiser = ods.adapters.kdiffusion.to_denoiser(ods.exact.Gaussian(torch.zeros(2), 1.0).model())
+        >>> half = denoiser(torch.ones(1, 2), torch.tensor([1.0]))  # x / (1 + sigma^2)
+        >>> half.allclose(torch.full((1, 2), 0.5))
+        True
     """
     return Denoiser(model, cond, usual_guidance(checked_model(model), guidance_scale), clip_denoised, flow)
 

@@ -44,10 +44,10 @@ def sampler(solver: Solver | str, *, noise: str = "independent", flow: bool = Fa
     Raises:
         ValueError: An unknown name, or one of a loop that chooses its own steps.
 
-    Example:
+    Examples:
         >>> def normal(x, sigma):  # the denoiser of N(0, 1)
         ...     return x / (1 + sigma[:, None] ** 2)
-        >>> sampler("ddim")(normal, torch.full((1, 2), 3.0), torch.tensor([3.0, 0.0]))
+        >>> ods.adapters.kdiffusion.sampler("ddim")(normal, torch.full((1, 2), 3.0), torch.tensor([3.0, 0.0]))
         tensor([[0.3000, 0.3000]])
     """
     found = find_solver(solver)

@@ -113,6 +113,12 @@ def compare(
     Raises:
         ValueError: What cannot be meant, before the model is called; a reference for other samples.
         FloatingPointError: The reference solve fails.
+
+    Examples:
+        >>> model = ods.exact.GaussianMixture.ring().model()
+        >>> found = ods.compare(model, ["ddim", "heun"], [10, 20], num_samples=4, reference_steps=100)
+        >>> [(cell.solver, cell.num_steps, cell.nfe.max().item()) for cell in found.cells]
+        [('ddim', 10, 10), ('ddim', 20, 20), ('heun', 10, 19), ('heun', 20, 39)]
     """
     began = time.perf_counter()
     checked_model(model)

@@ -34,7 +34,17 @@ SIMILAR = 1.25  # budgets that differ by less are one
 
 @dataclass(frozen=True, repr=False)
 class Comparison(Report):
-    """The errors of several solvers by evaluations; prints as a table and draws itself."""
+    """The errors of several solvers by evaluations; prints as a table and draws itself.
+
+    Examples:
+        >>> model = ods.exact.GaussianMixture.ring().model()
+        >>> found = ods.compare(model, ["ddim", "multistep"], [10, 20, 40], num_samples=4, reference_steps=200)
+        >>> found.best(nfe=20).solver, round(found.orders["ddim", "default"].value)
+        ('multistep', 1)
+        >>> reached = found.evaluations_for(0.01)
+        >>> reached["multistep", "default"].value < reached["ddim", "default"].value
+        True
+    """
 
     cells: tuple[Cell, ...]
     failures: Mapping[str, str]  # solver, grid and steps -> why it has no cell

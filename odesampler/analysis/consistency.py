@@ -49,7 +49,16 @@ ROUNDING = 1e-6  # distances below this many standard deviations of the images a
 
 @dataclass(frozen=True, repr=False, eq=False)
 class Consistency(Report):
-    """The same latents with several numbers of steps; prints as a table and draws itself."""
+    """The same latents with several numbers of steps; prints as a table and draws itself.
+
+    Examples:
+        >>> model = ods.exact.GaussianMixture.ring().model()
+        >>> found = ods.consistency(model, (5, 10, 20, 40), num_samples=3, solver="heun")
+        >>> found.nfe, tuple(found.to_finest.shape)
+        ((9, 19, 39, 79), (3, 3))
+        >>> bool((found.to_finest[0] > found.to_finest[-1]).all())
+        True
+    """
 
     num_steps: tuple[int, ...]  # rising
     x: Tensor  # (numbers of steps, batch, *shape), on the CPU, as `sample` gives it
@@ -211,6 +220,11 @@ def consistency(
     Raises:
         ValueError: What cannot be meant, before the model is called: fewer than three numbers of steps, numbers that do
             not rise, a solver that chooses its own steps or was tuned for some, a grid that has a number of its own.
+
+    Examples:
+        >>> found = ods.consistency(ods.exact.GaussianMixture.ring().model(), (5, 10, 20, 40), num_samples=3)
+        >>> found.consistent, tuple(found.x.shape)
+        (True, (4, 3, 2))
     """
     steps = list(num_steps)
     for n in steps:

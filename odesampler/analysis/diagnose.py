@@ -47,7 +47,16 @@ class LatentError:
 
 @dataclass(frozen=True, repr=False)
 class Diagnosis(Report):
-    """What was found of each latent; prints as a table."""
+    """What was found of each latent; prints as a table.
+
+    Examples:
+        >>> from dataclasses import replace
+        >>> model, images = ods.load("digits"), ods.held_out("digits").images[:1]
+        >>> latent = ods.encode(model, images, num_steps=10)
+        >>> found = ods.diagnose(model, replace(latent, x=torch.zeros_like(latent.x)))  # no noise at all
+        >>> found.normal.tolist(), found.reasons
+        ([False], (('std', 'ks'),))
+    """
 
     measures: Mapping[str, Measure]  # by name, see `normality`
     reasons: tuple[tuple[str, ...], ...]  # per sample: which measures are too far off for noise; none: it looks normal
@@ -145,6 +154,13 @@ def diagnose(
         TypeError: Not a Latent.
         ValueError: What cannot be meant, before the model is called: a latent of another model, other images than
             latents, a level outside (0, 1).
+
+    Examples:
+        >>> model, images = ods.load("digits"), ods.held_out("digits").images[:3]
+        >>> coarse = ods.encode(model, images, solver="ddim", num_steps=5)
+        >>> fine = ods.encode(model, images, solver="heun", num_steps=20)
+        >>> ods.diagnose(model, coarse).normal.tolist(), ods.diagnose(model, fine).normal.tolist()
+        ([False, False, False], [True, True, True])
     """
     if not isinstance(latent, Latent):
         raise TypeError(f"diagnose takes a Latent, which knows how it was made; got {type(latent).__name__}")

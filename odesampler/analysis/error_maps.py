@@ -25,7 +25,15 @@ GATHERED = 0.05  # of the pixels: where so few hold half of the error, that is s
 
 @dataclass(frozen=True, repr=False, eq=False)
 class ErrorMaps(Report):
-    """The error of several solves by pixel; prints as a table and draws itself."""
+    """The error of several solves by pixel; prints as a table and draws itself.
+
+    Examples:
+        >>> maps = ods.error_maps(ods.compare(ods.load("digits"), "ddim", 5, num_samples=2, reference_steps=20))
+        >>> 0 < maps.gathered.item() <= 0.5  # so much of the image holds half of the error
+        True
+        >>> [record["solver"] for record in maps.records()]
+        ['ddim']
+    """
 
     maps: Tensor  # (solves, height, width), mean absolute error, in units of the data
     names: tuple[tuple[str, str], ...]  # solver and grid, steps
@@ -103,6 +111,12 @@ def error_maps(found: Comparison) -> ErrorMaps:
     Raises:
         TypeError: Not a Comparison.
         ValueError: One of no images, or without cells.
+
+    Examples:
+        >>> found = ods.compare(ods.load("digits"), ["ddim", "heun"], 5, num_samples=2, reference_steps=20)
+        >>> maps = ods.error_maps(found)
+        >>> tuple(maps.maps.shape), maps.names
+        ((2, 8, 8), (('ddim', '5'), ('heun', '5')))
     """
     if not isinstance(found, Comparison):
         raise TypeError(f"error_maps takes what ods.compare returns; got {type(found).__name__}")

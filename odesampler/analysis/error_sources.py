@@ -90,6 +90,12 @@ def error_sources(
     Raises:
         ValueError: What cannot be meant, before any model is called; a solver that chooses its own steps, or states no
             order.
+
+    Examples:
+        >>> model, images = ods.load("digits"), ods.held_out("digits").images[:1]
+        >>> found = ods.error_sources(model, images, "heun", 10, conventions=(), iterations=0)
+        >>> found.dominant, bool(found.rounding.max() < found.error.abs().max() / 100)
+        ('discretisation', True)
     """
     images = checked_images(checked_model(model), images)
     if type(iterations) is not int or iterations < 0:

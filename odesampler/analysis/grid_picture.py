@@ -25,7 +25,14 @@ GAP = 4.0  # a step as long as so many even ones, in log sigma, is said
 
 @dataclass(frozen=True, repr=False, eq=False)
 class GridPicture(Report):
-    """Grids side by side; prints as a table and draws itself."""
+    """Grids side by side; prints as a table and draws itself.
+
+    Examples:
+        >>> found = ods.grid_picture(ods.load("digits"), ["karras", "log_snr"], 10, into_zero=False)
+        >>> karras, log_snr = found.gaps  # how many even steps the longest one is
+        >>> karras > 1.5, round(log_snr, 6)
+        (True, 1.0)
+    """
 
     grids: tuple[Grid, ...]  # falling
     model: str
@@ -105,6 +112,11 @@ def grid_picture(
 
     Raises:
         ValueError: No grids, or one that cannot be made for this model.
+
+    Examples:
+        >>> found = ods.grid_picture(ods.load("digits"), ["karras", "log_snr", [20.0, 1.0, 0.0]], 10)
+        >>> [(grid.name, grid.num_steps) for grid in found.grids]
+        [('karras', 10), ('log_snr', 10), ('custom', 2)]
     """
     low, high = checked_model(model).range
     if grids is None:

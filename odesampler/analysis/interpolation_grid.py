@@ -43,7 +43,17 @@ Between = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 @dataclass(frozen=True, repr=False, eq=False)
 class InterpolationGrid(Report):
-    """Images between latents, in rows; prints as a table and draws itself."""
+    """Images between latents, in rows; prints as a table and draws itself.
+
+    Examples:
+        >>> model = ods.load("digits")
+        >>> circle = ods.interpolation_grid(model, (0, 1), 5, num_steps=5)
+        >>> line = ods.interpolation_grid(model, (0, 1), 5, how="linear", num_steps=5)
+        >>> circle.short.tolist(), line.short.tolist()
+        ([False], [True])
+        >>> bool((circle.kept[0, 2] - 1).abs() < 0.1), bool(line.kept[0, 2] < 0.8)  # the lengths half-way
+        (True, True)
+    """
 
     x: Tensor  # (rows, columns, *shape), on the CPU
     latents: Tensor  # likewise, in the model's own scale
@@ -196,6 +206,15 @@ def interpolation_grid(
     Raises:
         ValueError: What cannot be meant, before the model is called: ends that do not make pairs or four corners, `num`
             below 3, options that a `Latent` settles, a solver that draws noise.
+
+    Examples:
+        >>> model = ods.load("digits")
+        >>> found = ods.interpolation_grid(model, (0, 1, 2, 3), 5, num_steps=5)  # from seed 0 to 1, and from 2 to 3
+        >>> tuple(found.x.shape)
+        (2, 5, 1, 8, 8)
+        >>> latent = ods.encode(model, ods.held_out("digits").images[:2], num_steps=10)
+        >>> tuple(ods.interpolation_grid(model, latent, 4).x.shape)
+        (1, 4, 1, 8, 8)
     """
     checked_model(model)
     count = len(ends)

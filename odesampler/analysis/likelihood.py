@@ -130,6 +130,13 @@ def log_likelihood(
         ValueError: What cannot be meant, before the model is called: a solver that is no method for the ODE alone,
             images that are not at the levels, a `check` of steps that are not ours. While running: a network that
             answers without a graph.
+
+    Examples:
+        >>> model = ods.exact.Gaussian(torch.zeros(2), 1.0).model()
+        >>> images = torch.tensor([[0.0, 0.0], [1.0, -1.0]])
+        >>> exactly = torch.distributions.Normal(0.0, 1.0).log_prob(images).sum(1)
+        >>> bool((ods.log_likelihood(model, images).log_p - exactly).abs().max() < 1e-2)
+        True
     """
     images = checked_images(checked_model(model), images)
     _check_draws(divergence, probes, probe, dequantise, draws)

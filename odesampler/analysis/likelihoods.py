@@ -24,7 +24,16 @@ OPEN = 0.05  # bits per dimension: a larger difference to half the steps is said
 
 @dataclass(frozen=True, repr=False)
 class Likelihood(Report):
-    """The log-likelihood of each image; prints as a table."""
+    """The log-likelihood of each image; prints as a table.
+
+    Examples:
+        >>> model = ods.exact.Gaussian(torch.zeros(2), 1.0).model()
+        >>> found = ods.log_likelihood(model, torch.zeros(1, 2), solver="rk4", num_steps=20)
+        >>> round(found.bits_per_dim.item(), 2)  # log2(2 pi) / 2
+        1.33
+        >>> found.exact, found.impossible.tolist(), found.unsettled.tolist()
+        (True, [False], [False])
+    """
 
     # (batch,) log-density in nats, float64; NaN for a sample that did not arrive. With levels its mean over the noise:
     # adding size * log(width) gives a lower bound of the log-probability.

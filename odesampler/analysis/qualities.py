@@ -69,7 +69,15 @@ class Mark:
 
 @dataclass(frozen=True, repr=False, eq=False)
 class Quality(Report):
-    """How good samples are, beside what real data get; prints as a table and draws itself."""
+    """How good samples are, beside what real data get; prints as a table and draws itself.
+
+    Examples:
+        >>> real = ods.held_out("digits").images
+        >>> ods.quality(real[:60], real[60:]).doubts()
+        []
+        >>> ods.quality(0.5 * real[:60], real[60:]).doubts()[0]
+        'frechet: mean or spread differs'
+    """
 
     marks: tuple[Mark, ...]
     half: int  # images in each set that was measured

@@ -70,6 +70,12 @@ def quality(
     Raises:
         ValueError: Sets of other shapes, with NaN, or below 4; labels without a classifier or the other way round;
             features or labels that are not one a sample.
+
+    Examples:
+        >>> real = ods.held_out("digits").images
+        >>> blurred = torch.nn.functional.avg_pool2d(real[:60], 3, stride=1, padding=1)
+        >>> [record["measure"] for record in ods.quality(blurred, real[60:]).records() if record["worse"]]
+        ['frechet', 'sliced', 'nearest real', 'nearest other']
     """
     samples, data = _checked(samples, samples, "samples"), _checked(data, samples, "data")
     training = None if training is None else _checked(training, samples, "training")

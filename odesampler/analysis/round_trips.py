@@ -121,7 +121,17 @@ class Trip:
 
 @dataclass(frozen=True, repr=False)
 class RoundTrip(Report):
-    """The round-trip errors of several cases; prints as a table and draws itself."""
+    """The round-trip errors of several cases; prints as a table and draws itself.
+
+    Examples:
+        >>> model, images = ods.load("digits"), ods.held_out("digits").images[:2]
+        >>> found = ods.round_trip(model, images, "heun", [5, 20])
+        >>> few, many = found.records()
+        >>> few["steps"], many["steps"], many["rmse_median"] < few["rmse_median"]
+        (5, 20, True)
+        >>> len(found.per_sample().records())  # two images at two numbers of steps
+        4
+    """
 
     originals: Tensor  # (batch, *shape)
     trips: tuple[Trip, ...]

@@ -54,7 +54,14 @@ class Path:
 
 @dataclass(frozen=True, repr=False, eq=False)
 class TrajectoryPlane(Report):
-    """The paths of several solvers in one plane; prints as a table and draws itself."""
+    """The paths of several solvers in one plane; prints as a table and draws itself.
+
+    Examples:
+        >>> found = ods.trajectory_plane(ods.load("digits"), "ddim", 6, reference_steps=40)
+        >>> ddim, finest = found.paths
+        >>> tuple(ddim.place.shape), tuple(finest.place.shape), finest.miss
+        ((7, 2), (41, 2), 0.0)
+    """
 
     paths: tuple[Path, ...]  # the last is the finest
     held: float  # the share of the finest path's variance that the plane holds
@@ -144,6 +151,11 @@ def trajectory_plane(
 
     Raises:
         ValueError: What cannot be meant, before the model is called: more than one latent, data of one value.
+
+    Examples:
+        >>> found = ods.trajectory_plane(ods.load("digits"), ["ddim", "heun"], 6, reference_steps=40)
+        >>> [path.solver for path in found.paths]
+        ['ddim', 'heun', 'finest']
     """
     asked = [solvers] if isinstance(solvers, (str, Solver, Loop)) else list(solvers)
     if not asked:

@@ -97,6 +97,12 @@ def tune(
         ValueError: What cannot be meant, before the model is called; a checkpoint of something else.
         OSError: `out` cannot be written; the checkpoint then stays.
         FloatingPointError: The reference solve fails, or every solver does.
+
+    Examples:
+        >>> model = ods.exact.GaussianMixture.ring().model()
+        >>> recipe = ods.tune(model, 6, num_samples=12, iterations=30, reference_steps=60)
+        >>> recipe.grid.num_steps, ods.sample(model, 2, solver=recipe).nfe.tolist()
+        (6, [6, 6])
     """
     checked_model(model)
     _check_numbers(num_steps, task, iterations, budget, reference_steps)

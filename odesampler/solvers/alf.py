@@ -42,6 +42,14 @@ class ALF(Invertible):
     Raises:
         ValueError: An unknown coordinate, a delta or a scale not above 0, a damping below 1.
 
+    Examples:
+        >>> model, images = ods.load("digits"), ods.held_out("digits").images[:2]
+        >>> latent = ods.encode(model, images, solver=ods.ALF(), num_steps=10)
+        >>> latent.nfe.tolist(), [tuple(m.shape) for m in latent.memory]
+        ([11, 11], [(2, 1, 8, 8)])
+        >>> bool((ods.decode(model, latent).x - images).abs().max() < 1e-10)
+        True
+
     References:
         Zhuang et al. 2021, MALI, arXiv:2102.04668, Algorithms 2 and 3, and section 3.3 for the damped form.
         Mutze 2013, An asynchronous leap-frog method II, arXiv:1311.6602.

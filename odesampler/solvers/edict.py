@@ -32,6 +32,16 @@ class EDICT(Invertible):
     Raises:
         ValueError: A mixing outside (0, 1].
 
+    Examples:
+        >>> model, images = ods.load("digits"), ods.held_out("digits").images[:2]
+        >>> latent = ods.encode(model, images, solver=ods.EDICT(), num_steps=10)
+        >>> latent.nfe.tolist(), bool((ods.decode(model, latent).x - images).abs().max() < 1e-8)
+        ([20, 20], True)
+        >>> ods.EDICT(mixing=1.2)
+        Traceback (most recent call last):
+            ...
+        ValueError: mixing must be in (0, 1]; got 1.2
+
     References:
         Wallace, Gokul, Naik 2022, EDICT, arXiv:2211.12446, and its authors' code (p = 0.93, alternating copies).
     """

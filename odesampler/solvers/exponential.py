@@ -39,6 +39,14 @@ class Singlestep(Solver):
     Raises:
         ValueError: An unknown frame or rule; fractions that do not rise from above 0 to 1 at most.
 
+    Examples:
+        >>> solver, model = ods.Singlestep("noise", (1 / 2,), "dpm"), ods.load("digits")
+        >>> solver.order, solver.evaluations
+        (2, 2)
+        >>> found = ods.sample(model, 2, solver=solver, num_steps=5).x
+        >>> found.equal(ods.sample(model, 2, solver="dpm_solver_2", num_steps=5).x)
+        True
+
     References:
         Lu et al. 2022, DPM-Solver, arXiv:2206.00927, Algorithms 1, 4 and 5, and appendix C (error estimate).
         Lu et al. 2022, DPM-Solver++, arXiv:2211.01095, Algorithm 1 (2S); its authors' code for 3S.

@@ -37,6 +37,16 @@ class Fitted(Solver):
     Raises:
         ValueError: A table that does not belong to its grid, or is not consistent to first order.
 
+    Examples:
+        >>> table = ods.Fitted((2.0, 1.0, 0.5), ((-1.0,), (-0.75, 0.25)))  # each row sums to its step
+        >>> model = ods.exact.GaussianMixture.ring().model()
+        >>> ods.sample(model, 2, solver=table, grid=table.sigmas).nfe.tolist()
+        [2, 2]
+        >>> ods.Fitted((2.0, 1.0), ((-0.9,),))
+        Traceback (most recent call last):
+            ...
+        ValueError: the weights of a step must sum to its length...
+
     References:
         Zhang, Chen 2023, DEIS, arXiv:2204.13902 (off the table). Shaul et al. 2024, Bespoke Non-Stationary Solvers,
         arXiv:2403.01329, section 3; Frankel et al. 2025, S4S, arXiv:2502.17423 (fitted tables).

@@ -43,6 +43,14 @@ class FixedPoint(Invertible):
         TypeError: A base that is no ALF.
         ValueError: bits outside 8 .. 52.
 
+    Examples:
+        >>> model, images = ods.load("digits"), ods.held_out("digits").images[:2]
+        >>> latent = ods.encode(model, images, solver=ods.FixedPoint(), num_steps=10)
+        >>> {memory.dtype for memory in latent.memory}
+        {torch.int64}
+        >>> bool((ods.decode(model, latent).x - images).abs().max() < 1e-10)  # the lattice has a spacing of 2^-40
+        True
+
     References:
         Zhuang et al. 2021, MALI, arXiv:2102.04668. Levesque, Verlet 1993, J. Stat. Phys. 72, 519.
     """

@@ -56,6 +56,15 @@ class Multistep(Solver):
     Raises:
         ValueError: An unknown frame, variable or rule; orders out of range; what does not go together.
 
+    Examples:
+        >>> model = ods.load("digits")
+        >>> ods.sample(model, 2, solver=ods.Multistep(), num_steps=10).nfe.tolist()  # correcting is free
+        [10, 10]
+        >>> solver = ods.Multistep("data", predictor=2, corrector=0, rule="dpm")
+        >>> found = ods.sample(model, 2, solver=solver, num_steps=10).x
+        >>> found.equal(ods.sample(model, 2, solver="dpmpp_2m", num_steps=10).x)
+        True
+
     References:
         Hairer, Norsett, Wanner, Solving Ordinary Differential Equations I, III.1 and III.5 (variable steps).
         Zhang, Chen 2023, DEIS, arXiv:2204.13902. Lu et al. 2022, DPM-Solver++, arXiv:2211.01095. Zhao et al. 2023,

@@ -38,6 +38,18 @@ class Reversible(Invertible):
         ValueError: A base that draws noise or carries memory, or that reads more from sigma than differences where it
             is shown another clock; a coupling outside (0, 1]; an unknown coordinate, a delta not above 0.
 
+    Examples:
+        >>> model, images = ods.load("digits"), ods.held_out("digits").images[:2]
+        >>> latent = ods.encode(model, images, solver=ods.Reversible(ods.RK4()), num_steps=5)
+        >>> latent.nfe.tolist()  # twice the base's
+        [40, 40]
+        >>> bool((ods.decode(model, latent).x - images).abs().max() < 1e-9)
+        True
+        >>> ods.Reversible(ods.Multistep())
+        Traceback (most recent call last):
+            ...
+        ValueError: Reversible needs a deterministic one-step solver without memory...
+
     References:
         McCallum, Foster 2024, Efficient, Accurate and Stable Gradients for Neural ODEs, arXiv:2410.11648.
         Blasingame, Liu 2025, Rex, arXiv:2502.08834 (Euler in "data").

@@ -31,6 +31,14 @@ class ReversibleHeun(Invertible):
     Raises:
         ValueError: An unknown coordinate, a delta not above 0.
 
+    Examples:
+        >>> model, images = ods.load("digits"), ods.held_out("digits").images[:2]
+        >>> latent = ods.encode(model, images, solver=ods.ReversibleHeun(), num_steps=10)
+        >>> latent.nfe.tolist(), len(latent.memory)
+        ([11, 11], 2)
+        >>> bool((ods.decode(model, latent).x - images).abs().max() < 1e-9)
+        True
+
     References:
         Kidger, Foster, Li, Lyons 2021, Efficient and Accurate Gradients for Neural SDEs, arXiv:2105.13493, Algorithms
         1 and 2.

@@ -52,6 +52,14 @@ class TwoStep(Invertible):
     Raises:
         ValueError: An unknown coordinate or rule, a delta not above 0, a gamma outside (0, 1].
 
+    Examples:
+        >>> model, images = ods.load("digits"), ods.held_out("digits").images[:2]
+        >>> latent = ods.encode(model, images, solver=ods.TwoStep("sigma", rule="bdia"), num_steps=10)
+        >>> latent.recipe.solver, latent.nfe.tolist()
+        ('bdia', [11, 11])
+        >>> bool((ods.decode(model, latent).x - images).abs().max() < 1e-6)
+        True
+
     References:
         Zhang, Lewis, Kleijn 2023, Exact Diffusion Inversion via Bi-directional Integration Approximation,
         arXiv:2307.10829 (BDIA-DDIM: "bdia" in "sigma").

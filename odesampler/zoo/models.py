@@ -52,6 +52,15 @@ def load(
 
     Raises:
         ValueError: An unknown name; lists the known ones.
+
+    Examples:
+        >>> model = ods.load("digits")
+        >>> model.data_shape, model.prediction, len(model.labels)
+        ((1, 8, 8), 'eps', 10)
+        >>> ods.load("digit")
+        Traceback (most recent call last):
+            ...
+        ValueError: unknown model 'digit'; embedded are: digits, emoji
     """
     check(name)
     model = model_from(_path(f"{name}.safetensors"), name, device=device, dtype=dtype)
@@ -62,7 +71,13 @@ def load(
 
 
 def held_out(name: str = "digits") -> Images:
-    """Real images that the model has not been trained on, for encoding."""
+    """Real images that the model has not been trained on, for encoding.
+
+    Examples:
+        >>> images, labels = ods.held_out("digits")
+        >>> tuple(images.shape[1:]), len(labels) == len(images), images.min().item(), images.max().item()
+        ((1, 8, 8), True, -1.0, 1.0)
+    """
     return _images(name, "")
 
 
@@ -76,7 +91,12 @@ def training_images(name: str = "digits") -> Images:
 
 
 def models() -> list[str]:
-    """The names of the embedded models."""
+    """The names of the embedded models.
+
+    Examples:
+        >>> ods.models()
+        ['digits', 'emoji']
+    """
     return list(CARDS)
 
 

@@ -37,6 +37,13 @@ class Autoencoder(Codec):
     Raises:
         TypeError: Not one of these.
         ValueError: A configuration that scales in two ways, or by half of one; names the key.
+
+    Examples:
+        >>> from diffusers import AutoencoderKL
+        >>> codec = ods.adapters.diffusers.Autoencoder(AutoencoderKL())  # untrained, and of one block only
+        >>> latents = codec.encode(torch.zeros(1, 3, 16, 16))
+        >>> tuple(latents.shape), tuple(codec.decode(latents).shape)
+        ((1, 4, 16, 16), (1, 3, 16, 16))
     """
 
     vae: Any

@@ -30,6 +30,12 @@ def grid_of(scheduler: Any, num_steps: int, **given: Any) -> Grid:
 
     Raises:
         ValueError: A scheduler that cannot be read, or one that walks upward.
+
+    Examples:
+        >>> from diffusers import DDIMScheduler
+        >>> grid = ods.adapters.diffusers.grid_of(DDIMScheduler(), 10)
+        >>> grid.num_steps, grid.name, grid[10]
+        (10, "DDIMScheduler's", 0.0)
     """
     reading, walker = read(scheduler), copy.deepcopy(scheduler)
     walker.set_timesteps(num_steps, **given)

@@ -45,6 +45,16 @@ def from_unet(unet: nn.Module, scheduler: Any, **options: Any) -> Model:
     Raises:
         TypeError: A network that is not known here, or no scheduler.
         ValueError: A configuration that cannot be served; names its key.
+
+    Examples:
+        >>> from diffusers import DDPMScheduler, UNet2DModel
+        >>> blocks = {"down_block_types": ("DownBlock2D",) * 2, "up_block_types": ("UpBlock2D",) * 2}
+        >>> unet = UNet2DModel(8, block_out_channels=(8, 8), layers_per_block=1, norm_num_groups=4, **blocks)
+        >>> model = ods.adapters.diffusers.from_unet(unet, DDPMScheduler())
+        >>> model.prediction, model.data_shape
+        ('eps', (3, 8, 8))
+        >>> tuple(ods.sample(model, 2, num_steps=5).x.shape)
+        (2, 3, 8, 8)
     """
     reading = read(scheduler)
     network, facts = prepared(unet, reading)

@@ -56,6 +56,13 @@ class OdeScheduler(Configured):
     Can be copied and pickled at any time; what is shown may be kept in half precision.
 
     Its arguments, which are the keys of its config, are those of `Configured`.
+
+    Examples:
+        >>> from diffusers import DDPMScheduler
+        >>> scheduler = ods.adapters.diffusers.OdeScheduler.from_config(DDPMScheduler().config, solver="heun")
+        >>> scheduler.set_timesteps(10)
+        >>> len(scheduler.timesteps), scheduler.order
+        (19, 2)
     """
 
     num_inference_steps: int | None = None

@@ -56,7 +56,13 @@ class Preconditioning:
 
 @dataclass(frozen=True)
 class Reading:
-    """What a scheduler's configuration says about its model."""
+    """What a scheduler's configuration says about its model.
+
+    Examples:
+        >>> reading = ods.adapters.diffusers.read({"_class_name": "FlowMatchEulerDiscreteScheduler", "shift": 3.0})
+        >>> type(reading.schedule).__name__, reading.prediction, reading.clip_denoised
+        ('RectifiedFlow', 'flow', None)
+    """
 
     schedule: Schedule
     prediction: Prediction  # of the network; with `preconditioning`, of the preconditioned one
@@ -83,6 +89,12 @@ def read(config: Any, name: str = "scheduler", *, tokens: int | None = None) -> 
     Raises:
         TypeError: Neither a scheduler nor a mapping.
         ValueError: A class that does not solve this equation, or a setting that is not known; names the key.
+
+    Examples:
+        >>> config = {"_class_name": "DDIMScheduler", "prediction_type": "v_prediction"}
+        >>> reading = ods.adapters.diffusers.read(config)
+        >>> reading.prediction, reading.grid, type(reading.schedule).__name__
+        ('v', 'leading', 'VP')
     """
     given, kind = facts_of(config, name)
     facts = Settings({**_DEFAULTS, **TABLES.get(kind, {}), **given}, kind, name)
