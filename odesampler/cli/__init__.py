@@ -55,6 +55,15 @@ def grids() -> None:
     click.echo(str(ods.grids()))
 
 
+@cli.command()
+@click.argument("name", required=False)
+def cite(name: str | None) -> None:
+    """Print the sources of a solver, a grid or anything public, as BibTeX; without a NAME the library's own."""
+    import odesampler as ods
+
+    click.echo(ods.cite(name))
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line; exits with 0, or with 2 after one line on what is wrong."""
     warnings.filterwarnings("ignore", ".*did not arrive", RuntimeWarning)  # said by an error, once

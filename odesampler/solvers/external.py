@@ -51,6 +51,9 @@ class Torchdiffeq(Loop):
     Args:
         method: One of `torchdiffeq_methods()`.
         rtol, atol: Tolerances of the adaptive methods.
+
+    References:
+        Chen 2018, torchdiffeq, the code.
     """
 
     method: str
@@ -111,6 +114,9 @@ class Scipy(Loop):
     Args:
         method: One of `SCIPY_METHODS`. The implicit ones estimate a Jacobian: one evaluation a pixel and more.
         rtol, atol: Tolerances.
+
+    References:
+        Virtanen et al. 2020, SciPy 1.0, Nature Methods 17, 261.
     """
 
     method: str

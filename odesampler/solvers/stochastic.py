@@ -46,7 +46,10 @@ class Ancestral(Solver):
         ValueError: eta outside [0, 1]; another base than that; a rising step, since noise cannot be encoded.
 
     References:
-        Song, Meng, Ermon 2021, Denoising Diffusion Implicit Models, arXiv:2010.02502, eq. 12, 16 and section 5.
+        Song, Meng, Ermon 2021, Denoising Diffusion Implicit Models, arXiv:2010.02502, eq. 12, 16 and section 5. Ho et
+        al. 2020, Denoising Diffusion Probabilistic Models, arXiv:2006.11239 (ddpm, ddpm_sigma_hat). Lu et al. 2022,
+        DPM-Solver, arXiv:2206.00927 (dpm_2_ancestral). Lu et al. 2022, DPM-Solver++, arXiv:2211.01095
+        (dpmpp_2s_ancestral).
     """
 
     eta: float = 1.0
@@ -209,8 +212,8 @@ class StochasticMidpoint(Solver):
         ValueError: eta not above 0; a rising step, since noise cannot be encoded.
 
     References:
-        Lu et al. 2022, DPM-Solver++, arXiv:2211.01095, appendix A (the equation); Crowson, k-diffusion,
-        sample_dpmpp_sde (the step).
+        Lu et al. 2022, DPM-Solver++, arXiv:2211.01095, appendix A (the equation); Crowson 2022,
+        k-diffusion, sample_dpmpp_sde (the step).
     """
 
     eta: float = 1.0
