@@ -54,6 +54,7 @@ if TYPE_CHECKING:
     from odesampler.analysis.trajectory_plane import TrajectoryPlane as TrajectoryPlane
     from odesampler.analysis.trajectory_plane import trajectory_plane as trajectory_plane
     from odesampler.analysis.tune import tune as tune
+    from odesampler.citation import cite as cite
     from odesampler.grid import Grid as Grid
     from odesampler.grid import concatenate as concatenate
     from odesampler.grid import grids as grids
@@ -133,6 +134,7 @@ _HOMES = {
     "analysis.sources": ("ErrorSources",),
     "analysis.trajectory_plane": ("TrajectoryPlane", "trajectory_plane"),
     "analysis.tune": ("tune",),
+    "citation": ("cite",),
     "grid": ("Grid", "concatenate", "grids", "make_grid"),
     "guidance": ("Guidance",),
     "implicit": ("Implicit",),

@@ -12,7 +12,7 @@ four orders of magnitude: one that only looks back at errors (PI control) is alw
 fail.
 
 References:
-    Hairer, Norsett, Wanner, Solving Ordinary Differential Equations I, II.4 (initial step; error norm).
+    Hairer, Norsett, Wanner 1993, Solving Ordinary Differential Equations I, II.4 (initial step; error norm).
     Gustafsson 1994, Control-theoretic techniques for stepsize selection in implicit Runge-Kutta methods, ACM TOMS 20
     (predictive control; the exponents here were chosen by measurement, docs/speed.md).
 """

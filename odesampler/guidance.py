@@ -9,7 +9,7 @@ velocities is the same to the first line, whose weights sum to 1; to the second 
 
 References:
     Ho & Salimans 2022, arXiv:2207.12598, equation 6 (its w is scale - 1). Lin et al. 2023, arXiv:2305.08891,
-    section 3.4, which rescales v. Kynkaanniemi et al. 2024, arXiv:2404.07724.
+    section 3.4, which rescales v (rescale). Kynkaanniemi et al. 2024, arXiv:2404.07724 (interval).
 """
 
 from __future__ import annotations

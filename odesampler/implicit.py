@@ -9,7 +9,8 @@ approximate inverse (defect correction). A coarse step need not have an inverse,
 magnify what the equations miss: so every latent is decoded once, and every sample says whether it came back.
 
 References:
-    Pan et al. 2023, AIDI, and Garibi et al. 2024, ReNoise, arXiv:2403.14602 (fixed point; mean of late iterates).
+    Pan et al. 2023, AIDI, arXiv:2309.04907 (fixed point). Garibi et al. 2024, ReNoise, arXiv:2403.14602 (mean of late
+    iterates).
     Hong et al. 2024, On Exact Inversion of DPM-Solvers, arXiv:2311.18387. Stetter 1978, The defect correction principle
     and discretization methods, Numer. Math. 29, 425.
 """

@@ -87,7 +87,7 @@ def linspace(span: Span) -> list[float]:
 def quadratic(span: Span) -> list[float]:
     """t = floor(c i^2), i = 0 .. n - 1, up to 0.8 T: the DDIM paper's sub-sequence for CIFAR-10, as its code has it.
 
-    Appendix D.2 of arXiv:2010.02502. Indices that it would repeat, near t = 0, move up to the next free one.
+    Song, Meng, Ermon 2021, arXiv:2010.02502, D.2. Indices that it would repeat, near t = 0, go up to the next free one.
     """
     size, n = _table(span), span.nodes
     root = math.sqrt(0.8 * size) / max(n - 1, 1)

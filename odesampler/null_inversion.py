@@ -9,7 +9,7 @@ until the guided way is that one.
 
 References:
     Mokady et al. 2022, Null-text Inversion for Editing Real Images using Guided Diffusion Models, arXiv:2211.09794,
-    algorithm 1. Kingma, Ba 2014, Adam, arXiv:1412.6980.
+    algorithm 1. Kingma, Ba 2015, Adam, arXiv:1412.6980.
 """
 
 from __future__ import annotations

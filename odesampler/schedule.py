@@ -157,7 +157,7 @@ class VP(Schedule):
         return cls.from_betas((1 - power[1:] / power[:-1]).clamp(max=max_beta))
 
     def with_zero_snr(self) -> VP:
-        """This table, its alpha shifted and scaled so that the last entry is 0 (arXiv:2305.08891, Algorithm 1)."""
+        """This table, its alpha shifted and scaled to end at 0. Lin et al. 2023, arXiv:2305.08891, Algorithm 1."""
         alpha = torch.tensor(self.alpha_bar, dtype=torch.float64).sqrt()
         first, last = alpha[0], alpha[-1]
         rescaled = ((alpha - last) * first / (first - last)) ** 2

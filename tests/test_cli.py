@@ -571,3 +571,9 @@ def test_a_text_pipeline_is_told_a_prompt_and_goes_from_pictures_to_latents_and_
 
 def test_a_prompt_for_a_model_without_text_is_refused(capsys):
     assert "digits takes none" in refused(capsys, "sample", "--prompt", "a cat", "--out", "a.png")
+
+
+def test_sources_are_printed_as_bibtex(capsys):
+    assert run(capsys, "cite", "heun")[1] == f"{ods.cite('heun')}\n"
+    assert "@software{odesampler," in run(capsys, "cite")[1]
+    assert "did you mean heun" in refused(capsys, "cite", "huen")

@@ -13,7 +13,7 @@ in which only numbers, no networks, go from step to step: m_i, one for each samp
 arrives at it. N sweeps are decoding itself, few suffice, but for solvers that remember many points.
 
 References:
-    Hairer, Norsett, Wanner, Solving Ordinary Differential Equations I, II.3 (local errors, and how they are carried).
+    Hairer, Norsett, Wanner 1993, Solving Ordinary Differential Equations I, II.3 (local errors, and how they add up).
     Lions, Maday, Turinici 2001, A "parareal" in time discretization (sweeps with a cheap propagator).
 """
 

@@ -13,8 +13,8 @@ what leads in the error of the way up where p is even: the round trip has order 
 one of the coarser of state and network: moving by it draws all roundings anew, while a smooth map hardly moves.
 
 References:
-    Hairer, Norsett, Wanner, Solving Ordinary Differential Equations I, II.4 (step doubling). Parker 1997, Monte Carlo
-    Arithmetic (rounding measured by perturbation).
+    Hairer, Norsett, Wanner 1993, Solving Ordinary Differential Equations I, II.4 (step doubling). Parker 1997, Monte
+    Carlo Arithmetic (rounding measured by perturbation).
 """
 
 from __future__ import annotations

@@ -9,7 +9,7 @@ Gaussian all directions grow by sqrt((v + s1^2) / (v + s0^2)), in the equation's
 
 References:
     Griewank, Walther 2008, Evaluating Derivatives, chapter 3 (forward and reverse mode).
-    Golub, Van Loan 2013, Matrix Computations, 7.3 (power iteration). Hairer, Norsett, Wanner, Solving Ordinary
+    Golub, Van Loan 2013, Matrix Computations, 7.3 (power iteration). Hairer, Norsett, Wanner 1993, Solving Ordinary
     Differential Equations I, I.14 (derivatives with respect to initial values).
 """
 

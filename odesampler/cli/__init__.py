@@ -19,8 +19,24 @@ from odesampler.cli.verbs import decode, encode, sample
 from odesampler.version import __version__
 
 
+def _say_version(context: click.Context, _option: click.Parameter, asked: bool) -> None:
+    """What a report of an error should begin with: the library, Python, torch, the devices."""
+    if not asked:
+        return
+    import platform
+
+    import torch
+
+    cuda = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    devices = ", ".join(["cpu", *cuda, *(["mps"] if torch.backends.mps.is_available() else [])])
+    system = f"{platform.system()} {platform.machine()}"
+    python = f"Python {platform.python_version()}, torch {torch.__version__}"
+    click.echo(f"odesampler {__version__}, {python}, {system}, devices: {devices}")
+    context.exit()
+
+
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
-@click.version_option(__version__, prog_name="odesampler")
+@click.option("--version", is_flag=True, expose_value=False, is_eager=True, callback=_say_version, help="For reports.")
 @click.option("--debug", is_flag=True, help="Show where an error came from.")
 def cli(debug: bool) -> None:
     """Sample, encode and decode images with diffusion models, by solving dx/dsigma = eps(x, sigma)."""
@@ -53,6 +69,15 @@ def grids() -> None:
     import odesampler as ods
 
     click.echo(str(ods.grids()))
+
+
+@cli.command()
+@click.argument("name", required=False)
+def cite(name: str | None) -> None:
+    """Print the sources of a solver, a grid or anything public, as BibTeX; without a NAME the library's own."""
+    import odesampler as ods
+
+    click.echo(ods.cite(name))
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

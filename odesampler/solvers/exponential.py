@@ -48,9 +48,10 @@ class Singlestep(Solver):
         True
 
     References:
-        Lu et al. 2022, DPM-Solver, arXiv:2206.00927, Algorithms 1, 4 and 5, and appendix C (error estimate).
-        Lu et al. 2022, DPM-Solver++, arXiv:2211.01095, Algorithm 1 (2S); its authors' code for 3S.
-        Hochbruck, Ostermann 2010, Exponential integrators, Acta Numerica 19, 209.
+        Lu et al. 2022, DPM-Solver, arXiv:2206.00927, Algorithms 1, 4 and 5 (dpm_solver_2, dpm_solver_3), and appendix
+        C, the error estimate. Lu et al. 2022, DPM-Solver++, arXiv:2211.01095, Algorithm 1 (dpmpp_2s); its authors' code
+        (dpmpp_3s).
+        Hochbruck, Ostermann 2010, Exponential integrators, Acta Numerica 19, 209 (singlestep).
     """
 
     frame: str = "flow"

@@ -58,6 +58,9 @@ class Torchdiffeq(Loop):
         >>> ours = ods.sample(model, 2, solver=ods.Midpoint(), num_steps=10)
         >>> theirs.x.allclose(ours.x, atol=1e-4), theirs.nfe.equal(ours.nfe)
         (True, True)
+
+    References:
+        Chen 2018, torchdiffeq, the code.
     """
 
     method: str
@@ -124,6 +127,9 @@ class Scipy(Loop):
         >>> solver = ods.Scipy("DOP853", rtol=1e-6, atol=1e-6)  # or by name, "scipy:DOP853(rtol=1e-6, atol=1e-6)"
         >>> bool((ods.sample(model, x=torch.ones(1, 2), solver=solver).x - 1).abs().max() < 1e-3)
         True
+
+    References:
+        Virtanen et al. 2020, SciPy 1.0, Nature Methods 17, 261.
     """
 
     method: str

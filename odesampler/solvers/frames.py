@@ -17,8 +17,8 @@ Sigmas are numbers or arrays, computed with on the host in float64, or tensors, 
 they lie. Knows neither networks nor steps.
 
 References:
-    Lu et al. 2022, DPM-Solver, arXiv:2206.00927, Proposition 3.1 (noise); DPM-Solver++, arXiv:2211.01095, Proposition
-    4.1 (data) and appendix A (the stochastic one).
+    Lu et al. 2022, DPM-Solver, arXiv:2206.00927, Proposition 3.1 (noise). Lu et al. 2022, DPM-Solver++,
+    arXiv:2211.01095, Proposition 4.1 (data) and appendix A (the stochastic one).
 """
 
 from __future__ import annotations

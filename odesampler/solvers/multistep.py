@@ -66,9 +66,12 @@ class Multistep(Solver):
         True
 
     References:
-        Hairer, Norsett, Wanner, Solving Ordinary Differential Equations I, III.1 and III.5 (variable steps).
-        Zhang, Chen 2023, DEIS, arXiv:2204.13902. Lu et al. 2022, DPM-Solver++, arXiv:2211.01095. Zhao et al. 2023,
-        UniPC, arXiv:2302.04867. Liu et al. 2022, Pseudo Numerical Methods, arXiv:2202.09778.
+        Hairer, Norsett, Wanner 1993, Solving Ordinary Differential Equations I, III.1 and III.5, on variable steps
+        (lms, adams_bashforth, v_adams, adams_pc). Zhang, Chen 2023, DEIS, arXiv:2204.13902 (deis, deis_tab, ipndm,
+        ipndm_v). Liu et al. 2022, Pseudo Numerical Methods, arXiv:2202.09778 (plms). Lu et al. 2022, DPM-Solver,
+        arXiv:2206.00927 (dpm_solver_2m, dpm_solver_3m). Lu et al. 2022, DPM-Solver++, arXiv:2211.01095 (dpmpp_2m,
+        dpmpp_3m, dpmpp_2m_sde, dpmpp_3m_sde, dpm_solver_2m, dpm_solver_3m). Xue et al. 2023, SA-Solver,
+        arXiv:2309.05019 (sa_solver). Zhao et al. 2023, UniPC, arXiv:2302.04867 (unipc, unipc_bh1, unipc_3).
     """
 
     frame: str = "flow"

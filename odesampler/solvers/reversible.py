@@ -52,7 +52,7 @@ class Reversible(Invertible):
 
     References:
         McCallum, Foster 2024, Efficient, Accurate and Stable Gradients for Neural ODEs, arXiv:2410.11648.
-        Blasingame, Liu 2025, Rex, arXiv:2502.08834 (Euler in "data").
+        Blasingame, Liu 2025, Rex, arXiv:2502.08834 (rex).
     """
 
     base: Solver = field(default_factory=Heun)

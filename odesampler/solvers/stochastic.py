@@ -54,7 +54,10 @@ class Ancestral(Solver):
         False
 
     References:
-        Song, Meng, Ermon 2021, Denoising Diffusion Implicit Models, arXiv:2010.02502, eq. 12, 16 and section 5.
+        Song, Meng, Ermon 2021, Denoising Diffusion Implicit Models, arXiv:2010.02502, eq. 12, 16 and section 5. Ho et
+        al. 2020, Denoising Diffusion Probabilistic Models, arXiv:2006.11239 (ddpm, ddpm_sigma_hat). Lu et al. 2022,
+        DPM-Solver, arXiv:2206.00927 (dpm_2_ancestral). Lu et al. 2022, DPM-Solver++, arXiv:2211.01095
+        (dpmpp_2s_ancestral).
     """
 
     eta: float = 1.0
@@ -232,8 +235,8 @@ class StochasticMidpoint(Solver):
         True
 
     References:
-        Lu et al. 2022, DPM-Solver++, arXiv:2211.01095, appendix A (the equation); Crowson, k-diffusion,
-        sample_dpmpp_sde (the step).
+        Lu et al. 2022, DPM-Solver++, arXiv:2211.01095, appendix A (the equation); Crowson 2022,
+        k-diffusion, sample_dpmpp_sde (the step).
     """
 
     eta: float = 1.0

@@ -62,8 +62,8 @@ class TwoStep(Invertible):
 
     References:
         Zhang, Lewis, Kleijn 2023, Exact Diffusion Inversion via Bi-directional Integration Approximation,
-        arXiv:2307.10829 (BDIA-DDIM: "bdia" in "sigma").
-        Wang et al. 2024, BELM, arXiv:2410.07273 (O-BELM: "belm" in "sigma").
+        arXiv:2307.10829 (bdia).
+        Wang et al. 2024, BELM, arXiv:2410.07273 (belm).
     """
 
     coordinate: str = "flow_asinh"
