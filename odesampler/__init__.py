@@ -53,7 +53,6 @@ if TYPE_CHECKING:
     from odesampler.analysis.sources import ErrorSources as ErrorSources
     from odesampler.analysis.trajectory_plane import TrajectoryPlane as TrajectoryPlane
     from odesampler.analysis.trajectory_plane import trajectory_plane as trajectory_plane
-    from odesampler.analysis.tune import tune as tune
     from odesampler.citation import cite as cite
     from odesampler.grid import Grid as Grid
     from odesampler.grid import concatenate as concatenate
@@ -109,6 +108,7 @@ if TYPE_CHECKING:
     from odesampler.streaming import sample_many as sample_many
     from odesampler.threshold import DynamicThreshold as DynamicThreshold
     from odesampler.tuned import Tuned as Tuned
+    from odesampler.tuning.tune import tune as tune
     from odesampler.zoo.models import held_out as held_out
     from odesampler.zoo.models import load as load
     from odesampler.zoo.models import models as models
@@ -133,7 +133,7 @@ _HOMES = {
     "analysis.round_trips": ("RoundTrip",),
     "analysis.sources": ("ErrorSources",),
     "analysis.trajectory_plane": ("TrajectoryPlane", "trajectory_plane"),
-    "analysis.tune": ("tune",),
+    "tuning.tune": ("tune",),
     "citation": ("cite",),
     "grid": ("Grid", "concatenate", "grids", "make_grid"),
     "guidance": ("Guidance",),

@@ -115,8 +115,8 @@ def cite(what: Any = None) -> BibTeX:
         ValueError: An unknown name (says what is near), or one for which the library names no source.
         RuntimeError: Python runs without docstrings, in which the sources stand.
 
-    Example:
-        >>> cite("euler").splitlines()[0]
+    Examples:
+        >>> ods.cite("ddim").splitlines()[0]
         '@inproceedings{song2021ddim,'
     """
     if what is None:

@@ -55,7 +55,7 @@ CORE = {  # what each module of the core may import of ours
     "exact": {"model", "prediction", "schedule"},
 }
 A_SOLVER = {"precision", "program", "combine", "trial", "solvers"}
-FACES = {"analysis", "adapters", "cli", "zoo"}  # known to no one but each other
+FACES = {"analysis", "tuning", "adapters", "cli", "zoo"}  # known to no one but each other
 OPTIONAL = {
     "diffusers",
     "sklearn",

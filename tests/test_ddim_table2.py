@@ -10,8 +10,7 @@ import pytest
 import torch
 
 import odesampler as ods
-from odesampler.analysis import ddim_table2
-from odesampler.analysis.ddim_table2 import PAPER
+from odesampler.analysis.ddim_table2 import PAPER, ddim_table2
 from odesampler.cli import main
 
 DIGITS = ods.load("digits", dtype=torch.float64)

@@ -13,14 +13,6 @@ import torch
 from torch import nn
 
 import odesampler as ods
-from odesampler.analysis import fitting, tune_encoder, tune_sampler
-from odesampler.analysis.fitting import Clock, Goals, Recomputed, by_table, frozen, gradient
-from odesampler.analysis.knots import FRAME, cheapest, costs
-from odesampler.analysis.resumable import Resumable
-from odesampler.analysis.shapes import FreeTable, Knots
-from odesampler.analysis.tune_sampler import _refusal, _warning
-from odesampler.analysis.tune_task import as_json, unclear
-from odesampler.analysis.weight_tables import table_of
 from odesampler.cli import main
 from odesampler.drive import run
 from odesampler.integrate import OnGrid, solve
@@ -28,6 +20,14 @@ from odesampler.program import State
 from odesampler.solvers import Euler, Fitted, Multistep, TwoStep
 from odesampler.solvers.frames import log
 from odesampler.solvers.weights import exact
+from odesampler.tuning import encoder, fitting, sampler
+from odesampler.tuning.fitting import Clock, Goals, Recomputed, by_table, frozen, gradient
+from odesampler.tuning.knots import FRAME, cheapest, costs
+from odesampler.tuning.resumable import Resumable
+from odesampler.tuning.sampler import _refusal, _warning
+from odesampler.tuning.shapes import FreeTable, Knots
+from odesampler.tuning.task import as_json, unclear
+from odesampler.tuning.weight_tables import table_of
 from tests.problems import BOTH_WAYS, COURSE, DRAWING, Spy, geometric, labelled, mixture, noise
 
 QUICK = {"num_samples": 12, "iterations": 30, "reference_steps": 60}
@@ -280,9 +280,9 @@ def test_a_reference_that_is_not_much_more_exact_than_the_errors_is_warned_of():
 
 def test_the_grid_from_local_errors_races_and_the_guard_compares_with_the_best_of_the_race(monkeypatch):
     raced, compared = [], []
-    race, refusal = tune_sampler.raced, tune_sampler._refusal
-    monkeypatch.setattr(tune_sampler, "raced", lambda *a, **k: [raced.extend(a[1]), race(*a, **k)][1])
-    monkeypatch.setattr(tune_sampler, "_refusal", lambda *a: [compared.extend(a), refusal(*a)][1])
+    race, refusal = sampler.raced, sampler._refusal
+    monkeypatch.setattr(sampler, "raced", lambda *a, **k: [raced.extend(a[1]), race(*a, **k)][1])
+    monkeypatch.setattr(sampler, "_refusal", lambda *a: [compared.extend(a), refusal(*a)][1])
     recipe = ods.tune(mixture8().model(ods.VP.linear()), 8, **QUICK)
     assert {solver for solver, plan in raced if plan.grid.name == "measured"} >= {"multistep", "unipc"}
     tuned, best = compared
@@ -293,8 +293,8 @@ def test_the_grid_from_local_errors_races_and_the_guard_compares_with_the_best_o
 
 
 def test_what_is_held_out_begins_at_latents_that_nothing_else_has(monkeypatch):
-    seen, real = [], tune_sampler.measured_held_out
-    monkeypatch.setattr(tune_sampler, "measured_held_out", lambda *a: [seen.append(a[0]), real(*a)][1])
+    seen, real = [], sampler.measured_held_out
+    monkeypatch.setattr(sampler, "measured_held_out", lambda *a: [seen.append(a[0]), real(*a)][1])
     recipe = ods.tune(two_kinds(), 3, cond={"label": 0}, **{**QUICK, "iterations": 0})
     used = {seed for seeds in recipe.measured["seeds"].values() for seed in seeds}
     assert [len(task.seeds) for task in seen[0].values()] == [16, 16]
@@ -318,7 +318,7 @@ def test_the_same_seed_gives_the_same_recipe_and_another_does_not():
 def test_it_goes_on_after_a_kill_and_finds_the_same(stop, tmp_path, monkeypatch):
     path, calls, real = tmp_path / "unfinished.safetensors", [], fitting.gradient
     whole = ods.tune(ring(), 5, **QUICK)
-    monkeypatch.setattr("odesampler.analysis.resumable.EVERY", 0.0)
+    monkeypatch.setattr("odesampler.tuning.resumable.EVERY", 0.0)
 
     def killed(*given):
         calls.append(0)
@@ -380,7 +380,7 @@ def test_where_the_untuned_is_exact_already_it_is_kept_and_that_is_said():
 
 def found(valid):
     error = torch.tensor(valid, dtype=torch.float64)
-    return tune_sampler.Found("", Euler(), ods.Grid((2.0, 1.0, 0.0)), None, error, error)
+    return sampler.Found("", Euler(), ods.Grid((2.0, 1.0, 0.0)), None, error, error)
 
 
 def test_a_table_that_blows_up_on_one_sample_is_refused_though_most_are_better():
@@ -507,7 +507,7 @@ def test_where_every_solver_fails_that_is_said_and_numbers_that_are_none_can_be_
     def lost(model, plans, samples, truth, **_):
         return [torch.full((len(truth),), math.inf, dtype=torch.float64) for _ in plans]
 
-    monkeypatch.setattr(tune_sampler, "errors_of", lost)
+    monkeypatch.setattr(sampler, "errors_of", lost)
     with pytest.raises(FloatingPointError, match="every solver fails"):
         ods.tune(ring(), 3, **QUICK)
     assert as_json({"a": {"b": math.inf}, "c": 1.0, "d": math.nan}) == {"a": {"b": "inf"}, "c": 1.0, "d": "nan"}
@@ -526,7 +526,7 @@ def test_a_checkpoint_knows_its_latents_and_conditions_whatever_their_sum(what, 
     def killed(*_, **__):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(tune_sampler, "_race", killed)
+    monkeypatch.setattr(sampler, "_race", killed)
     with pytest.raises(KeyboardInterrupt):
         ods.tune(model, 3, iterations=0, reference_steps=20, **how)
     with pytest.raises(ValueError, match=f"differs in {'samples' if what == 'x' else what}"):
@@ -580,8 +580,8 @@ def test_to_encode_the_latents_alone_become_better():
 def test_the_errors_of_an_encoder_are_of_images_by_which_nothing_was_chosen(monkeypatch):
     model, images = mixture8().model(ods.VP.linear()), mixture8().sample(24, seed=3)
     how = {"task": "encode", "iterations": 20, "reference_steps": 60}
-    searched, real = [], tune_encoder._searched
-    monkeypatch.setattr(tune_encoder, "_searched", lambda *a: [searched.append(a[2]), real(*a)][1])
+    searched, real = [], encoder._searched
+    monkeypatch.setattr(encoder, "_searched", lambda *a: [searched.append(a[2]), real(*a)][1])
     recipe = ods.tune(model, 8, images=images, **how)
     measured = recipe.measured
     assert searched == [[*range(0, 24, 2)]]
@@ -667,13 +667,13 @@ def test_no_call_has_more_rows_than_max_batch_from_the_race_to_the_fit():
 
 def test_an_encoder_that_loses_one_image_or_gains_next_to_nothing_is_refused():
     def missed(trip, latent):
-        return tune_encoder.Missed(torch.tensor(trip), torch.tensor(latent), torch.zeros(2, 1))
+        return encoder.Missed(torch.tensor(trip), torch.tensor(latent), torch.zeros(2, 1))
 
     before = missed([0.1, 0.2], [0.1, 0.2])
-    assert "blows up" in tune_encoder._refusal(missed([0.001, 0.7], [0.001, 0.001]), before)
-    assert "blows up" in tune_encoder._refusal(missed([0.001, 0.001], [0.001, math.inf]), before)
-    assert "no better" in tune_encoder._refusal(missed([0.0995, 0.199], [0.0995, 0.199]), before)
-    assert not tune_encoder._refusal(missed([0.098, 0.196], [0.098, 0.196]), before)
+    assert "blows up" in encoder._refusal(missed([0.001, 0.7], [0.001, 0.001]), before)
+    assert "blows up" in encoder._refusal(missed([0.001, 0.001], [0.001, math.inf]), before)
+    assert "no better" in encoder._refusal(missed([0.0995, 0.199], [0.0995, 0.199]), before)
+    assert not encoder._refusal(missed([0.098, 0.196], [0.098, 0.196]), before)
 
 
 def test_conditions_that_are_samples_long_are_split_with_them():

@@ -8,11 +8,11 @@ import torch
 from safetensors import safe_open
 
 import odesampler as ods
-from odesampler.analysis import fitting, tune_sampler
-from odesampler.analysis.fitting import Clock, Goals, Recomputed, Stage, descend
-from odesampler.analysis.resumable import Resumable
-from odesampler.analysis.shapes import FreeTable, Knots
 from odesampler.solvers import Multistep
+from odesampler.tuning import fitting, sampler
+from odesampler.tuning.fitting import Clock, Goals, Recomputed, Stage, descend
+from odesampler.tuning.resumable import Resumable
+from odesampler.tuning.shapes import FreeTable, Knots
 from tests.problems import geometric, mixture, noise
 from tests.test_tune import QUICK, ring
 
@@ -61,16 +61,16 @@ def test_steps_go_where_the_shape_allows():
 
 
 def test_three_starts_of_the_race_are_fitted_a_tenth_of_the_iterations_each(monkeypatch):
-    stages, real = [], tune_sampler.descend
-    monkeypatch.setattr(tune_sampler, "descend", lambda stage, *a: [stages.append(stage), real(stage, *a)][1])
+    stages, real = [], sampler.descend
+    monkeypatch.setattr(sampler, "descend", lambda stage, *a: [stages.append(stage), real(stage, *a)][1])
     ods.tune(ring(), 5, **QUICK)
     assert [(s.name, s.iterations) for s in stages] == [("knots 0", 3), ("knots 1", 3), ("knots 2", 3), ("last", 21)]
     assert len({(s.shape.solver, s.shape.knots.sigmas) for s in stages[:3]}) == 3
 
 
 def test_the_fit_asks_no_more_rows_at_once_than_max_batch(monkeypatch):
-    made, real = [], tune_sampler._goals
-    monkeypatch.setattr(tune_sampler, "_goals", lambda *a: [made.append(real(*a)), made[-1]][1])
+    made, real = [], sampler._goals
+    monkeypatch.setattr(sampler, "_goals", lambda *a: [made.append(real(*a)), made[-1]][1])
     ods.tune(ring(), 3, max_batch=5, **{**QUICK, "iterations": 0})
     assert [g.chunk for g in made] == [5, 5]
 
@@ -96,12 +96,10 @@ def test_the_scatter_has_the_default_across_and_the_tuned_upward():
 
 
 def test_where_a_model_starts_at_infinity_the_grid_is_measured_along_its_own_noise(monkeypatch):
-    seen, real = [], tune_sampler.measured_grid
-    monkeypatch.setattr(
-        tune_sampler, "measured_grid", lambda eps, x, *a, **k: [seen.append(x), real(eps, x, *a, **k)][1]
-    )
+    seen, real = [], sampler.measured_grid
+    monkeypatch.setattr(sampler, "measured_grid", lambda eps, x, *a, **k: [seen.append(x), real(eps, x, *a, **k)][1])
     model = mixture().model(ods.RectifiedFlow(), prediction="flow")
     ods.tune(model, 4, **{**QUICK, "iterations": 0})
     [x] = seen
-    assert x.square().mean().sqrt().item() == pytest.approx(tune_sampler.TOP, rel=0.5)
+    assert x.square().mean().sqrt().item() == pytest.approx(sampler.TOP, rel=0.5)
     assert math.isinf(model.range[1])

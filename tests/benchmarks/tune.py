@@ -17,7 +17,7 @@ from sklearn.datasets import load_digits
 
 import odesampler as ods
 from odesampler import defaults
-from odesampler.analysis.tune import SAMPLES as SAMPLES_TUNED
+from odesampler.tuning.tune import SAMPLES as SAMPLES_TUNED
 from tests.benchmarks import against_diffusers, exact_problems
 
 BUDGETS = {"digits": (5, 6, 8, 10, 20), "exact": (10, 20)}

@@ -14,8 +14,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from odesampler.analysis.weight_tables import table_of
 from odesampler.program import Solver
+from odesampler.tuning.weight_tables import table_of
 
 REACH = 20  # values of eps that a fitted step counts at most
 NEAREST = 0.1  # two sigmas, in the least distance at the start

@@ -19,11 +19,7 @@ import torch
 from torch import Tensor
 
 from odesampler.analysis import reference
-from odesampler.analysis.fitting import Clock, counted
 from odesampler.analysis.reference import grids_between, rms
-from odesampler.analysis.resumable import Resumable
-from odesampler.analysis.tune_task import Task, as_json, scale_as_json, summary, unclear
-from odesampler.analysis.tuning import Case, Tuning
 from odesampler.conventions import upward
 from odesampler.grid import Grid, make_grid
 from odesampler.plan import AnyGrid, AnySolver, Plan, clean_end, execute, make_plan
@@ -32,6 +28,10 @@ from odesampler.program import State
 from odesampler.registry import spec_of
 from odesampler.solvers.alf import ALF
 from odesampler.tuned import Tuned
+from odesampler.tuning.fitting import Clock, counted
+from odesampler.tuning.report import Case, Tuning
+from odesampler.tuning.resumable import Resumable
+from odesampler.tuning.task import Task, as_json, scale_as_json, summary, unclear
 
 COORDINATES = ("flow_asinh", "angle_asinh", "asinh", "flow", "angle")
 FACTORS = (3.0, 1.7, 1.3, 1.1)  # of a setting, each until none of them helps

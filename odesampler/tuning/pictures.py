@@ -14,7 +14,7 @@ from odesampler.analysis.reference import quantile, rms
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-    from odesampler.analysis.tuning import Tuning
+    from odesampler.tuning.report import Tuning
 
 
 def grids_chosen(found: Tuning) -> Figure:

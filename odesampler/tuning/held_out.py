@@ -14,11 +14,11 @@ from typing import Any
 
 from torch import Tensor
 
-from odesampler.analysis.race import errors_of
-from odesampler.analysis.resumable import Resumable
 from odesampler.analysis.side_by_side import FAILURES
-from odesampler.analysis.tune_task import Task, summary
 from odesampler.plan import Plan
+from odesampler.tuning.race import errors_of
+from odesampler.tuning.resumable import Resumable
+from odesampler.tuning.task import Task, summary
 
 
 def measured_held_out(others: Mapping[str, Task], tuned: Plan, usual: Plan, saved: Resumable) -> dict[str, Any]:

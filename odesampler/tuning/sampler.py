@@ -9,16 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
-from odesampler.analysis.fitting import Clock, Goals, Recomputed, Stage, counted, descend, frozen
-from odesampler.analysis.knots import measured_grid
-from odesampler.analysis.race import FEW, Entry, entrants, errors_of, first_of, plan_for, raced
-from odesampler.analysis.resumable import Resumable
-from odesampler.analysis.shapes import FreeTable, Knots, MovedKnots
 from odesampler.analysis.side_by_side import Samples, side_by_side
-from odesampler.analysis.tune_held_out import measured_held_out, warning_of
-from odesampler.analysis.tune_task import Task, as_json, scale_as_json, summary, unclear
-from odesampler.analysis.tuning import Case, Tuning
-from odesampler.analysis.weight_tables import table_of
 from odesampler.grid import Grid, make_grid
 from odesampler.guidance import rows_a_sample
 from odesampler.plan import Plan, eps_of
@@ -26,6 +17,15 @@ from odesampler.program import Solver
 from odesampler.registry import find_solver
 from odesampler.solvers.fitted import Fitted
 from odesampler.tuned import Tuned
+from odesampler.tuning.fitting import Clock, Goals, Recomputed, Stage, counted, descend, frozen
+from odesampler.tuning.held_out import measured_held_out, warning_of
+from odesampler.tuning.knots import measured_grid
+from odesampler.tuning.race import FEW, Entry, entrants, errors_of, first_of, plan_for, raced
+from odesampler.tuning.report import Case, Tuning
+from odesampler.tuning.resumable import Resumable
+from odesampler.tuning.shapes import FreeTable, Knots, MovedKnots
+from odesampler.tuning.task import Task, as_json, scale_as_json, summary, unclear
+from odesampler.tuning.weight_tables import table_of
 
 STARTS = 3  # of the race, whose knots are fitted
 SHARE = 0.1  # of all iterations, for the knots of each

@@ -24,11 +24,11 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from odesampler.analysis.resumable import Resumable
 from odesampler.drive import Eps, run
 from odesampler.model import Model
 from odesampler.program import Program
 from odesampler.solvers.frames import plus
+from odesampler.tuning.resumable import Resumable
 
 Shape: TypeAlias = Callable[[Tensor], tuple[Tensor, Tensor]]  # parameters -> sigmas above 0 (n,), weights (n, n)
 CHECK = 10  # iterations at most between two looks at the validation samples

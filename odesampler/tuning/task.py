@@ -15,12 +15,12 @@ import torch
 from torch import Tensor
 
 from odesampler.analysis import reference
-from odesampler.analysis.race import plan_for
-from odesampler.analysis.resumable import Resumable
 from odesampler.analysis.side_by_side import Samples
 from odesampler.guidance import AnyGuidance, Guidance, checked_guidance, guided
 from odesampler.model import Model
 from odesampler.plan import checked_cond
+from odesampler.tuning.race import plan_for
+from odesampler.tuning.resumable import Resumable
 
 HELD = 16  # samples of what is held out, or more:
 A_CLASS, CLASSES = 4, 16  # samples of each class, of so many classes at most

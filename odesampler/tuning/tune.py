@@ -19,11 +19,6 @@ from typing import Any
 
 from torch import Tensor
 
-from odesampler.analysis.fitting import Clock
-from odesampler.analysis.resumable import Resumable
-from odesampler.analysis.tune_encoder import tuned_encoder
-from odesampler.analysis.tune_sampler import tuned_sampler
-from odesampler.analysis.tune_task import Task
 from odesampler.grid import check_num_steps
 from odesampler.guidance import AnyGuidance, checked_guidance, guided, usual_guidance, warn_of_nothing_to_guide_to
 from odesampler.model import Model
@@ -32,6 +27,11 @@ from odesampler.plan import checked_batch, checked_cond, checked_images, checked
 from odesampler.room import AnyBatch, check_max_batch
 from odesampler.sampling import checked_count, checked_shape
 from odesampler.tuned import Tuned, checked_name
+from odesampler.tuning.encoder import tuned_encoder
+from odesampler.tuning.fitting import Clock
+from odesampler.tuning.resumable import Resumable
+from odesampler.tuning.sampler import tuned_sampler
+from odesampler.tuning.task import Task
 
 FEWEST = {"sample": 6, "encode": 8}  # two to validate on, two to test on
 SAMPLES = 96

@@ -98,18 +98,18 @@ class Tuning(Report):
 
     def plot(self) -> Figure:
         """Where the sigmas of each grid are."""
-        from odesampler.analysis.tuning_pictures import grids_chosen
+        from odesampler.tuning.pictures import grids_chosen
 
         return grids_chosen(self)
 
     def scatter(self) -> Figure:
         """Each sample's error, before and after."""
-        from odesampler.analysis.tuning_pictures import before_and_after
+        from odesampler.tuning.pictures import before_and_after
 
         return before_and_after(self)
 
     def pictures(self) -> Figure:
         """The first samples as they should be, after, before, and what is missed."""
-        from odesampler.analysis.tuning_pictures import ends_and_misses
+        from odesampler.tuning.pictures import ends_and_misses
 
         return ends_and_misses(self)
