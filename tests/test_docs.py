@@ -53,8 +53,8 @@ IN_SMALL = {  # the benchmarks that the pages name: the same, in small
     ),
 }
 ROOT = Path(__file__).parent.parent
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("**/*.md"))]
-FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), *sorted((ROOT / "docs" / "api").glob("*.md"))]
+FENCE = re.compile(r"^```([^\n]*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
 
 def blocks(language: str) -> list:
@@ -66,7 +66,7 @@ def blocks(language: str) -> list:
 
 def test_every_block_has_a_language_that_a_test_runs():
     languages = {m[1] for page in PAGES for m in FENCE.finditer(page.read_text())}
-    assert languages <= {"python", "bash", "text"}
+    assert languages <= {"python", "bash", "text", "{eval-rst}"}  # the last is Sphinx's: tests/test_site.py
 
 
 @pytest.mark.parametrize(("page", "text"), blocks("python"))
@@ -106,8 +106,17 @@ def test_the_tables_of_solvers_and_grids_are_those_of_the_library():
     assert page.count("\n| `") > 40, "the tables are empty"
 
 
+def headings(text: str) -> list[str]:
+    """What one links to, as GitHub and the site spell it."""
+    return [
+        re.sub(r"[^\w\- ]", "", line).strip().lower().replace(" ", "-") for line in re.findall(r"^#+ (.*)$", text, re.M)
+    ]
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
 def test_links_and_pictures_exist(page):
     for target in re.findall(r"\]\(([^)]+)\)", page.read_text()):
         if not target.startswith("http"):
-            assert (page.parent / target).exists(), target
+            file, _, heading = target.partition("#")
+            assert (page.parent / file).exists(), target
+            assert not heading or heading in headings((page.parent / file).read_text()), target
