@@ -10,6 +10,7 @@ ROOT = HERE.parent
 sys.path[:0] = [str(ROOT), str(HERE)]  # the library as it stands here, and docstrings.py
 
 import docstrings  # noqa: E402  the path comes first
+from docutils import nodes  # noqa: E402
 
 from odesampler.version import __version__  # noqa: E402
 
@@ -19,8 +20,7 @@ release = version = __version__
 
 extensions = ["sphinx.ext.autodoc", "sphinx.ext.napoleon", "myst_nb"]
 exclude_patterns = ["_build", "**.ipynb_checkpoints"]
-default_role = "code"  # `x` in docstrings is code
-nitpick_ignore_regex = [("py:.*", ".*")]
+default_role = "py:obj"  # `x` in docstrings is code, and a link where there is such a name
 
 myst_enable_extensions = ["colon_fence"]
 myst_heading_anchors = 3
@@ -34,7 +34,6 @@ autodoc_typehints_format = "short"
 autodoc_preserve_defaults = True
 maximum_signature_line_length = 80
 napoleon_numpy_docstring = False
-napoleon_use_ivar = True
 
 html_theme = "furo"
 html_title = f"odesampler {__version__}"
@@ -68,8 +67,16 @@ def relinked(app: Any, docname: str, source: list[str]) -> None:
         source[0] = source[0].replace(written, meant)
 
 
+def short_cells_kept(app: Any, page: Any) -> None:
+    """Numbers and names in tables are not broken at their hyphens."""
+    for cell in page.findall(nodes.entry):
+        if len(cell.astext()) <= 18:
+            cell["classes"].append("short")
+
+
 def setup(app: Any) -> None:
     """Called by Sphinx."""
     copied_notebooks()
     app.connect("source-read", relinked)
+    app.connect("doctree-read", short_cells_kept)
     docstrings.setup(app)

@@ -2,8 +2,9 @@
 
 - Outside of backticks `*` and `|` mean themselves: shapes are (batch, *shape), and |x| is an absolute value.
 - A solver's facts, in fixed order, "Order 2. Evaluations: 2 a step. ...", become a list; formulas below keep lines.
-- Indented formulas of a module become literal blocks.
+- Indented formulas and examples become literal blocks.
 - A comment behind a field, `nfe: Tensor  # (batch,) ...`, says what the field is.
+- `ods.sample` and docs/inversion.md become links. What is returned is a sentence, and no colon in it makes a type.
 """
 
 import ast
@@ -14,12 +15,30 @@ from typing import Any
 
 FACT = re.compile(r"(?:^|(?<=\. ))(Order|Evaluations|Error estimate|Memory|Exactly invertible):? ")
 SPAN = re.compile(r"(`[^`]*`)")
+HIDDEN = "\x00"
 
 
 def escaped(line: str) -> str:
     """A line of plain text, as reStructuredText that reads the same."""
-    parts = SPAN.split(line)
-    return "".join(part if part.startswith("`") else re.sub(r"([*|]|(?<=\w)_(?!\w))", r"\\\1", part) for part in parts)
+    return "".join(span(part) if part.startswith("`") else plain(part) for part in SPAN.split(line))
+
+
+def span(code: str) -> str:
+    """Code in backticks; of a public name a link."""
+    return re.sub(r"^`(ods\.(\w+))(\(.*\))?`$", r":py:obj:`\1\3 <odesampler.\2>`", code)
+
+
+def plain(text: str) -> str:
+    """Text between such."""
+    text = re.sub(r"([*|]|(?<=\w)_(?!\w))", r"\\\1", text)
+    return re.sub(r"\bdocs/(\w+)\.md\b", r":doc:`/\1`", text)
+
+
+def colons_hidden(lines: list[str], what: str) -> list[str]:
+    """Napoleon takes what stands before a colon for a type, in these places: something that it does not know instead."""
+    sections = {"property": 0, "attribute": 0}
+    first = sections.get(what, lines.index("Returns:") + 1 if "Returns:" in lines else len(lines))
+    return [line.replace(":", HIDDEN) if i == first else line for i, line in enumerate(lines)]
 
 
 def facts_listed(lines: list[str]) -> list[str]:
@@ -52,7 +71,7 @@ def formulas_set(lines: list[str]) -> list[str]:
 
 
 def fields_of(kind: type) -> list[str]:
-    """A section "Attributes" from the comments behind the fields of a class; empty if there are none."""
+    """A list of the fields of a class that have a comment behind them; empty if there are none."""
     try:
         lines = textwrap.dedent(inspect.getsource(kind)).splitlines()
     except OSError:  # made by a function, as NamedTuple does: there is no such text
@@ -61,19 +80,30 @@ def fields_of(kind: type) -> list[str]:
     for node in ast.parse("\n".join(lines)).body[0].body:  # type: ignore[attr-defined]
         if isinstance(node, ast.AnnAssign) and not ast.unparse(node.target).startswith("_"):
             _, mark, comment = lines[node.end_lineno - 1][node.end_col_offset :].partition("# ")  # type: ignore[operator]
-            found += [f"    {ast.unparse(node.target)}: {comment}"] if mark and "type:" not in comment else []
-    return ["", "Attributes:", *found, ""] if found else []
+            written = escaped(ast.unparse(node.annotation).strip("'"))
+            if mark and "type:" not in comment:
+                found.append(f"    - **{ast.unparse(node.target)}** ({written}): {escaped(comment)}")
+    return ["", ":Fields:", *found, ""] if found else []
 
 
 def processed(app: Any, what: str, name: str, subject: Any, options: Any, lines: list[str]) -> None:
     """Sphinx's autodoc-process-docstring, before napoleon reads the sections."""
-    if what == "module":
-        lines[:] = formulas_set(lines)
-        return
-    text = [*lines, *fields_of(subject)] if what == "class" and lines else list(lines)
-    lines[:] = facts_listed([escaped(line) for line in text])
+    fields = fields_of(subject) if what == "class" and lines else []
+    lines[:] = colons_hidden([*facts_listed(formulas_set(lines)), *fields], what)
+
+
+def colons_shown(app: Any, what: str, name: str, subject: Any, options: Any, lines: list[str]) -> None:
+    """The same, after napoleon."""
+    lines[:] = [line.replace(HIDDEN, ":") for line in lines]
+
+
+def skipped(app: Any, what: str, name: str, subject: Any, skip: bool, options: Any) -> bool | None:
+    """Sphinx's autodoc-skip-member: fields of a NamedTuple are in the list above."""
+    return True if str(getattr(subject, "__doc__", "")).startswith("Alias for field number") else None
 
 
 def setup(app: Any) -> None:
     """Called by conf.py."""
     app.connect("autodoc-process-docstring", processed, priority=400)  # napoleon's is 500
+    app.connect("autodoc-process-docstring", colons_shown, priority=600)
+    app.connect("autodoc-skip-member", skipped)
