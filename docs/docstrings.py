@@ -35,7 +35,7 @@ def plain(text: str) -> str:
 
 
 def colons_hidden(lines: list[str], what: str) -> list[str]:
-    """Napoleon takes what stands before a colon for a type, in these places: something that it does not know instead."""
+    """In these places napoleon takes what stands before a colon for a type: another sign in its place."""
     sections = {"property": 0, "attribute": 0}
     first = sections.get(what, lines.index("Returns:") + 1 if "Returns:" in lines else len(lines))
     return [line.replace(":", HIDDEN) if i == first else line for i, line in enumerate(lines)]
