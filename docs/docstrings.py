@@ -97,6 +97,11 @@ def colons_shown(app: Any, what: str, name: str, subject: Any, options: Any, lin
     lines[:] = [line.replace(HIDDEN, ":") for line in lines]
 
 
+def signed(app: Any, what: str, name: str, subject: Any, options: Any, signature: str, returned: str) -> Any:
+    """Sphinx's autodoc-process-signature: a default that is no Python would keep it from being read."""
+    return (signature and signature.replace("<factory>", "..."), returned)
+
+
 def skipped(app: Any, what: str, name: str, subject: Any, skip: bool, options: Any) -> bool | None:
     """Sphinx's autodoc-skip-member: fields of a NamedTuple are in the list above."""
     return True if str(getattr(subject, "__doc__", "")).startswith("Alias for field number") else None
@@ -106,4 +111,5 @@ def setup(app: Any) -> None:
     """Called by conf.py."""
     app.connect("autodoc-process-docstring", processed, priority=400)  # napoleon's is 500
     app.connect("autodoc-process-docstring", colons_shown, priority=600)
+    app.connect("autodoc-process-signature", signed)
     app.connect("autodoc-skip-member", skipped)

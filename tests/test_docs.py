@@ -19,6 +19,7 @@ from tests.benchmarks import (
     inversion,
     loop_overhead,
     reversible,
+    round_trips,
     throughput,
     time_to_error,
     tune,
@@ -33,6 +34,12 @@ IN_SMALL = {  # the benchmarks that the pages name: the same, in small
         f(odesampler.load("digits"), 2, 10, (3,)) for f in (reversible.sampling, reversible.encoding)
     ],
     "inversion": lambda: [f(HELD.images[:2], {"label": HELD.labels[:2]}, 3) for f in (*INVERSIONS, inversion.polished)],
+    "round_trips": lambda: [
+        round_trips.sources(1, (1.0,), 2, 1),
+        round_trips.estimates(1, (2,)),
+        round_trips.null_texts(1, ((2, 3.0),)),
+        round_trips.saved(1, (2,)),
+    ],
     "loop_overhead": lambda: [loop_overhead.table((1, 1, 4, 4), 1), loop_overhead.adaptive(2)],
     "time_to_error": lambda: time_to_error.equal_steps(odesampler.load("digits"), 1, 4, 1),
     "heterogeneous": lambda: heterogeneous.table("mixtures", heterogeneous.mixtures(4), (1e-3,)),
