@@ -19,6 +19,7 @@ from tests.benchmarks import (
     inversion,
     loop_overhead,
     reversible,
+    round_trips,
     throughput,
     time_to_error,
     tune,
@@ -33,6 +34,12 @@ IN_SMALL = {  # the benchmarks that the pages name: the same, in small
         f(odesampler.load("digits"), 2, 10, (3,)) for f in (reversible.sampling, reversible.encoding)
     ],
     "inversion": lambda: [f(HELD.images[:2], {"label": HELD.labels[:2]}, 3) for f in (*INVERSIONS, inversion.polished)],
+    "round_trips": lambda: [
+        round_trips.sources(1, (1.0,), 2, 1),
+        round_trips.estimates(1, (2,)),
+        round_trips.null_texts(1, ((2, 3.0),)),
+        round_trips.saved(1, (2,)),
+    ],
     "loop_overhead": lambda: [loop_overhead.table((1, 1, 4, 4), 1), loop_overhead.adaptive(2)],
     "time_to_error": lambda: time_to_error.equal_steps(odesampler.load("digits"), 1, 4, 1),
     "heterogeneous": lambda: heterogeneous.table("mixtures", heterogeneous.mixtures(4), (1e-3,)),
@@ -54,8 +61,8 @@ IN_SMALL = {  # the benchmarks that the pages name: the same, in small
     "tune held_out": lambda: tune.held_out(3, num_samples=7, iterations=0, reference_steps=12),
 }
 ROOT = Path(__file__).parent.parent
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("**/*.md"))]
-FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), *sorted((ROOT / "docs" / "api").glob("*.md"))]
+FENCE = re.compile(r"^```([^\n]*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
 
 def blocks(language: str) -> list:
@@ -67,7 +74,7 @@ def blocks(language: str) -> list:
 
 def test_every_block_has_a_language_that_a_test_runs():
     languages = {m[1] for page in PAGES for m in FENCE.finditer(page.read_text())}
-    assert languages <= {"python", "bash", "text"}
+    assert languages <= {"python", "bash", "text", "{eval-rst}"}  # the last is Sphinx's: tests/test_site.py
 
 
 @pytest.mark.parametrize(("page", "text"), blocks("python"))
@@ -107,8 +114,17 @@ def test_the_tables_of_solvers_and_grids_are_those_of_the_library():
     assert page.count("\n| `") > 40, "the tables are empty"
 
 
+def headings(text: str) -> list[str]:
+    """What one links to, as GitHub and the site spell it."""
+    return [
+        re.sub(r"[^\w\- ]", "", line).strip().lower().replace(" ", "-") for line in re.findall(r"^#+ (.*)$", text, re.M)
+    ]
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
 def test_links_and_pictures_exist(page):
     for target in re.findall(r"\]\(([^)]+)\)", page.read_text()):
         if not target.startswith("http"):
-            assert (page.parent / target).exists(), target
+            file, _, heading = target.partition("#")
+            assert (page.parent / file).exists(), target
+            assert not heading or heading in headings((page.parent / file).read_text()), target

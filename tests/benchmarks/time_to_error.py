@@ -51,7 +51,7 @@ def to_error(problem: Problem, repeats: int = 9) -> None:
         "best of diffusers": [s for _, _, s in good],
     }
     n = fewest(lambda n: problem.error(problem.ours(count, num_steps=n).x, 0.0))
-    x, cond = problem.x_t.float(), {"label": problem.labels}
+    x, cond = problem.x_t.float(), problem.cond
     found = {"odesampler": n}
     runs = {"odesampler": lambda n=n: ods.sample(problem.model, x=x, cond=cond, num_steps=n)}
     for name, those in choices.items():
