@@ -49,6 +49,8 @@ MOVED = {
     "](../docs/": "](../",  # in a notebook
     "](../CHANGELOG.md)": "](changelog.md)",
     "](../CONTRIBUTING.md)": "](contributing.md)",
+    "](../odesampler/zoo/DIGITS.md)": "](card_digits.md)",
+    "](../odesampler/zoo/EMOJI.md)": "](card_emoji.md)",
 }
 
 
