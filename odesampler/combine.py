@@ -84,8 +84,10 @@ def knowing(eps: Tensor, x: Tensor, sigma: Tensor, program: Program[T]) -> Progr
         return cast(T, stop.value)
 
 
-def within(low: float, high: float, name: str, program: Program[T]) -> Program[T]:
+def within(low: float, high: float, name: str | Callable[[], str], program: Program[T]) -> Program[T]:
     """Refuse questions outside [low, high], naming the solver that asks them, before any model is called.
+
+    To find a solver's name takes as long as to ask a small network: `name` may be a function, called if it is needed.
 
     What lies outside by rounding alone, of a float32 sigma or a foreign solver's, is moved to the end of the range.
     Sigmas on an accelerator are moved without being read, since that would wait for it: they come from our own adaptive
@@ -95,12 +97,15 @@ def within(low: float, high: float, name: str, program: Program[T]) -> Program[T
     def inside(asked: Request | Draw) -> Request | Draw:
         if isinstance(asked, Draw):
             return asked
+        if asked.told is None and not isinstance(asked.sigma, Tensor) and low <= asked.sigma <= high:
+            return asked  # nearly all: what needs no change is not made anew
         for sigma in (asked.sigma,) if asked.told is None else (asked.sigma, asked.told):
             outside = _outside(sigma, low, high)
             if outside is not None:
                 program.close()
+                asks = name if isinstance(name, str) else name()
                 raise ValueError(
-                    f"{name} asked for eps at sigma = {outside:g}, outside the model's range [{low:g}, {high:g}]: "
+                    f"{asks} asked for eps at sigma = {outside:g}, outside the model's range [{low:g}, {high:g}]: "
                     "no network is asked there"
                 )
         told = None if asked.told is None else _clamped(asked.told, low, high)

@@ -19,7 +19,7 @@ from odesampler.combine import question, together
 from odesampler.compiled import bucket, padded
 from odesampler.model import Cond
 from odesampler.noise import Noise
-from odesampler.program import Draw, Program, Request, column
+from odesampler.program import Draw, Program, Request, Sigma, column
 from odesampler.room import AnyBatch, Room, attempted, check_max_batch, too_large
 
 T = TypeVar("T")
@@ -62,25 +62,25 @@ class _Watch:
     The first that is not finite names where it happened.
     """
 
-    kept: list[tuple[str, Tensor]] = field(default_factory=list)
+    kept: list[tuple[Sigma, Tensor]] = field(default_factory=list)  # where it was asked -> the sum of the answer
     seen: int = 0
 
-    def see(self, answer: Tensor, where: str) -> None:
+    def see(self, answer: Tensor, sigma: Sigma) -> None:
         # Finite numbers may sum to infinity: those of half precision easily, those of float32 where nothing is right
         # any more. A sum in float64 would take five times as long.
-        self.kept.append((where, answer.sum(dtype=torch.promote_types(answer.dtype, torch.float32))))
+        self.kept.append((sigma, answer.sum(dtype=torch.promote_types(answer.dtype, torch.float32))))
         self.seen += 1
-        if answer.device.type == "cpu" and self.seen % READ == 1:
+        if self.seen % READ == 1 and answer.device.type == "cpu":
             self.settle()
 
     def settle(self) -> None:
         """Raises: FloatingPointError: a total is not finite."""
         kept, self.kept = self.kept, []
         totals = torch.stack([total for _, total in kept]).tolist() if kept else []
-        for (where, _), total in zip(kept, totals, strict=True):
+        for (sigma, _), total in zip(kept, totals, strict=True):
             if not math.isfinite(total):
                 raise FloatingPointError(
-                    f"the model's answer has NaN or infinity at {where}; "
+                    f"the model's answer has NaN or infinity at {_where(sigma)}; "
                     "if this is half precision, try autocast=torch.bfloat16 or a float32 network"
                 )
 
@@ -139,7 +139,7 @@ def run(
                 answer = _draw(asked, noise)
             else:
                 answer = _evaluate(calls, asked, conds, tally)
-                watch.see(answer, _where(asked))
+                watch.see(answer, asked.sigma)
         except Exception as error:
             joined.throw(error)  # so that the traceback also shows which line of which solver asked
             raise
@@ -203,7 +203,7 @@ def _evaluate(calls: _Calls, asked: Request, cond: Cond, tally: Tally) -> Tensor
     answer = answers[0] if len(answers) == 1 else torch.cat(answers)
     if answer.shape != x.shape:
         raise ValueError(
-            f"eps must have the shape of x: asked at {_where(asked)} with {tuple(x.shape)}, got {tuple(answer.shape)}"
+            f"eps must have the shape of x: asked at {_where(sigma)} with {tuple(x.shape)}, got {tuple(answer.shape)}"
         )
     tally.count(x, rows)
     return answer
@@ -231,10 +231,9 @@ def _draw(asked: Draw, noise: Noise | None) -> Tensor:
     return noise.draw(*asked)
 
 
-def _where(asked: Request) -> str:
-    sigma = asked.sigma
+def _where(sigma: Sigma) -> str:
     if not isinstance(sigma, Tensor):
         return f"sigma = {sigma:g}" if math.isfinite(sigma) else "sigma = infinity"
     if sigma.device.type != "cpu":
         return "one of the sigmas of this round (per-sample steps)"
-    return f"a sigma in [{sigma.min().item():g}, {sigma.max().item():g}] ({len(asked.x)} samples, each at its own)"
+    return f"a sigma in [{sigma.min().item():g}, {sigma.max().item():g}] ({sigma.numel()} samples, each at its own)"

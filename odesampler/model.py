@@ -278,11 +278,12 @@ class Model:
         """The network's answer (batch, *shape) to x_t (batch, *shape) at t, one or (batch,), in the dtype of `x_t`."""
         dtype = self.network_dtype or x_t.dtype
         clock = self._clock(t, x_t, torch.promote_types(dtype, torch.float32))
-        known = self.null_cond.keys() | self.cond.keys()
-        missing = {} if cond.keys() >= known else self.nothing(x_t.shape[0])
+        told = cond.keys() >= self.null_cond.keys() and cond.keys() >= self.cond.keys()
+        given = cond if told else {**self.nothing(x_t.shape[0]), **cond}
         casting = torch.autocast(x_t.device.type, self.autocast) if self.autocast else nullcontext()
+        plain = dtype == x_t.dtype and not self.channels_last  # a change to what it is would still be a call of torch
         with casting:
-            out = self._called(x_t.to(dtype, memory_format=self._format), clock, **{**missing, **cond})
+            out = self._called(x_t if plain else x_t.to(dtype, memory_format=self._format), clock, **given)
         if not isinstance(out, Tensor):
             raise TypeError(f"{self.name} answered with {type(out).__name__}; a network must answer with a tensor")
         if out.shape != x_t.shape:
@@ -292,6 +293,8 @@ class Model:
                 f"and answered with {tuple(out.shape)}; "
                 "a network must answer in the shape of its question (drop a learned variance first)"
             )
+        if plain and out.dtype == dtype and self.compile is False:
+            return out
         # States stay contiguous. CUDA graphs write every answer to the same place, where the next would replace it.
         own = torch.contiguous_format if self.channels_last else torch.preserve_format
         return out.to(x_t.dtype, copy=self.compile is not False, memory_format=own)

@@ -163,11 +163,12 @@ def execute(
         counts_samples=not steps,
     )
     began = time.perf_counter()
-    asked, name = eps_of(plan, model) if eps is None else eps, spec_of(plan.loop)
+    asked = eps_of(plan, model) if eps is None else eps
     given = {"cond": cond or {}, "noise": noise, "tally": tally}
 
     def ask(program: Program[Any], **given: Any) -> Any:
-        return run(within(*model.range, name, program), model=asked, max_batch=max_batch, **given)[0]
+        inside = within(*model.range, lambda: spec_of(plan.loop), program)
+        return run(inside, model=asked, max_batch=max_batch, **given)[0]
 
     with torch.set_grad_enabled(bool(grad)), bar:
         observers: list[Observer] = [o for o in (recorder, bar if progress is not None else None) if o is not None]
@@ -187,7 +188,7 @@ def clean_end(plan: Plan, model: Model, images: Tensor) -> State:
 
 def program_of(plan: Plan, model: Model, start: State, grid: Grid, observe: Observer | None = None) -> Program[Solved]:
     """The solve along `grid`, the plan's in either direction, kept within the model's range."""
-    return within(*model.range, spec_of(plan.loop), solve(plan.loop, start, grid.sigmas, observe))
+    return within(*model.range, lambda: spec_of(plan.loop), solve(plan.loop, start, grid.sigmas, observe))
 
 
 def eps_of(plan: Plan, model: Model) -> Eps:

@@ -13,7 +13,9 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -123,6 +125,18 @@ class Shards:
         with written_whole(self.path(i, ".json")) as file:
             file.write(json.dumps({"items": [items.start, items.stop], "files": noted, **facts}, indent=1).encode())
 
+    @contextmanager
+    def naming(self, i: int, done: int) -> Iterator[None]:
+        """Errors in here say that they are of shard `i`, and that `done` were before it."""
+        where, stand = f"shard {i} of {self.folder} could not be", f"{done} were before it and stand"
+        try:
+            yield
+        except OSError as error:
+            text = f"{where} written, {stand}: {error.strerror or error}"
+            raise OSError(error.errno, text, error.filename) from error
+        except FloatingPointError as error:
+            raise FloatingPointError(f"{where} made, {stand}: {error}") from error
+
     def end(self) -> list[dict[str, Any]] | None:
         """The records of all shards, once all are done, whoever made them; their checksums are written down then."""
         records = [self.record(i) for i in range(len(self))]
@@ -136,6 +150,37 @@ class Shards:
                 file.write(sums)
         sweep(self.folder, LEFT)
         return done
+
+
+class Beside:
+    """A thread that does one piece of work beside what its caller does next, and never has two: `begin` waits.
+
+    As a context manager: leaving it, by an error or Ctrl-C too, waits for what is under way. What fails there is raised
+    by the next `begin` or at the end, instead of an error of the caller's, which is later.
+    """
+
+    def __init__(self) -> None:
+        self._thread = ThreadPoolExecutor(1, "odesampler.beside")
+        self._last: Future[None] | None = None
+
+    def begin(self, work: Callable[[], None]) -> None:
+        """Wait for the last piece of work, and begin this one."""
+        self._settle()
+        self._last = self._thread.submit(work)
+
+    def _settle(self) -> None:
+        last, self._last = self._last, None
+        if last is not None:
+            last.result()
+
+    def __enter__(self) -> Beside:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        try:
+            self._settle()
+        finally:
+            self._thread.shutdown()
 
 
 def _sum(path: Path) -> dict[str, Any]:

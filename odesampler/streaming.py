@@ -6,6 +6,9 @@ What a run is, and why it can be killed at any moment, is in `shards`. Here is w
 goes on with a run that was begun, skips what is done, and ends with the same files as one that was never interrupted,
 bit for bit on the same kind of machine with the same `max_batch`. That should be a number then: "auto" depends on the
 memory that is free, and each shard's record says how many samples a call had.
+
+A shard is written beside the computation of the next, which waits for it before it is written itself: two shards are in
+memory at most.
 """
 
 from __future__ import annotations
@@ -27,7 +30,7 @@ from odesampler.conventions import upward
 from odesampler.files import written_whole
 from odesampler.guidance import rows_a_sample, usual_guidance, warn_of_nothing_to_guide_to
 from odesampler.inversion import encode, refuse_what_cannot_be_encoded
-from odesampler.latent import Recipe
+from odesampler.latent import Latent, Recipe
 from odesampler.lossless import in_whole_numbers, place_of, rows_at_once
 from odesampler.model import Model
 from odesampler.noise import AnySeed, noise_for, seed_row
@@ -37,13 +40,13 @@ from odesampler.precision import finest_dtype
 from odesampler.room import AnyBatch, check_max_batch
 from odesampler.run_facts import fact_of_seeds, facts_of
 from odesampler.sampling import checked_count, checked_shape, sample
-from odesampler.shards import Shards, World
+from odesampler.shards import Beside, Shards, World
 from odesampler.tensor_file import write_tensors
 
 SHARD = 1024
 KINDS = ("safetensors", "png")
 
-Make = Callable[[int, range], "tuple[list[Path], dict[str, Any]]"]  # a shard: its files, and what is noted of it
+Make = Callable[[int, range], "tuple[Callable[[], list[Path]], dict[str, Any]]"]  # what writes a shard; what is noted
 
 
 @dataclass(frozen=True, repr=False)
@@ -88,7 +91,7 @@ def sample_many(
         model: The model.
         num_samples: How many, of all processes together.
         out: The folder: new, empty, or that of this very run.
-        shard_size: Samples a file, and in memory at once.
+        shard_size: Samples a file; two files of them are in memory at once.
         kind: "safetensors", tensors `x` (n, *shape) and `seed` (n,) in 00000.safetensors, ...; or "png", pictures
             00000/00000000.png, ...
         seed: As for `sample`.
@@ -138,13 +141,13 @@ def sample_many(
         }
     )
 
-    def make(i: int, items: range) -> tuple[list[Path], dict[str, Any]]:
+    def make(i: int, items: range) -> tuple[Callable[[], list[Path]], dict[str, Any]]:
         mine = {k: v[items.start : items.stop] for k, v in conditions.items()}
         part = list(seeds[items.start : items.stop])
         found = sample(model, len(items), seed=part, cond=mine, max_batch=max_batch, **how)
         late = [item for item, status in zip(items, found.status, strict=True) if status is not Status.ARRIVED]
-        x = found.images if kind == "png" else found.x
-        return _written(shards, i, kind, x, part), {"late": late}
+        x = (found.images if kind == "png" else found.x).cpu()  # here: there it would wait for the next shard's work
+        return partial(_written, shards, i, kind, x, part), {"late": late}
 
     return _carry_out(
         shards, here, partial(_place, model, shards, max_batch, plan), make, "sampling" if progress else None
@@ -171,7 +174,7 @@ def encode_many(
         paths: Picture files or folders of them, as `ods.images.load` takes them.
         out: As for `sample_many`. Each shard is a latent file, which `ods.Latent.load` reads; the names of its pictures
             are in the record beside it, in the same order: their paths below the folder that holds all of them.
-        shard_size: Pictures a file, and in memory at once.
+        shard_size: Pictures a file; two files of them are in memory at once.
         cond: As for `encode`, one value or one a picture.
         max_batch: As for `encode`.
         rank: As for `sample_many`.
@@ -225,7 +228,7 @@ def encode_many(
     )
     _refuse_changed(shards, here, files)
 
-    def make(i: int, items: range) -> tuple[list[Path], dict[str, Any]]:
+    def make(i: int, items: range) -> tuple[Callable[[], list[Path]], dict[str, Any]]:
         read = {item: files.read(item, model.image_shape, exact is not None) for item in items}
         good = {item: found.picture for item, found in read.items() if found.picture is not None}
         noted = {
@@ -234,12 +237,11 @@ def encode_many(
             "seen": {files.names[item]: found.seen for item, found in read.items()},
         }
         if not good:
-            return [], noted
+            return list, noted
         mine = {k: v[list(good)] for k, v in conditions.items()}
         latent = encode(model, torch.stack([*good.values()]), cond=mine, max_batch=max_batch, **how)
-        latent.save(shards.path(i, ".safetensors"))
         late = [item for item, x in zip(good, latent.x, strict=True) if not bool(x.isfinite().all())]
-        return [shards.path(i, ".safetensors")], {**noted, "late": late}
+        return partial(_saved, latent, shards.path(i, ".safetensors")), {**noted, "late": late}
 
     return _carry_out(shards, here, partial(_place, model, shards, rows, plan), make, "encoding" if progress else None)
 
@@ -259,23 +261,23 @@ def _refuse_changed(shards: Shards, world: World, files: PictureFiles) -> None:
 def _carry_out(
     shards: Shards, world: World, place: Callable[[], Mapping[str, Any]], make: Make, progress: str | None
 ) -> Run:
-    """Make the shards that this process has to, one after another."""
+    """Make the shards that this process has to, one after another, each written while the next is computed."""
     from tqdm.auto import tqdm
 
     began = time.perf_counter()
     missing = shards.missing(world)
-    with tqdm(total=sum(len(shards.span(i)) for i in missing), desc=progress, disable=progress is None) as bar:
-        for done, i in enumerate(missing):
-            where = f"shard {i} of {shards.folder} could not be"
-            try:
-                files, noted = make(i, shards.span(i))
-                shards.finish(i, files, place=place(), **noted)
-            except OSError as error:
-                text = f"{where} written, {done} were before it and stand: {error.strerror or error}"
-                raise OSError(error.errno, text, error.filename) from error
-            except FloatingPointError as error:
-                raise FloatingPointError(f"{where} made, {done} were before it and stand: {error}") from error
+    total = sum(len(shards.span(i)) for i in missing)
+    with tqdm(total=total, desc=progress, disable=progress is None) as bar, Beside() as beside:
+
+        def finish(i: int, done: int, write: Callable[[], list[Path]], noted: dict[str, Any]) -> None:
+            with shards.naming(i, done):
+                shards.finish(i, write(), **noted)
             bar.update(len(shards.span(i)))
+
+        for done, i in enumerate(missing):
+            with shards.naming(i, done):
+                write, noted = make(i, shards.span(i))
+            beside.begin(partial(finish, i, done, write, {"place": place(), **noted}))
     records = shards.end()
     _warn_of_places(records or [])
     mine = [record for i in shards.of(world) if (record := shards.record(i))]
@@ -336,4 +338,9 @@ def _written(shards: Shards, i: int, kind: str, x: Tensor, seeds: Sequence[int])
     path = shards.path(i, ".safetensors")
     with written_whole(path) as file:
         write_tensors(file, {"x": x, "seed": torch.tensor(seeds)})
+    return [path]
+
+
+def _saved(latent: Latent, path: Path) -> list[Path]:
+    latent.save(path)
     return [path]

@@ -9,6 +9,7 @@ import random
 import signal
 import subprocess
 import sys
+import threading
 import time
 import warnings
 
@@ -19,7 +20,8 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file
 
 import odesampler as ods
-from odesampler.shards import Shards, World
+from odesampler import streaming
+from odesampler.shards import Beside, Shards, World
 
 MODEL = ods.load("digits")
 HOW = {"num_steps": 3, "cond": {"label": 3}}
@@ -228,6 +230,85 @@ def test_a_full_disk_stops_cleanly_and_the_same_call_goes_on(tmp_path, monkeypat
     assert contents(tmp_path / "run") == contents(whole)
 
 
+def plain(network):
+    return ods.Model(network, ods.VP.linear(), data_shape=(3, 5, 5))
+
+
+def held_up(monkeypatch, until):
+    """Let every shard be written only after `until`, which says in time or not."""
+    written = streaming._written
+
+    def late(*what):
+        assert until.wait(60)
+        return written(*what)
+
+    monkeypatch.setattr(streaming, "_written", late)
+
+
+def test_a_shard_is_written_beside_the_computation_of_the_next(tmp_path, monkeypatch):
+    asked, calls = threading.Event(), []
+
+    def network(x_t, t):
+        calls.append(len(x_t))
+        if len(calls) == 3:  # two steps a shard: the first question of the second shard
+            asked.set()
+        return torch.zeros_like(x_t)
+
+    held_up(monkeypatch, asked)
+    run = ods.sample_many(plain(network), 8, tmp_path, shard_size=4, num_steps=2)
+    assert run.complete
+    assert run.made == (0, 1)
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, RuntimeError])
+def test_what_stops_the_next_shard_waits_for_the_one_that_is_being_written(tmp_path, monkeypatch, error):
+    asked, calls = threading.Event(), []
+
+    def network(x_t, t):
+        calls.append(len(x_t))
+        if len(calls) == 3:
+            threading.Timer(0.2, asked.set).start()
+            raise error
+        return torch.zeros_like(x_t)
+
+    held_up(monkeypatch, asked)
+    with pytest.raises(error):
+        ods.sample_many(plain(network), 12, tmp_path, shard_size=4, num_steps=2)
+    shards = Shards(tmp_path, 12, 4)
+    assert [shards.record(i) is not None for i in range(3)] == [True, False, False]
+
+
+def test_one_piece_of_work_at_a_time_is_done_beside():
+    under_way, most = [], []
+
+    def work():
+        under_way.append(None)
+        time.sleep(0.02)
+        most.append(len(under_way))
+        under_way.pop()
+
+    with Beside() as beside:
+        for i in range(4):
+            beside.begin(work)
+            assert len(most) >= i  # all before it are done
+    assert most == [1] * 4
+
+
+def test_of_two_errors_the_one_of_the_earlier_work_is_raised():
+    def fails():
+        raise OSError("full")
+
+    def then(later):
+        with Beside() as beside:
+            beside.begin(fails)
+            later(beside)
+
+    with pytest.raises(OSError, match="full"):
+        then(lambda beside: int("no number"))
+    with pytest.raises(OSError, match="full"):
+        then(lambda beside: beside.begin(lambda: pytest.fail("begun after an error")))
+
+
 def test_memory_does_not_grow_with_the_number_of_shards(tmp_path):
     alive = []
 
@@ -235,10 +316,9 @@ def test_memory_does_not_grow_with_the_number_of_shards(tmp_path):
         alive.append(sum(issubclass(type(o), torch.Tensor) and o.shape == x_t.shape for o in gc.get_objects()))
         return torch.zeros_like(x_t)
 
-    model = ods.Model(network, ods.VP.linear(), data_shape=(3, 5, 5))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # gc.get_objects touches what is deprecated elsewhere
-        ods.sample_many(model, 7 * 10, tmp_path, shard_size=7, num_steps=2, solver="ddim")
+        ods.sample_many(plain(network), 7 * 10, tmp_path, shard_size=7, num_steps=2, solver="ddim")
     assert len(alive) == 20
     assert max(alive[2:]) <= max(alive[:2]) + 1
 
