@@ -1,6 +1,6 @@
 """Tuned samplers against the best of diffusers and our best untuned: medians over latents that nothing was tuned on.
 
-    python -m tests.benchmarks tune [digits|gmm64|kde64|ring|exact] [steps ...]
+    python -m tests.benchmarks tune [digits|emoji|gmm64|kde64|ring|exact] [steps ...]
     python -m tests.benchmarks tune held_out [steps ...]        digits 0 to 6 tuned on; 7, 8, 9 and guidance 3 held out
 
 Theirs: every deterministic scheduler with every sigma setting, as in `against_diffusers`. Ours untuned: the best of the
@@ -20,8 +20,14 @@ from odesampler import defaults
 from odesampler.tuning.tune import SAMPLES as SAMPLES_TUNED
 from tests.benchmarks import against_diffusers, exact_problems
 
-BUDGETS = {"digits": (5, 6, 8, 10, 20), "exact": (10, 20)}
-SAMPLES = {"digits": (32, 8, 400), "exact": (64, 16, 400)}  # measured, those that screen, steps of the reference
+BUDGETS = {"digits": (5, 6, 8, 10, 20), "emoji": (6, 10), "exact": (10, 20)}
+SAMPLES = {
+    "digits": (32, 8, 400),
+    "emoji": (16, 3, 120),
+    "exact": (64, 16, 400),
+}  # measured, that screen; reference steps
+FEWER = {"emoji": {"num_samples": 48, "iterations": 150, "reference_steps": 100}}  # 23 times the network of digits
+TRAINED = ("digits", "emoji")
 SEED = 100_000  # of the first latent that is tuned on
 KNOWN, OTHERS, GUIDANCE = range(7), [*[7, 8, 9] * 5, 7], 3.0  # classes tuned on; a class and a scale held out
 
@@ -33,6 +39,7 @@ def models() -> dict[str, ods.Model]:
     kde = ods.exact.Empirical(data, bandwidth=0.1)
     return {
         "digits": ods.load("digits", dtype=torch.float32),
+        "emoji": ods.load("emoji", dtype=torch.float32),
         "gmm64": mixtures["digits mixture"].model(),
         "kde64": kde.model(),
         "ring": mixtures["ring"].model(),
@@ -54,13 +61,13 @@ def main() -> None:
     known = models()
     asked = [word for word in named if not word.isdigit()] or ["digits", "exact"]
     for name in asked:
-        kind = "digits" if name == "digits" else "exact"
-        for one in [m for m in known if m != "digits"] if name == "exact" else [name]:
+        kind = name if name in TRAINED else "exact"
+        for one in [m for m in known if m not in TRAINED] if name == "exact" else [name]:
             samples, few, reference = SAMPLES[kind]
             with torch.no_grad():
                 problem = against_diffusers.Problem(one, samples, reference, known[one])
             for num_steps in steps or BUDGETS[kind]:
-                print(row(problem, num_steps, few), flush=True)
+                print(row(problem, num_steps, few, **FEWER.get(one, {})), flush=True)
 
 
 def row(problem: against_diffusers.Problem, num_steps: int, few: int, **how: int) -> str:
