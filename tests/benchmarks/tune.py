@@ -25,7 +25,7 @@ SAMPLES = {
     "digits": (32, 8, 400),
     "emoji": (16, 3, 120),
     "exact": (64, 16, 400),
-}  # measured, that screen; reference steps
+}  # measured, screening; reference
 FEWER = {"emoji": {"num_samples": 48, "iterations": 150, "reference_steps": 100}}  # 23 times the network of digits
 TRAINED = ("digits", "emoji")
 SEED = 100_000  # of the first latent that is tuned on
