@@ -26,8 +26,8 @@ def _processor() -> str:
     return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.machine())
 
 
-def in_turn(rivals: dict[str, Callable[[], object]], repeats: int) -> dict[str, float]:
-    """Median processor seconds of each, one run of each after another: what else the machine does befalls all alike."""
+def turns(rivals: dict[str, Callable[[], object]], repeats: int) -> dict[str, list[float]]:
+    """Processor seconds of every run, one run of each after another: what else the machine does befalls all alike."""
     seconds: dict[str, list[float]] = {name: [] for name in rivals}
     for turn in range(repeats + 1):
         names = list(rivals) if turn % 2 else list(reversed(rivals))
@@ -35,4 +35,14 @@ def in_turn(rivals: dict[str, Callable[[], object]], repeats: int) -> dict[str, 
             began = time.process_time()
             rivals[name]()
             seconds[name].append(time.process_time() - began)
-    return {name: statistics.median(runs[1:]) for name, runs in seconds.items()}  # the first run warms up
+    return {name: runs[1:] for name, runs in seconds.items()}  # the first run warms up
+
+
+def in_turn(rivals: dict[str, Callable[[], object]], repeats: int) -> dict[str, float]:
+    """The median of each."""
+    return {name: statistics.median(runs) for name, runs in turns(rivals, repeats).items()}
+
+
+def ratio(first: list[float], second: list[float]) -> float:
+    """The median over turns of first / second: a load that lasts for some turns cancels."""
+    return statistics.median(a / b for a, b in zip(first, second, strict=True))

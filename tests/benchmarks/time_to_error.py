@@ -7,9 +7,11 @@
 2. The same solver for as many steps: `ods.sample`, and the loop of their pipelines. Their scheduler is made before the
    clock starts, and set, as in each call of a pipeline, after.
 
-All in float32. Time is that of one processor; rivals are measured in turn, and the median counts.
+All in float32. Time is that of one processor; rivals are measured in turn. Of times the median counts, of ratios that
+over turns.
 """
 
+import statistics
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -22,7 +24,7 @@ import odesampler as ods
 
 from .against_diffusers import IN_X, KEPT, SCHEDULERS, Problem, Setting, settings
 from .diffusers_loop import denoised
-from .side_by_side import facts, in_turn
+from .side_by_side import facts, in_turn, ratio, turns
 
 WANTED, MOST = 1e-2, 400
 BATCHES = (1, 16, 64)
@@ -88,7 +90,7 @@ def theirs(problem: Problem, setting: Setting, budget: int) -> float:
     return min(problem.measured(setting, budget, problem.samples, exact) for exact in (True, False))
 
 
-def equal_steps(model: ods.Model, batch: int, steps: int = 20, repeats: int = 15) -> None:
+def equal_steps(model: ods.Model, batch: int, steps: int = 20, repeats: int = 31) -> None:
     """Print the time of ours and of theirs for the same solver and number of steps."""
     x = torch.randn(batch, *model.data_shape, generator=torch.Generator().manual_seed(0))
     cond = {"label": torch.arange(batch) % len(model.labels)}
@@ -100,10 +102,11 @@ def equal_steps(model: ods.Model, batch: int, steps: int = 20, repeats: int = 15
             "theirs": lambda s=scheduler: pipeline(model, s, x, cond),
             "network": lambda n=nfe: [model.network(x, torch.full((batch,), 500.0), **cond) for _ in range(n)],
         }
-        took = in_turn(runs, repeats)
-        cells = "".join(f"{one} {1e3 * seconds:.1f} ms, " for one, seconds in took.items())
+        took = turns(runs, repeats)
+        cells = "".join(f"{one} {1e3 * statistics.median(seconds):.1f} ms, " for one, seconds in took.items())
         print(
-            f"  batch {batch:3}, {ours:9} {nfe:3} evaluations: {cells}theirs / ours {took['theirs'] / took['ours']:.2f}"
+            f"  batch {batch:3}, {ours:9} {nfe:3} evaluations: {cells}"
+            f"theirs / ours {ratio(took['theirs'], took['ours']):.2f}"
         )
 
 
