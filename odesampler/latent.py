@@ -18,6 +18,7 @@ from odesampler.integrate import OnGrid
 from odesampler.lossless import SideCar
 from odesampler.model import Model
 from odesampler.plan import Plan, course_of
+from odesampler.precision import dtype_name
 from odesampler.program import Solver
 from odesampler.registry import find_solver, spec_of
 from odesampler.tensor_file import write_tensors
@@ -61,7 +62,7 @@ class Recipe:
             grid=plan.grid.name,
             guidance_scale=plan.guidance_scale,
             clip_denoised=plan.clip_denoised,
-            state_dtype=str(plan.state_dtype).removeprefix("torch."),
+            state_dtype=dtype_name(plan.state_dtype),
             convention="source",
             model=model.name,
             fingerprint=model.fingerprint(),

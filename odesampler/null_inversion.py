@@ -43,7 +43,7 @@ from odesampler.plan import (
     execute,
     make_plan,
 )
-from odesampler.precision import finest_dtype, is_number
+from odesampler.precision import dtype_name, finest_dtype, is_number
 from odesampler.program import Solver, State
 from odesampler.registry import find_solver, spec_of
 from odesampler.room import check_max_batch
@@ -272,7 +272,7 @@ def _checked_key(plan: Plan, model: Model, key: str | None) -> str:
     null = model.nothing(1)
     fit = [k for k, v in null.items() if v.is_floating_point()]
     if not fit or (key is not None and key in null and key not in fit):
-        kinds = ", ".join(f"{k} ({str(v.dtype).removeprefix('torch.')})" for k, v in null.items())
+        kinds = ", ".join(f"{k} ({dtype_name(v.dtype)})" for k, v in null.items())
         raise ValueError(
             f"null_text optimises a floating-point null condition; {model.name} has {kinds}: give its network "
             "embeddings in place of labels. The embedded models do so with ods.load(name, embedded=True)"

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from odesampler import defaults
 from odesampler.adjoint import AnyGrad, checked_grad, differentiated
-from odesampler.combine import within
+from odesampler.combine import ROUNDED, within
 from odesampler.data_range import check_images
 from odesampler.drive import Eps, Tally, run
 from odesampler.grid import Grid, check_num_steps, make_grid
@@ -33,7 +33,6 @@ from odesampler.room import AnyBatch
 from odesampler.threshold import AnyThreshold, checked_threshold, thresholded
 from odesampler.tuned import Tuned
 
-ROUNDED = 1e-6  # of a sigma in float32; `combine.within` moves what is outside by no more to the end of the range
 AnyGrid: TypeAlias = "Grid | Sequence[float] | str"
 AnySolver: TypeAlias = "Solver | Loop | str"
 
@@ -310,6 +309,7 @@ def _ends(low: float, high: float, loop: Loop, into_zero: bool) -> tuple[float, 
 def _check_grid(grid: Grid, model: Model, into_zero: bool) -> None:
     low, high = model.range
     inner = [s for s in grid.sigmas if s > 0]
+    # `combine.within` moves what is outside by rounding alone to the end of the range.
     if max(inner) > high * (1 + ROUNDED) or min(inner) < low * (1 - ROUNDED):
         raise ValueError(
             f"the grid runs from {max(inner):.9g} to {min(inner):.9g}, outside the range [{low:.9g}, {high:.9g}] in "

@@ -1,4 +1,4 @@
-"""Precision: what a device can do, and what is a number."""
+"""Precision: what a device can do, what a dtype is called, and what is a number."""
 
 from __future__ import annotations
 
@@ -11,6 +11,11 @@ import torch
 def finest_dtype(device: torch.device) -> torch.dtype:
     """The finest floating dtype of `device`: float64, but on Apple's Metal, which has none, float32."""
     return torch.float32 if device.type == "mps" else torch.float64
+
+
+def dtype_name(dtype: torch.dtype) -> str:
+    """Such as "float32"; `getattr(torch, name)` is the dtype again."""
+    return str(dtype).removeprefix("torch.")
 
 
 def is_number(value: object) -> bool:

@@ -21,7 +21,7 @@ from odesampler.inversion import decode, encode, refuse_what_cannot_be_encoded
 from odesampler.latent import Latent
 from odesampler.model import Model
 from odesampler.plan import AnyGrid, AnySolver, Plan, checked_cond, make_plan
-from odesampler.precision import finest_dtype
+from odesampler.precision import dtype_name, finest_dtype
 from odesampler.registry import spec_of
 from odesampler.room import AnyBatch, check_max_batch
 
@@ -57,7 +57,7 @@ class Case:
     def settings(self) -> str:
         """What is not as it is by default, but for the solver and its steps; nothing: all is."""
         grid = self.grid if isinstance(self.grid, str) else getattr(self.grid, "name", "of given sigmas")
-        dtype = str(self.state_dtype).removeprefix("torch.")
+        dtype = "" if self.state_dtype is None else dtype_name(self.state_dtype)
         found = {
             f"guidance {self.guidance_scale}": self.guidance_scale != 1,
             f"grid {grid}": self.grid is not None,

@@ -186,9 +186,9 @@ def _cases(
 
 
 def _plan(
-    model: Model, solver: AnySolver | None, n: int | None, grid: AnyGrid | None, options: Mapping[str, Any]
+    model: Model, solver: AnySolver | None, num_steps: int | None, grid: AnyGrid | None, options: Mapping[str, Any]
 ) -> Plan:
-    return make_plan(model, solver, num_steps=n, grid=grid, rtol=None, atol=None, into_zero=True, **options)
+    return make_plan(model, solver, num_steps=num_steps, grid=grid, rtol=None, atol=None, into_zero=True, **options)
 
 
 def _affordable(model: Model, solver: Solver | Loop) -> list[int]:

@@ -40,7 +40,7 @@ from odesampler.integrate import OnGrid
 from odesampler.model import Model
 from odesampler.noise import Streams
 from odesampler.plan import AnyGrid, AnySolver, Plan, checked_cond, checked_images, checked_model, coded
-from odesampler.precision import finest_dtype
+from odesampler.precision import dtype_name, finest_dtype
 from odesampler.program import Invertible
 from odesampler.registry import find_solver, spec_of
 from odesampler.room import AnyBatch
@@ -162,7 +162,7 @@ def sources_of(
         latent_rounding=(shaken.latent.x - whole.latent.x).cpu() / math.sqrt(2),
         rounding=(again - error) / math.sqrt(2),
         states=states,
-        other_dtype=str(other).removeprefix("torch."),
+        other_dtype=dtype_name(other),
         others=tuple(_compared(model, images, whole, one) for one in others),
         growth=growth,
         why_no_growth=no_growth,
@@ -171,7 +171,7 @@ def sources_of(
         grey=missed_by_grey(images, data_range),
         order=int(order),
         exact=isinstance(plan.loop.solver, Invertible),
-        dtypes=(str(plan.state_dtype).removeprefix("torch."), str(_coarser(model, plan)).removeprefix("torch.")),
+        dtypes=(dtype_name(plan.state_dtype), dtype_name(_coarser(model, plan))),
         how=f"{case.name}, {plan.grid.num_steps} steps, {whole.latent.recipe.convention}",
         settings=replace(case, convention=None).settings,  # `how` has it
         model=model.name,

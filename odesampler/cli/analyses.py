@@ -74,9 +74,8 @@ def roundtrip(
         click.echo(f"\n{source.title}\n{source.table()}")
     if not found.trips:
         raise click.ClickException("no solver came back, so there is no picture")
-    cond = (
-        {} if label is None or "," in label else cond_of(loaded, label)
-    )  # labels of the pictures are not those of the drawn
+    several = label is None or "," in label  # labels of the pictures, one each, are not those of the drawn
+    cond = {} if several else cond_of(loaded, label)
     options = {k: how[k] for k in ("guidance_scale", "max_batch") if k in how}
     drawn = ods.sample(loaded, DRAWN, cond=cond or every_class(loaded, DRAWN), progress=shown(), **options)
     click.echo(f"{DRAWN} images drawn, {cost(drawn.nfe)}")
