@@ -69,6 +69,15 @@ class Recipe:
             schedule=type(model.schedule).__name__,
         )
 
+    def check_model(self, model: Model, insist: bool = False) -> None:
+        """Raises: ValueError: this belongs to another model, and `insist` is not given."""
+        found = model.fingerprint()
+        if found != self.fingerprint and not insist:
+            raise ValueError(
+                f"this latent was made with {self.model} ({self.fingerprint}), not with this {model.name} ({found}); "
+                "decode it with the same weights, dtype and schedule, or insist=True"
+            )
+
     def plan(self, model: Model | None = None) -> Plan:
         """The plan that this is the recipe of; ready to be carried out where `model` is given."""
         solver = find_solver(self.solver)

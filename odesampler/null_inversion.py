@@ -27,22 +27,13 @@ from odesampler.drive import Tally, run
 from odesampler.grid import Grid
 from odesampler.guidance import AnyGuidance, Guided, guided
 from odesampler.implicit import largest
+from odesampler.inputs import checked_cond, checked_images, checked_model, coded
 from odesampler.integrate import solve
 from odesampler.latent import Latent, Recipe
 from odesampler.model import Model
 from odesampler.null_steps import with_null_steps
 from odesampler.observe import Progress
-from odesampler.plan import (
-    AnyGrid,
-    Plan,
-    checked_cond,
-    checked_images,
-    checked_model,
-    clean_end,
-    coded,
-    execute,
-    make_plan,
-)
+from odesampler.plan import AnyGrid, Plan, clean_end, execute, make_plan
 from odesampler.precision import dtype_name, finest_dtype, is_number
 from odesampler.program import Solver, State
 from odesampler.registry import find_solver, spec_of

@@ -25,21 +25,12 @@ from odesampler.conventions import upward
 from odesampler.drive import Tally, run
 from odesampler.guidance import rows_a_sample
 from odesampler.implicit import Way, defect_correction
-from odesampler.inversion import check_model, refuse_stochastic, warn_of_unconverged
+from odesampler.inputs import checked_batch, checked_cond, checked_images, checked_model, coded
+from odesampler.inversion import warn_of_unconverged
 from odesampler.latent import Latent
 from odesampler.model import Model
 from odesampler.observe import Progress
-from odesampler.plan import (
-    AnySolver,
-    Plan,
-    checked_batch,
-    checked_cond,
-    checked_images,
-    checked_model,
-    coded,
-    eps_of,
-    make_plan,
-)
+from odesampler.plan import AnySolver, Plan, eps_of, make_plan, refuse_stochastic
 from odesampler.precision import is_number
 from odesampler.program import Program
 from odesampler.registry import find_solver, spec_of
@@ -151,7 +142,7 @@ def _checked(
     """The images, and the latents, as batches."""
     if not isinstance(latent, Latent):
         raise TypeError(f"polish takes a Latent, such as encode returns; got {type(latent).__name__}")
-    check_model(checked_model(model), latent.recipe, insist)
+    latent.recipe.check_model(checked_model(model), insist)
     if latent.null is not None:
         raise ValueError("null_text has already fitted this latent to its images: polish latent.without_null() instead")
     images, x_t = checked_images(model, images), checked_batch(model, latent.x, "latent.x")

@@ -29,17 +29,18 @@ from odesampler.adaptive import Status
 from odesampler.conventions import upward
 from odesampler.files import written_whole
 from odesampler.guidance import rows_a_sample, usual_guidance, warn_of_nothing_to_guide_to
-from odesampler.inversion import encode, refuse_what_cannot_be_encoded
+from odesampler.inputs import checked_cond, checked_count, checked_shape
+from odesampler.inversion import encode
 from odesampler.latent import Latent, Recipe
 from odesampler.lossless import in_whole_numbers, place_of, rows_at_once
 from odesampler.model import Model
 from odesampler.noise import AnySeed, noise_for, seed_row
 from odesampler.picture_files import PictureFiles
-from odesampler.plan import Plan, checked_cond, make_plan
+from odesampler.plan import Plan, make_plan, refuse_what_cannot_be_encoded
 from odesampler.precision import finest_dtype
 from odesampler.room import AnyBatch, check_max_batch
 from odesampler.run_facts import fact_of_seeds, facts_of
-from odesampler.sampling import checked_count, checked_shape, sample
+from odesampler.sampling import sample
 from odesampler.shards import Beside, Shards, World
 from odesampler.tensor_file import write_tensors
 

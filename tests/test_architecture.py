@@ -47,6 +47,7 @@ CORE = {  # what each module of the core may import of ours
     "compiled": set(),
     "model": {"schedule", "prediction", "precision", "codec", "data_range", "grid", "room", "standing", "compiled"},
     "guidance": {"model", "precision"},
+    "inputs": {"data_range", "model"},
     "threshold": {"precision"},
     "drive": {"program", "combine", "model", "noise", "precision", "room", "compiled"},
     "observe": {"program", "schedule"},

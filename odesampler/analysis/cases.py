@@ -17,10 +17,11 @@ from odesampler.analysis.report import Report, Section, Table
 from odesampler.conventions import AnyConvention, upward
 from odesampler.grid import Grid
 from odesampler.guidance import AnyGuidance, rows_a_sample
-from odesampler.inversion import decode, encode, refuse_what_cannot_be_encoded
+from odesampler.inputs import checked_cond
+from odesampler.inversion import decode, encode
 from odesampler.latent import Latent
 from odesampler.model import Model
-from odesampler.plan import AnyGrid, AnySolver, Plan, checked_cond, make_plan
+from odesampler.plan import AnyGrid, AnySolver, Plan, make_plan, refuse_what_cannot_be_encoded
 from odesampler.precision import dtype_name, finest_dtype
 from odesampler.registry import spec_of
 from odesampler.room import AnyBatch, check_max_batch

@@ -24,9 +24,9 @@ from torch import Tensor
 
 from odesampler.analysis.report import Report, Section, Table
 from odesampler.grid import make_grid
+from odesampler.inputs import checked_cond, checked_images, checked_model, coded
 from odesampler.inversion import decode, encode
 from odesampler.model import Model
-from odesampler.plan import checked_cond, checked_images, checked_model, coded
 from odesampler.room import AnyBatch
 
 PAPER = {10: 0.014, 20: 0.0065, 50: 0.0023, 100: 0.0009, 200: 0.0004, 500: 0.0001, 1000: 0.0001}  # on CIFAR-10

@@ -36,10 +36,11 @@ from odesampler.analysis.sources import ErrorSources, Other
 from odesampler.conventions import AnyConvention
 from odesampler.defaults import STEPS
 from odesampler.guidance import AnyGuidance, warn_of_nothing_to_guide_to
+from odesampler.inputs import checked_cond, checked_images, checked_model, coded
 from odesampler.integrate import OnGrid
 from odesampler.model import Model
 from odesampler.noise import Streams
-from odesampler.plan import AnyGrid, AnySolver, Plan, checked_cond, checked_images, checked_model, coded
+from odesampler.plan import AnyGrid, AnySolver, Plan
 from odesampler.precision import dtype_name, finest_dtype
 from odesampler.program import Invertible
 from odesampler.registry import find_solver, spec_of

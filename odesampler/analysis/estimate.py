@@ -27,21 +27,11 @@ from odesampler.defaults import STEPS
 from odesampler.drive import Tally
 from odesampler.guidance import AnyGuidance, warn_of_nothing_to_guide_to
 from odesampler.implicit import Implicitly
+from odesampler.inputs import checked_cond, checked_images, checked_model, coded
 from odesampler.integrate import OnGrid
 from odesampler.latent import Latent, Recipe
 from odesampler.model import Model
-from odesampler.plan import (
-    AnyGrid,
-    AnySolver,
-    Plan,
-    checked_cond,
-    checked_images,
-    checked_model,
-    clean_end,
-    coded,
-    eps_of,
-    execute,
-)
+from odesampler.plan import AnyGrid, AnySolver, Plan, clean_end, eps_of, execute
 from odesampler.program import Invertible, Loop, Solver
 from odesampler.registry import find_solver, spec_of
 from odesampler.room import AnyBatch

@@ -23,15 +23,16 @@ from odesampler.analysis.reference import rms
 from odesampler.analysis.report import Report, Section, Table
 from odesampler.analysis.settings import made_with, shown_cond
 from odesampler.guidance import AnyGuidance, warn_of_nothing_to_guide_to
+from odesampler.inputs import checked_cond, checked_model, checked_shape
 from odesampler.interpolation import slerp
 from odesampler.inversion import decode
 from odesampler.latent import Latent
 from odesampler.model import Model
 from odesampler.noise import Streams, seeds_for
-from odesampler.plan import AnyGrid, AnySolver, checked_cond, checked_model, make_plan
+from odesampler.plan import AnyGrid, AnySolver, make_plan
 from odesampler.precision import finest_dtype
 from odesampler.room import AnyBatch
-from odesampler.sampling import checked_shape, sample
+from odesampler.sampling import sample
 from odesampler.threshold import AnyThreshold
 
 if TYPE_CHECKING:
@@ -299,7 +300,7 @@ def _turns(cond: Mapping[str, Tensor], columns: tuple[int, int]) -> Tensor:
 def _top(model: Model, options: Mapping[str, Any]) -> float:
     """Sigma at which a solve with these options starts. Raises: ValueError: its solver draws noise."""
     plan = make_plan(model, into_zero=True, rtol=None, atol=None, **options)
-    if getattr(getattr(plan.loop, "solver", None), "stochastic", False):
+    if plan.stochastic:
         raise ValueError("a solver that draws noise has no path between two latents: take an ODE solver such as 'ddim'")
     return plan.grid[0]
 
