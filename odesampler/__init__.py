@@ -42,8 +42,8 @@ if TYPE_CHECKING:
     from odesampler.analysis.estimate import estimate_round_trip as estimate_round_trip
     from odesampler.analysis.grid_picture import GridPicture as GridPicture
     from odesampler.analysis.grid_picture import grid_picture as grid_picture
-    from odesampler.analysis.interpolation_grid import InterpolationGrid as InterpolationGrid
     from odesampler.analysis.interpolation_grid import interpolation_grid as interpolation_grid
+    from odesampler.analysis.interpolation_grids import InterpolationGrid as InterpolationGrid
     from odesampler.analysis.likelihood import log_likelihood as log_likelihood
     from odesampler.analysis.likelihoods import Likelihood as Likelihood
     from odesampler.analysis.qualities import Quality as Quality
@@ -124,7 +124,8 @@ _HOMES = {
     "analysis.error_sources": ("error_sources",),
     "analysis.estimate": ("Estimate", "estimate_round_trip"),
     "analysis.grid_picture": ("GridPicture", "grid_picture"),
-    "analysis.interpolation_grid": ("InterpolationGrid", "interpolation_grid"),
+    "analysis.interpolation_grid": ("interpolation_grid",),
+    "analysis.interpolation_grids": ("InterpolationGrid",),
     "analysis.likelihood": ("log_likelihood",),
     "analysis.likelihoods": ("Likelihood",),
     "analysis.qualities": ("Quality",),

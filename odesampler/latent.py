@@ -155,6 +155,18 @@ class Latent:
         """
         return replace(self, null=None)
 
+    def elsewhere(self, x: Tensor, memory: tuple[Tensor, ...] = ()) -> Latent:
+        """Latents at other points `x` (batch, *shape), to be decoded as these are.
+
+        What was measured of these points, or kept so that their images come back to the bit, is not of those.
+        """
+        return replace(self, x=x, memory=memory, nfe=None, converged=None, defect=None, untouched=None, sidecar=None)
+
+    @property
+    def blendable(self) -> tuple[Tensor, ...]:
+        """The memory, as far as there is something between two: nothing, where it is whole numbers."""
+        return self.memory if all(m.is_floating_point() for m in self.memory) else ()
+
     def select(self, rows: Tensor | list[int] | slice) -> Latent:
         """The samples `rows` of this latent."""
         return replace(

@@ -123,12 +123,8 @@ def polish(
     )
     assert tally.nfe is not None  # it decoded at least once
     return replace(
-        latent,
-        x=model.schedule.to_model_scale(found.x, high),
+        latent.elsewhere(model.schedule.to_model_scale(found.x, high)),
         recipe=replace(latent.recipe, polished=True),
-        memory=(),
-        untouched=None,
-        sidecar=None,
         nfe=tally.nfe.cpu() + (0 if latent.nfe is None else latent.nfe),
         converged=converged,
         defect=defect,

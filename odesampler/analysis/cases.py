@@ -1,21 +1,17 @@
-"""Cases: one way to carry images up and down, and the report of numbers that have no table of their own."""
+"""Cases: one way to carry images up and down, and what they are compared with where they are lost."""
 
 from __future__ import annotations
 
-import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from odesampler.analysis.reference import quantile, rms
-from odesampler.analysis.report import Report, Section, Table
 from odesampler.conventions import AnyConvention, upward
-from odesampler.grid import Grid
 from odesampler.guidance import AnyGuidance, rows_a_sample
 from odesampler.inputs import checked_cond
 from odesampler.inversion import decode, encode
@@ -113,40 +109,3 @@ class Case:
 def missed_by_grey(images: Tensor, data_range: tuple[float, float] | None) -> float:
     """Median rmse of plain grey, the middle of the data, for `images`: what is farther off than that is lost."""
     return quantile(rms(images.cpu().double() - sum(data_range or (0.0, 0.0)) / 2), 0.5)
-
-
-def doubled(grid: Grid) -> Grid:
-    """`grid` with a sigma between any two neighbours: their geometric mean, and twice the last before infinity."""
-    down = grid.down().sigmas
-    inner = [2 * low if math.isinf(high) else math.sqrt(high * low) for high, low in pairwise(down)]
-    sigmas = [*(s for pair in zip(down, inner, strict=False) for s in pair), down[-1]]
-    return Grid(tuple(sigmas), f"{grid.name}, doubled")
-
-
-@dataclass(frozen=True, repr=False)
-class Rows(Report):
-    """Numbers that are a table and no more."""
-
-    name: str
-    numbers: Sequence[Mapping[str, Any]]  # all with the same keys
-
-    @property
-    def title(self) -> str:
-        """One line for a page."""
-        return self.name
-
-    def sections(self) -> Sequence[Section]:
-        """The numbers."""
-        head = list(self.numbers[0]) if self.numbers else ["nothing"]
-        rows = [[_cell(value) for value in numbers.values()] for numbers in self.numbers]
-        return [Section(self.name, table=Table(head, rows))]
-
-    def records(self) -> Sequence[Mapping[str, Any]]:
-        """The numbers."""
-        return self.numbers
-
-
-def _cell(value: Any) -> str:
-    if value is None:
-        return "-"
-    return f"{value:.4g}" if isinstance(value, float) else str(value)

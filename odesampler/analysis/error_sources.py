@@ -23,18 +23,20 @@ import math
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from itertools import pairwise
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
-from odesampler.analysis.cases import Case, Walked, doubled, missed_by_grey
+from odesampler.analysis.cases import Case, Walked, missed_by_grey
 from odesampler.analysis.estimate import SWEEPS, estimated
 from odesampler.analysis.growth import growths, own_grid
 from odesampler.analysis.reference import rms
 from odesampler.analysis.sources import ErrorSources, Other
 from odesampler.conventions import AnyConvention
 from odesampler.defaults import STEPS
+from odesampler.grid import Grid
 from odesampler.guidance import AnyGuidance, warn_of_nothing_to_guide_to
 from odesampler.inputs import checked_cond, checked_images, checked_model, coded
 from odesampler.integrate import OnGrid
@@ -177,6 +179,14 @@ def sources_of(
         settings=replace(case, convention=None).settings,  # `how` has it
         model=model.name,
     )
+
+
+def doubled(grid: Grid) -> Grid:
+    """`grid` with a sigma between any two neighbours: their geometric mean, and twice the last before infinity."""
+    down = grid.down().sigmas
+    inner = [2 * low if math.isinf(high) else math.sqrt(high * low) for high, low in pairwise(down)]
+    sigmas = [*(s for pair in zip(down, inner, strict=False) for s in pair), down[-1]]
+    return Grid(tuple(sigmas), f"{grid.name}, doubled")
 
 
 def trip_order(error: Tensor, finer: Tensor, order: float, convention: str) -> Tensor:

@@ -16,11 +16,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import Tensor
 
-from odesampler.analysis.cases import Rows
 from odesampler.analysis.estimate import Estimate
 from odesampler.analysis.growth import Growth
 from odesampler.analysis.reference import quantile, rms
-from odesampler.analysis.report import Report, Section, Table
+from odesampler.analysis.report import Report, Rows, Section, Table
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
