@@ -104,8 +104,8 @@ if TYPE_CHECKING:
     from odesampler.solvers import StochasticMidpoint as StochasticMidpoint
     from odesampler.solvers import Torchdiffeq as Torchdiffeq
     from odesampler.solvers import TwoStep as TwoStep
-    from odesampler.streaming import encode_many as encode_many
-    from odesampler.streaming import sample_many as sample_many
+    from odesampler.streaming.encode_many import encode_many as encode_many
+    from odesampler.streaming.sample_many import sample_many as sample_many
     from odesampler.threshold import DynamicThreshold as DynamicThreshold
     from odesampler.tuned import Tuned as Tuned
     from odesampler.tuning.tune import tune as tune
@@ -160,7 +160,8 @@ _HOMES = {
     "solvers.two_step": ("TwoStep",),
     "solvers.runge_kutta": ("Bosh3", "Dopri5", "Heun", "Midpoint", "RK4", "Ralston"),
     "solvers.external": ("Scipy", "Torchdiffeq"),
-    "streaming": ("encode_many", "sample_many"),
+    "streaming.encode_many": ("encode_many",),
+    "streaming.sample_many": ("sample_many",),
     "threshold": ("DynamicThreshold",),
     "tuned": ("Tuned",),
     "zoo.models": ("held_out", "load", "models"),
