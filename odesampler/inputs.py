@@ -8,7 +8,6 @@ Knows models; neither solvers nor grids.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from numbers import Integral
 from typing import Any
 
 import torch
@@ -16,6 +15,7 @@ from torch import Tensor
 
 from odesampler.data_range import check_images
 from odesampler.model import Model
+from odesampler.precision import is_whole
 
 
 def checked_model(model: Any) -> Model:
@@ -107,7 +107,7 @@ def checked_count(num_samples: int | None, x: Tensor | None) -> int:
     if num_samples is None and x is None:
         raise ValueError("say how many samples to draw (num_samples), or give latents to start from (x)")
     count = len(x) if num_samples is None and x is not None else num_samples
-    if isinstance(count, bool) or not isinstance(count, Integral) or count < 1:
+    if not is_whole(count) or count < 1:
         raise ValueError(f"num_samples must be a whole number of 1 or more; got {num_samples!r}")
     if x is not None and len(x) != count:
         raise ValueError(f"num_samples={count}, but x holds {len(x)} latents")

@@ -125,16 +125,9 @@ def encode(
     loop, how = upward(plan.loop, convention)
     recipe, conditions = replace(Recipe.of(plan, model), convention=how), checked_cond(model, cond, len(images))
     x_t = coded(model, images)
-    outcome = execute(
-        replace(plan, loop=loop),
-        model,
-        clean_end(plan, model, x_t),
-        rising=True,
-        cond=conditions,
-        max_batch=max_batch,
-        progress="encoding" if progress else None,
-        grad=grad,
-    )
+    carry: dict[str, Any] = {"max_batch": max_batch, "progress": "encoding" if progress else None, "grad": grad}
+    up, start = replace(plan, loop=loop), clean_end(plan, model, x_t)
+    outcome = execute(up, model, start, rising=True, cond=conditions, **carry)
     state = outcome.solved.state
     x, _ = arrived(model.schedule.to_model_scale(state.x, plan.grid[0]), outcome)
     memory = state.memory if plan.invertible else ()

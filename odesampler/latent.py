@@ -21,7 +21,7 @@ from odesampler.plan import Plan, course_of
 from odesampler.precision import dtype_name
 from odesampler.program import Solver
 from odesampler.registry import find_solver, spec_of
-from odesampler.tensor_file import write_tensors
+from odesampler.tensor_file import read_tensors, write_tensors
 from odesampler.threshold import AnyThreshold, DynamicThreshold, checked_threshold
 from odesampler.version import __version__
 
@@ -211,16 +211,9 @@ class Latent:
             FileNotFoundError: There is no such file.
             ValueError: It is not a latent of this library, or damaged.
         """
-        from safetensors import SafetensorError, safe_open
-
         if not Path(path).is_file():
             raise FileNotFoundError(f"no such latent file: {path}")
-        try:
-            with safe_open(str(path), "pt", device=str(device)) as file:
-                meta = file.metadata() or {}
-                tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118  # not a dict
-        except (SafetensorError, OSError) as error:
-            raise ValueError(f"{path} is not a safetensors file, or damaged: {error}") from error
+        tensors, meta = read_tensors(path, device)
         if meta.get("format") != FORMAT or "x" not in tensors:
             raise ValueError(f"{path} is not a latent of this library: format {meta.get('format')!r}, not {FORMAT!r}")
         try:
@@ -237,7 +230,7 @@ class Latent:
             sidecar = SideCar.unpacked(tensors, meta["sidecar"]) if "sidecar" in meta else None
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise ValueError(f"{path} is damaged, or its recipe cannot be read: {error}") from error
-        measured = {k: tensors[k] for k in _MEASURED if k in tensors}
+        measured: dict[str, Any] = {k: tensors[k] for k in _MEASURED if k in tensors}
         return cls(x, recipe, memory, cond, sidecar=sidecar, null=null or None, **measured)
 
 

@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
-from numbers import Integral
 
 import torch
 from torch import Tensor
@@ -31,7 +30,7 @@ from odesampler.latent import Latent
 from odesampler.model import Model
 from odesampler.observe import Progress
 from odesampler.plan import AnySolver, Plan, eps_of, make_plan, refuse_stochastic
-from odesampler.precision import is_number
+from odesampler.precision import is_number, is_whole
 from odesampler.program import Program
 from odesampler.registry import find_solver, spec_of
 from odesampler.room import AnyBatch, check_max_batch
@@ -144,7 +143,7 @@ def _checked(
     images, x_t = checked_images(model, images), checked_batch(model, latent.x, "latent.x")
     if len(images) != len(x_t):
         raise ValueError(f"polish needs the images that were encoded, {len(x_t)} as the latents; got {len(images)}")
-    if isinstance(sweeps, bool) or not isinstance(sweeps, Integral) or sweeps < 0:
+    if not is_whole(sweeps) or sweeps < 0:
         raise ValueError(f"sweeps must be a whole number, 0 or more; got {sweeps!r}")
     if not is_number(tolerance) or not 0 <= tolerance < math.inf:
         raise ValueError(f"tolerance must be a finite number, 0 or more, in units of the images; got {tolerance!r}")

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from numbers import Real
-from typing import Any
+from numbers import Integral, Real
+from typing import Any, TypeGuard
 
 import torch
 
@@ -21,6 +21,11 @@ def dtype_name(dtype: torch.dtype) -> str:
 def is_number(value: object) -> bool:
     """Whether `value` is a real number, of Python or numpy; True and False are none."""
     return isinstance(value, Real) and not isinstance(value, bool)
+
+
+def is_whole(value: object) -> TypeGuard[int]:
+    """Whether `value` is a whole number, likewise; 3.0 is none."""
+    return isinstance(value, Integral) and not isinstance(value, bool)
 
 
 def check_dtypes(dtype: Any, autocast: Any) -> None:

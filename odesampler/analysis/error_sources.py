@@ -43,7 +43,7 @@ from odesampler.integrate import OnGrid
 from odesampler.model import Model
 from odesampler.noise import Streams
 from odesampler.plan import AnyGrid, AnySolver, Plan
-from odesampler.precision import dtype_name, finest_dtype
+from odesampler.precision import dtype_name, finest_dtype, is_whole
 from odesampler.program import Invertible
 from odesampler.registry import find_solver, spec_of
 from odesampler.room import AnyBatch
@@ -101,7 +101,7 @@ def error_sources(
         ('discretisation', True)
     """
     images = checked_images(checked_model(model), images)
-    if type(iterations) is not int or iterations < 0:
+    if not is_whole(iterations) or iterations < 0:
         raise ValueError(f"iterations must be a whole number, 0 or more; got {iterations!r}")
     if isinstance(find_solver(solver), Tuned):
         raise ValueError(f"{solver!r} was tuned for the steps of its grid, which cannot be doubled: see its measured")
@@ -232,5 +232,5 @@ def _coarser(model: Model, plan: Plan) -> torch.dtype:
 def _moved(images: Tensor, dtype: torch.dtype) -> Tensor:
     """`images` with each value moved by a unit in its last place in `dtype`, or in that of 1, up or down by chance."""
     signs = Streams([0] * len(images)).draw(images).sign()  # for a sample the same whatever batch it is in
-    fine = images.to(torch.float64 if images.device.type != "mps" else torch.float32)
+    fine = images.to(finest_dtype(images.device))
     return fine + torch.finfo(dtype).eps * fine.abs().clamp(min=1.0) * signs

@@ -12,7 +12,8 @@ References:
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -86,49 +87,98 @@ def interpolation_grid(
         (1, 4, 1, 8, 8)
     """
     checked_model(model)
-    count = len(ends)
     _check_ends(ends, num, square, how)
-    between: Between = slerp if how == "slerp" else _line
-    which = _nearest(count, num, square)
+    layout = _Layout(len(ends), num, square, slerp if how == "slerp" else _line)
     run: dict[str, Any] = {"max_batch": max_batch, "progress": progress}
-
-    def spread(z: Tensor) -> Tensor:
-        return _spread(z, num, square, between)
-
     if isinstance(ends, Latent):
         given = (solver, num_steps, grid, cond, guidance_scale, clip_denoised)
         if given != (None, None, None, None, 1.0, None):
             raise ValueError("a Latent knows how it is decoded: leave solver, num_steps, grid, cond and the like out")
-        points, top = _between_latents(ends, which, spread), ends.recipe.sigmas[0]
-        latents, x, conditions = points.x, decode(model, points, **run).x, dict(points.cond)
-        names = [f"image {i}" for i in range(count)]
-        recipe = ends.recipe
-        made = made_with(solver=recipe.solver, cond=shown_cond(model, ends.cond), guidance_scale=recipe.guidance_scale)
+        found = _between_images(model, ends, layout, run)
     else:
         options: dict[str, Any] = {"solver": solver, "num_steps": num_steps, "grid": grid}
-        options["guidance_scale"] = guidance_scale
-        options |= {"clip_denoised": clip_denoised, "state_dtype": finest_dtype(model.device)}
+        options |= {"guidance_scale": guidance_scale, "clip_denoised": clip_denoised}
+        options["state_dtype"] = finest_dtype(model.device)
         top = _top(model, options)
         warn_of_nothing_to_guide_to(model, cond, guidance_scale)
-        drawn = Streams(seeds_for(list(ends), count)).draw(torch.empty(count, *checked_shape(model)))
-        latents = spread(drawn.double() * model.schedule.latent_scale(top))
-        conditions = {k: v[which] for k, v in checked_cond(model, cond, count).items()}
-        x = sample(model, x=latents.to(finest_dtype(model.device)), cond=conditions, **options, **run).x
-        names = [f"seed {i}" for i in ends]
-        made = made_with(**{**options, "state_dtype": None}, cond=cond)
-    columns = (len(x) // num, num)
-    images, latents = (v.cpu().reshape(*columns, *v.shape[1:]) for v in (x, latents))
-    return InterpolationGrid(
-        images,
-        latents,
-        model.schedule.latent_scale(top),
-        _turns(conditions, columns),
-        _pairs(names, num, square),
-        square,
-        how,
-        model.name,
-        made,
-    )
+        found = _between_seeds(model, ends, layout, top, cond, options, run)
+    columns = (len(found.x) // num, num)
+    images, latents = (v.cpu().reshape(*columns, *v.shape[1:]) for v in (found.x, found.latents))
+    scale, turns = model.schedule.latent_scale(found.top), _turns(found.cond, columns)
+    names = layout.pairs(found.names)
+    return InterpolationGrid(images, latents, scale, turns, names, square, how, model.name, found.made)
+
+
+@dataclass(frozen=True)
+class _Layout:
+    """Where points lie between their ends."""
+
+    count: int  # ends
+    num: int  # points a row
+    square: bool  # one square between four ends, not a row between each two
+    between: Between
+
+    def spread(self, z: Tensor) -> Tensor:
+        """The points between the ends `z` (ends, *shape), row by row, (rows * num, *shape)."""
+        w = torch.linspace(0, 1, self.num, dtype=z.dtype, device=z.device)
+
+        def path(a: Tensor, b: Tensor) -> Tensor:
+            return self.between(a.expand(self.num, *z.shape[1:]), b.expand(self.num, *z.shape[1:]), w)
+
+        if self.square:
+            left, right = path(z[0], z[2]), path(z[1], z[3])
+            return torch.cat([path(a, b) for a, b in zip(left, right, strict=True)])
+        return torch.cat([path(a, b) for a, b in zip(z[::2], z[1::2], strict=True)])
+
+    @property
+    def nearest(self) -> Tensor:
+        """The end that each point is nearest to, (points,); in the middle the later."""
+        late = (torch.arange(self.num) >= (self.num - 1) / 2).long()
+        if self.square:
+            return (2 * late[:, None] + late).flatten()
+        return (torch.arange(0, self.count, 2)[:, None] + late).flatten()
+
+    def pairs(self, names: Sequence[str]) -> tuple[tuple[str, str], ...]:
+        """What stands at both ends of each row."""
+        if self.square:
+            return tuple((f"left, {v:.2f} down", "right") for v in torch.linspace(0, 1, self.num).tolist())
+        return tuple(zip(names[::2], names[1::2], strict=True))
+
+
+class _Points(NamedTuple):
+    """What lies there."""
+
+    latents: Tensor  # (points, *shape), in the model's own scale
+    x: Tensor  # likewise, decoded
+    top: float  # sigma of the latents
+    cond: Mapping[str, Tensor]  # each (points, ...)
+    names: Sequence[str]  # of the ends
+    made: str
+
+
+def _between_images(model: Model, ends: Latent, layout: _Layout, run: Mapping[str, Any]) -> _Points:
+    memory = tuple(layout.spread(m) for m in ends.blendable)
+    points, recipe = ends.select(layout.nearest).elsewhere(layout.spread(ends.x), memory), ends.recipe
+    made = made_with(solver=recipe.solver, cond=shown_cond(model, ends.cond), guidance_scale=recipe.guidance_scale)
+    names = [f"image {i}" for i in range(layout.count)]
+    return _Points(points.x, decode(model, points, **run).x, recipe.sigmas[0], points.cond, names, made)
+
+
+def _between_seeds(
+    model: Model,
+    seeds: Sequence[int],
+    layout: _Layout,
+    top: float,
+    cond: Mapping[str, Any] | None,
+    options: Mapping[str, Any],
+    run: Mapping[str, Any],
+) -> _Points:
+    drawn = Streams(seeds_for(list(seeds), layout.count)).draw(torch.empty(layout.count, *checked_shape(model)))
+    latents = layout.spread(drawn.double() * model.schedule.latent_scale(top))
+    conditions = {k: v[layout.nearest] for k, v in checked_cond(model, cond, layout.count).items()}
+    x = sample(model, x=latents.to(finest_dtype(model.device)), cond=conditions, **options, **run).x
+    made = made_with(**{**options, "state_dtype": None}, cond=cond)
+    return _Points(latents, x, top, conditions, [f"seed {i}" for i in seeds], made)
 
 
 def _check_ends(ends: Sequence[int] | Latent, num: int, square: bool, how: str) -> None:
@@ -147,13 +197,6 @@ def _refuse_equal(seeds: list[int], square: bool) -> None:
     for row in [seeds] if square else zip(seeds[::2], seeds[1::2], strict=True):
         if len(set(row)) < len(row):
             raise ValueError(f"nothing lies between equal seeds: give others than {list(row)}")
-
-
-def _pairs(names: Sequence[str], num: int, square: bool) -> tuple[tuple[str, str], ...]:
-    """What stands at both ends of each row."""
-    if square:
-        return tuple((f"left, {v:.2f} down", "right") for v in torch.linspace(0, 1, num).tolist())
-    return tuple(zip(names[::2], names[1::2], strict=True))
 
 
 def _turns(cond: Mapping[str, Tensor], columns: tuple[int, int]) -> Tensor:
@@ -175,29 +218,3 @@ def _top(model: Model, options: Mapping[str, Any]) -> float:
 
 def _line(a: Tensor, b: Tensor, weight: Tensor) -> Tensor:
     return torch.lerp(a, b, weight.reshape(-1, *[1] * (a.ndim - 1)))
-
-
-def _spread(z: Tensor, num: int, square: bool, between: Between) -> Tensor:
-    """The points between the ends `z` (ends, *shape), row by row, (rows * num, *shape)."""
-    w = torch.linspace(0, 1, num, dtype=z.dtype, device=z.device)
-
-    def path(a: Tensor, b: Tensor) -> Tensor:
-        return between(a.expand(num, *z.shape[1:]), b.expand(num, *z.shape[1:]), w)
-
-    if square:
-        left, right = path(z[0], z[2]), path(z[1], z[3])
-        return torch.cat([path(a, b) for a, b in zip(left, right, strict=True)])
-    return torch.cat([path(a, b) for a, b in zip(z[::2], z[1::2], strict=True)])
-
-
-def _nearest(count: int, num: int, square: bool) -> Tensor:
-    """The end that each point is nearest to, (points,); in the middle the later."""
-    late = (torch.arange(num) >= (num - 1) / 2).long()
-    if square:
-        return (2 * late[:, None] + late).flatten()
-    return (torch.arange(0, count, 2)[:, None] + late).flatten()
-
-
-def _between_latents(ends: Latent, which: Tensor, spread: Callable[[Tensor], Tensor]) -> Latent:
-    """A latent of all points."""
-    return ends.select(which).elsewhere(spread(ends.x), tuple(spread(m) for m in ends.blendable))

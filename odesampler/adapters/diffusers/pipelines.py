@@ -12,7 +12,6 @@ import inspect
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import fields
-from numbers import Integral
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -28,6 +27,7 @@ from odesampler.adapters.diffusers.networks import prepared
 from odesampler.adapters.diffusers.prompts import FAMILIES, text_model
 from odesampler.adapters.diffusers.schedules import read
 from odesampler.model import Model
+from odesampler.precision import is_whole
 
 
 def from_unet(unet: nn.Module, scheduler: Any, **options: Any) -> Model:
@@ -159,7 +159,7 @@ def _of_classes(
         label = pipe.labels[label]
     if label is not None:
         classes = int(pipe.transformer.config.num_embeds_ada_norm)
-        if isinstance(label, bool) or not isinstance(label, Integral) or not 0 <= label <= classes:
+        if not is_whole(label) or not 0 <= label <= classes:
             raise ValueError(
                 f"label must be a class by number, 0 to {classes - 1} or {classes} for none, or by name; got {label!r}"
             )
