@@ -152,7 +152,7 @@ class Consistency(Report):
 
     def plot(self) -> Figure:
         """Distances to the next and to the finest against steps, with the quartiles over the samples."""
-        from odesampler.analysis.grid_pictures import consistency_figure
+        from odesampler.analysis.table_pictures import consistency_figure
 
         return consistency_figure(self)
 
@@ -162,7 +162,7 @@ class Consistency(Report):
         Raises:
             ValueError: These are no images.
         """
-        from odesampler.analysis.grid_pictures import table_of_images
+        from odesampler.analysis.table_pictures import table_of_images
 
         columns = [f"{n} steps" for n in self.num_steps]
         return table_of_images(self.x.transpose(0, 1), columns, ["" for _ in self.x[0]])

@@ -138,7 +138,7 @@ class InterpolationGrid(Report):
         Raises:
             ValueError: These are no images.
         """
-        from odesampler.analysis.grid_pictures import table_of_images
+        from odesampler.analysis.table_pictures import table_of_images
 
         columns = [f"{i / (self.x.shape[1] - 1):.2f}" for i in range(self.x.shape[1])]
         return table_of_images(
@@ -147,6 +147,6 @@ class InterpolationGrid(Report):
 
     def plot_along(self) -> Figure:
         """Length of the latents and jumps of the images along each row."""
-        from odesampler.analysis.grid_pictures import along_figure
+        from odesampler.analysis.table_pictures import along_figure
 
         return along_figure(self)

@@ -22,7 +22,7 @@ from diffusers.utils import logging
 from torch import nn
 
 from odesampler.adapters.diffusers.autoencoder import Autoencoder
-from odesampler.adapters.diffusers.families import checked_scale
+from odesampler.adapters.diffusers.families import checked_scale, usual_scale
 from odesampler.adapters.diffusers.networks import prepared
 from odesampler.adapters.diffusers.prompts import FAMILIES, text_model
 from odesampler.adapters.diffusers.schedules import read
@@ -146,11 +146,8 @@ def _of_classes(
     pipe: Any, *, label: int | str | None = None, guidance_scale: float | None = None, **options: Any
 ) -> Model:
     """DiT. Its pipeline guides all channels of the prediction, where the authors' code guides three."""
-    usual = inspect.signature(type(pipe).__call__).parameters["guidance_scale"].default
-    facts: dict[str, Any] = {
-        "guidance_scale": checked_scale("guidance_scale", usual if guidance_scale is None else guidance_scale),
-        "codec": _codec(pipe),
-    }
+    scale = usual_scale(pipe) if guidance_scale is None else guidance_scale
+    facts: dict[str, Any] = {"guidance_scale": checked_scale("guidance_scale", scale), "codec": _codec(pipe)}
     if names := _class_names(pipe.labels):
         facts["labels"] = names
     if isinstance(label, str):

@@ -26,7 +26,7 @@ OURS = "default"  # as a grid's name: that which verbs take where none is given
 CLOSE = 1e-2  # sigmas that are given may miss the ends of a schedule by so much: those of published tables do
 
 
-def grid_of(
+def walked_grid(
     config: Any,
     reading: Reading,
     solver: Solver,
