@@ -42,8 +42,8 @@ if TYPE_CHECKING:
     from odesampler.analysis.estimate import estimate_round_trip as estimate_round_trip
     from odesampler.analysis.grid_picture import GridPicture as GridPicture
     from odesampler.analysis.grid_picture import grid_picture as grid_picture
-    from odesampler.analysis.interpolation_grid import InterpolationGrid as InterpolationGrid
     from odesampler.analysis.interpolation_grid import interpolation_grid as interpolation_grid
+    from odesampler.analysis.interpolation_grids import InterpolationGrid as InterpolationGrid
     from odesampler.analysis.likelihood import log_likelihood as log_likelihood
     from odesampler.analysis.likelihoods import Likelihood as Likelihood
     from odesampler.analysis.qualities import Quality as Quality
@@ -104,8 +104,8 @@ if TYPE_CHECKING:
     from odesampler.solvers import StochasticMidpoint as StochasticMidpoint
     from odesampler.solvers import Torchdiffeq as Torchdiffeq
     from odesampler.solvers import TwoStep as TwoStep
-    from odesampler.streaming import encode_many as encode_many
-    from odesampler.streaming import sample_many as sample_many
+    from odesampler.streaming.encode_many import encode_many as encode_many
+    from odesampler.streaming.sample_many import sample_many as sample_many
     from odesampler.threshold import DynamicThreshold as DynamicThreshold
     from odesampler.tuned import Tuned as Tuned
     from odesampler.tuning.tune import tune as tune
@@ -124,7 +124,8 @@ _HOMES = {
     "analysis.error_sources": ("error_sources",),
     "analysis.estimate": ("Estimate", "estimate_round_trip"),
     "analysis.grid_picture": ("GridPicture", "grid_picture"),
-    "analysis.interpolation_grid": ("InterpolationGrid", "interpolation_grid"),
+    "analysis.interpolation_grid": ("interpolation_grid",),
+    "analysis.interpolation_grids": ("InterpolationGrid",),
     "analysis.likelihood": ("log_likelihood",),
     "analysis.likelihoods": ("Likelihood",),
     "analysis.qualities": ("Quality",),
@@ -159,7 +160,8 @@ _HOMES = {
     "solvers.two_step": ("TwoStep",),
     "solvers.runge_kutta": ("Bosh3", "Dopri5", "Heun", "Midpoint", "RK4", "Ralston"),
     "solvers.external": ("Scipy", "Torchdiffeq"),
-    "streaming": ("encode_many", "sample_many"),
+    "streaming.encode_many": ("encode_many",),
+    "streaming.sample_many": ("sample_many",),
     "threshold": ("DynamicThreshold",),
     "tuned": ("Tuned",),
     "zoo.models": ("held_out", "load", "models"),

@@ -28,7 +28,7 @@ import torch
 from torch import Tensor
 
 from odesampler.combine import for_rows, knowing
-from odesampler.program import Course, Loop, Observer, Program, Sigma, Solved, Solver, State, check_tolerances
+from odesampler.program import Course, Loop, Observer, Program, Solved, Solver, State, check_tolerances
 
 
 class Status(IntEnum):
@@ -106,7 +106,7 @@ def adaptive(
     """
     solver, k = control.solver, (control.solver.error_order or 0) + 1
     rows = torch.arange(len(x), device=x.device)
-    s = _column(x, start)
+    s = torch.full((len(x),) + (1,) * (x.ndim - 1), start, dtype=x.dtype, device=x.device)
     h, k0 = yield from _first_step(control, x, s, start, stop)
     state = yield from knowing(k0, x, s, solver.init(x, s))
     before, h_before = torch.ones_like(s), h  # the scaled error of the last accepted step, and its size
@@ -170,7 +170,3 @@ def _rms(v: Tensor) -> Tensor:
     """Root mean square over each sample, (batch, 1, ...). Without a graph: gradients go along the steps taken, not
     through how they were chosen, whose square root has none where an error is 0."""
     return v.detach().flatten(1).square().mean(1).sqrt().reshape((len(v),) + (1,) * (v.ndim - 1))
-
-
-def _column(x: Tensor, sigma: Sigma) -> Tensor:
-    return torch.full((len(x),) + (1,) * (x.ndim - 1), float(sigma), dtype=x.dtype, device=x.device)

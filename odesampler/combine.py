@@ -18,6 +18,7 @@ from odesampler.precision import finest_dtype
 from odesampler.program import Draw, Program, Request, Sigma, one_sigma
 
 T = TypeVar("T")
+ROUNDED = 1e-6  # of a sigma in float32
 
 
 def question(asked: tuple[Any, ...]) -> Request | Draw:
@@ -68,20 +69,11 @@ def remembering(program: Program[T]) -> Program[tuple[T, Tensor]]:
 
 def knowing(eps: Tensor, x: Tensor, sigma: Tensor, program: Program[T]) -> Program[T]:
     """Run a program, and tell it `eps` without asking where its question is about this very `x` and `sigma`."""
-    answer: Tensor | None = None
-    try:
-        while True:
-            asked = question(program.send(cast(Tensor, answer)))
-            if isinstance(asked, Request) and asked.x is x and asked.sigma is sigma:
-                answer = eps
-                continue
-            try:
-                answer = yield asked
-            except Exception as error:
-                program.throw(error)
-                raise
-    except StopIteration as stop:
-        return cast(T, stop.value)
+
+    def known(asked: Request | Draw) -> Request | Draw | Tensor:
+        return eps if isinstance(asked, Request) and asked.x is x and asked.sigma is sigma else asked
+
+    return _relayed(program, known)
 
 
 def within(low: float, high: float, name: str | Callable[[], str], program: Program[T]) -> Program[T]:
@@ -129,15 +121,21 @@ def surviving(program: Program[T], failures: tuple[type[Exception], ...]) -> Pro
 
 def _relayed(
     program: Program[Any],
-    change: Callable[[Request | Draw], Request | Draw],
+    change: Callable[[Request | Draw], Request | Draw | Tensor],
     failures: tuple[type[Exception], ...] = (),
 ) -> Program[Any]:
-    """Pass on what a program asks, changed, and what it is told. Its `failures`, once it has asked, are returned."""
+    """Pass on what a program asks, changed, and what it is told. Its `failures`, once it has asked, are returned.
+
+    A tensor that `change` makes of a question is its answer, and nobody is asked.
+    """
     answer: Tensor | None = None
     returned: tuple[type[Exception], ...] = ()
     try:
         while True:
             asked = change(question(program.send(cast(Tensor, answer))))
+            if isinstance(asked, Tensor):
+                answer = asked
+                continue
             returned = failures
             try:
                 answer = yield asked
@@ -158,13 +156,12 @@ def _clamped(sigma: Sigma, low: float, high: float) -> Sigma:
 
 
 def _outside(sigma: Sigma, low: float, high: float) -> float | None:
-    slack = 1e-6  # rounding of a float32 sigma
     if isinstance(sigma, Tensor):
         if sigma.device.type != "cpu":
             return None
-        bad = sigma[(sigma < low * (1 - slack)) | (sigma > high * (1 + slack)) | sigma.isnan()]
+        bad = sigma[(sigma < low * (1 - ROUNDED)) | (sigma > high * (1 + ROUNDED)) | sigma.isnan()]
         return bad[0].item() if len(bad) else None
-    return None if low * (1 - slack) <= sigma <= high * (1 + slack) else sigma
+    return None if low * (1 - ROUNDED) <= sigma <= high * (1 + ROUNDED) else sigma
 
 
 def together(*programs: Program[T]) -> Program[list[T]]:

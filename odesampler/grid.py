@@ -13,11 +13,11 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from itertools import pairwise
-from numbers import Integral
 from typing import Any, NamedTuple
 
 from odesampler.named_grids import NAMED, NamedGrid, parameters
 from odesampler.names import parsed, table
+from odesampler.precision import is_whole
 from odesampler.schedule import Schedule
 from odesampler.spacing import Span
 
@@ -256,7 +256,7 @@ def parsed_grid(grid: str) -> tuple[str, dict[str, Any]]:
 
 def check_num_steps(num_steps: int) -> None:
     """Raises: ValueError: `num_steps` is not a whole number, 1 or more."""
-    if isinstance(num_steps, bool) or not isinstance(num_steps, Integral) or not 1 <= num_steps <= MOST_STEPS:
+    if not is_whole(num_steps) or not 1 <= num_steps <= MOST_STEPS:
         raise ValueError(
             f"num_steps is the number of transitions, a whole number from 1 to {MOST_STEPS}; got {num_steps!r}"
         )

@@ -94,16 +94,6 @@ def interpolate(a: Latent, b: Latent, num: int) -> Latent:
     def nearer(p: Mapping[str, Tensor], q: Mapping[str, Tensor]) -> dict[str, Tensor]:
         return {k: torch.cat([p[k] if w < 0.5 else q[k] for w in weights.tolist()]) for k in p}
 
-    whole = any(not m.is_floating_point() for m in a.memory)
-    return replace(
-        a,
-        x=between(a.x, b.x),
-        memory=() if whole else tuple(between(p, q) for p, q in zip(a.memory, b.memory, strict=True)),
-        cond=nearer(a.cond, b.cond),
-        null=None if a.null is None or b.null is None else nearer(a.null, b.null),
-        nfe=None,
-        converged=None,
-        defect=None,
-        untouched=None,
-        sidecar=None,
-    )
+    memory = tuple(between(p, q) for p, q in zip(a.blendable, b.blendable, strict=True))
+    null = None if a.null is None or b.null is None else nearer(a.null, b.null)
+    return replace(a.elsewhere(between(a.x, b.x), memory), cond=nearer(a.cond, b.cond), null=null)

@@ -23,27 +23,15 @@ from odesampler import lossless
 from odesampler.adjoint import AnyGrad
 from odesampler.conventions import AnyConvention, upward
 from odesampler.guidance import AnyGuidance, rows_a_sample, warn_of_nothing_to_guide_to
+from odesampler.inputs import checked_batch, checked_cond, checked_images, checked_model, coded
 from odesampler.latent import Latent, Recipe
 from odesampler.model import Model
 from odesampler.null_steps import with_null_steps
-from odesampler.plan import (
-    AnyGrid,
-    AnySolver,
-    Plan,
-    checked_batch,
-    checked_cond,
-    checked_images,
-    checked_model,
-    clean_end,
-    coded,
-    execute,
-    make_plan,
-)
+from odesampler.plan import AnyGrid, AnySolver, Plan, clean_end, execute, make_plan, refuse_what_cannot_be_encoded
 from odesampler.precision import finest_dtype
 from odesampler.program import State
-from odesampler.registry import spec_of
 from odesampler.room import AnyBatch
-from odesampler.sampling import Solution, arrived, is_reversible, to_solution
+from odesampler.sampling import Solution, arrived, to_solution
 from odesampler.solvers.fixed_point import FixedPoint
 from odesampler.threshold import AnyThreshold
 
@@ -137,19 +125,12 @@ def encode(
     loop, how = upward(plan.loop, convention)
     recipe, conditions = replace(Recipe.of(plan, model), convention=how), checked_cond(model, cond, len(images))
     x_t = coded(model, images)
-    outcome = execute(
-        replace(plan, loop=loop),
-        model,
-        clean_end(plan, model, x_t),
-        rising=True,
-        cond=conditions,
-        max_batch=max_batch,
-        progress="encoding" if progress else None,
-        grad=grad,
-    )
+    carry: dict[str, Any] = {"max_batch": max_batch, "progress": "encoding" if progress else None, "grad": grad}
+    up, start = replace(plan, loop=loop), clean_end(plan, model, x_t)
+    outcome = execute(up, model, start, rising=True, cond=conditions, **carry)
     state = outcome.solved.state
     x, _ = arrived(model.schedule.to_model_scale(state.x, plan.grid[0]), outcome)
-    memory = state.memory if is_reversible(plan) else ()
+    memory = state.memory if plan.invertible else ()
     alone = lossless.checksums(x) if memory and math.isinf(plan.grid[0]) else None
     if exact == "bits":
         lossless.check_lattice(x)
@@ -199,7 +180,7 @@ def decode(
     """
     if not isinstance(latent, Latent):
         raise TypeError(f"decode takes a Latent, which knows how it was made; got {type(latent).__name__}")
-    check_model(model, latent.recipe, insist)
+    latent.recipe.check_model(model, insist)
     plan = latent.plan or latent.recipe.plan(model)
     start = _start(model, latent, plan)
     if latent.sidecar is not None:
@@ -225,7 +206,7 @@ def decode(
 def _start(model: Model, latent: Latent, plan: Plan) -> State:
     """Where decoding starts. Warns of a latent that lacks the memory which makes its solver exact."""
     x_t = checked_batch(model, latent.x, "latent.x").to(model.device, plan.state_dtype)
-    x, solver = model.schedule.from_model_scale(x_t, plan.grid[0]), is_reversible(plan)
+    x, solver = model.schedule.from_model_scale(x_t, plan.grid[0]), plan.invertible
     memory = tuple(m.to(model.device, plan.state_dtype if m.is_floating_point() else m.dtype) for m in latent.memory)
     if solver is not None and not memory and not latent.recipe.polished:
         warnings.warn(
@@ -259,7 +240,7 @@ def _batch_as_encoded(
 def _sidecar(model: Model, latent: Latent, images: Tensor, max_batch: AnyBatch, progress: bool) -> lossless.SideCar:
     """What decoding `latent` misses of `images`."""
     assert latent.plan is not None  # fresh from encode
-    solver, end = is_reversible(latent.plan), latent.plan.grid[-1]
+    solver, end = latent.plan.invertible, latent.plan.grid[-1]
     if isinstance(solver, FixedPoint):  # what comes back is known: what the lattice holds of each image
         lattice = solver.snapped(clean_end(latent.plan, model, images).x, end)
         back = model.schedule.to_model_scale(lattice, end)
@@ -267,16 +248,6 @@ def _sidecar(model: Model, latent: Latent, images: Tensor, max_batch: AnyBatch, 
         back = decode(model, latent, max_batch=max_batch, progress=progress).x
     width = rows_a_sample(model, latent.plan.guidance_scale)
     return lossless.SideCar.of(images, back, lossless.place_of(model, len(images), max_batch, width))
-
-
-def check_model(model: Model, recipe: Recipe, insist: bool = False) -> None:
-    """Raises: ValueError: `recipe` belongs to another model, and `insist` is not given."""
-    found = model.fingerprint()
-    if found != recipe.fingerprint and not insist:
-        raise ValueError(
-            f"this latent was made with {recipe.model} ({recipe.fingerprint}), not with this {model.name} ({found}); "
-            "decode it with the same weights, dtype and schedule, or insist=True"
-        )
 
 
 def warn_of_unconverged(converged: Tensor | None, defect: Tensor | None, advice: str) -> None:
@@ -306,19 +277,3 @@ def warn_of_losses(plan: Plan, model: Model) -> None:
             f"clip_denoised={plan.clip_denoised} puts a floor under the round trip: what is clipped cannot come back",
             stacklevel=3,
         )
-
-
-def refuse_what_cannot_be_encoded(plan: Plan) -> None:
-    """Raises: ValueError: the plan's solver draws noise, or has no step that it could undo."""
-    refuse_stochastic(plan)
-    if is_reversible(plan) is not None and plan.grid.num_steps == 1 and math.isinf(plan.grid[0]):
-        raise ValueError(
-            "the step out of sigma = infinity is Euler's, which cannot be undone exactly: take num_steps=2 or more, or "
-            'exact="residual" with a solver such as "ddim"'
-        )
-
-
-def refuse_stochastic(plan: Plan) -> None:
-    """Raises: ValueError: the plan's solver draws noise, which cannot be encoded."""
-    if getattr(getattr(plan.loop, "solver", None), "stochastic", False):
-        raise ValueError(f"{spec_of(plan.loop)} draws noise, which cannot be encoded: use an ODE solver such as 'heun'")

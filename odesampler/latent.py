@@ -18,9 +18,10 @@ from odesampler.integrate import OnGrid
 from odesampler.lossless import SideCar
 from odesampler.model import Model
 from odesampler.plan import Plan, course_of
+from odesampler.precision import dtype_name
 from odesampler.program import Solver
 from odesampler.registry import find_solver, spec_of
-from odesampler.tensor_file import write_tensors
+from odesampler.tensor_file import read_tensors, write_tensors
 from odesampler.threshold import AnyThreshold, DynamicThreshold, checked_threshold
 from odesampler.version import __version__
 
@@ -61,12 +62,21 @@ class Recipe:
             grid=plan.grid.name,
             guidance_scale=plan.guidance_scale,
             clip_denoised=plan.clip_denoised,
-            state_dtype=str(plan.state_dtype).removeprefix("torch."),
+            state_dtype=dtype_name(plan.state_dtype),
             convention="source",
             model=model.name,
             fingerprint=model.fingerprint(),
             schedule=type(model.schedule).__name__,
         )
+
+    def check_model(self, model: Model, insist: bool = False) -> None:
+        """Raises: ValueError: this belongs to another model, and `insist` is not given."""
+        found = model.fingerprint()
+        if found != self.fingerprint and not insist:
+            raise ValueError(
+                f"this latent was made with {self.model} ({self.fingerprint}), not with this {model.name} ({found}); "
+                "decode it with the same weights, dtype and schedule, or insist=True"
+            )
 
     def plan(self, model: Model | None = None) -> Plan:
         """The plan that this is the recipe of; ready to be carried out where `model` is given."""
@@ -145,6 +155,18 @@ class Latent:
         """
         return replace(self, null=None)
 
+    def elsewhere(self, x: Tensor, memory: tuple[Tensor, ...] = ()) -> Latent:
+        """Latents at other points `x` (batch, *shape), to be decoded as these are.
+
+        What was measured of these points, or kept so that their images come back to the bit, is not of those.
+        """
+        return replace(self, x=x, memory=memory, nfe=None, converged=None, defect=None, untouched=None, sidecar=None)
+
+    @property
+    def blendable(self) -> tuple[Tensor, ...]:
+        """The memory, as far as there is something between two: nothing, where it is whole numbers."""
+        return self.memory if all(m.is_floating_point() for m in self.memory) else ()
+
     def select(self, rows: Tensor | list[int] | slice) -> Latent:
         """The samples `rows` of this latent."""
         return replace(
@@ -189,16 +211,9 @@ class Latent:
             FileNotFoundError: There is no such file.
             ValueError: It is not a latent of this library, or damaged.
         """
-        from safetensors import SafetensorError, safe_open
-
         if not Path(path).is_file():
             raise FileNotFoundError(f"no such latent file: {path}")
-        try:
-            with safe_open(str(path), "pt", device=str(device)) as file:
-                meta = file.metadata() or {}
-                tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118  # not a dict
-        except (SafetensorError, OSError) as error:
-            raise ValueError(f"{path} is not a safetensors file, or damaged: {error}") from error
+        tensors, meta = read_tensors(path, device)
         if meta.get("format") != FORMAT or "x" not in tensors:
             raise ValueError(f"{path} is not a latent of this library: format {meta.get('format')!r}, not {FORMAT!r}")
         try:
@@ -215,7 +230,7 @@ class Latent:
             sidecar = SideCar.unpacked(tensors, meta["sidecar"]) if "sidecar" in meta else None
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise ValueError(f"{path} is damaged, or its recipe cannot be read: {error}") from error
-        measured = {k: tensors[k] for k in _MEASURED if k in tensors}
+        measured: dict[str, Any] = {k: tensors[k] for k in _MEASURED if k in tensors}
         return cls(x, recipe, memory, cond, sidecar=sidecar, null=null or None, **measured)
 
 

@@ -22,6 +22,7 @@ from torch import Tensor
 
 from odesampler.model import Model
 from odesampler.plan import AnySolver
+from odesampler.precision import dtype_name
 from odesampler.registry import find_solver, spec_of
 from odesampler.room import AnyBatch, check_max_batch
 from odesampler.solvers.alf import ALF
@@ -49,7 +50,7 @@ class SideCar:
             ArithmeticError: What was decoded is not finite.
         """
         images = images.detach().cpu() + 0.0  # -0 becomes 0
-        kept = cls(_checksum(images), str(images.dtype).removeprefix("torch."), place)
+        kept = cls(_checksum(images), dtype_name(images.dtype), place)
         levels = torch.unique(images)
         if len(levels) <= min(MOST_LEVELS, images.numel() // 2):
             missed = torch.searchsorted(levels, images) - _nearest(levels, decoded)

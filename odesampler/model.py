@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
@@ -20,6 +20,7 @@ from typing import Any, NamedTuple, TypeAlias
 import torch
 from torch import Tensor, nn
 
+from odesampler import networks
 from odesampler import prediction as predictions
 from odesampler.codec import Codec
 from odesampler.compiled import Compile, check_compile, compiled, wants_padding
@@ -167,8 +168,7 @@ class Model:
     @property
     def device(self) -> torch.device:
         """Where the network's parameters are; the CPU for a plain function."""
-        tensor = next(self._tensors(), None)
-        return torch.device("cpu") if tensor is None else tensor.device
+        return networks.device_of(self.network)
 
     @property
     def network_dtype(self) -> torch.dtype | None:
@@ -182,23 +182,12 @@ class Model:
     @cached_property
     def _weight(self) -> tuple[nn.Module, str] | None:
         """Where the first floating-point tensor of the network is kept: to search for it takes long for every call."""
-        modules = [*self.network.modules()] if isinstance(self.network, nn.Module) else []
-        kinds = (nn.Module.named_parameters, nn.Module.named_buffers)  # a table of the schedule may be finer
-        found = (
-            (m, name)
-            for kind in kinds
-            for m in modules
-            for name, p in kind(m, recurse=False)
-            if p.dtype.is_floating_point
-        )
-        return next(found, None)
+        return networks.first_weight(self.network)
 
     @property
     def answers_by_chance(self) -> bool:
         """Whether the network has layers that, as it stands, answer the same question in other ways each time."""
-        kinds = (nn.modules.dropout._DropoutNd, nn.modules.batchnorm._BatchNorm)
-        modules = self.network.modules() if isinstance(self.network, nn.Module) else ()
-        return any(m.training and isinstance(m, kinds) and getattr(m, "p", 1) > 0 for m in modules)
+        return networks.answers_by_chance(self.network)
 
     def to(self, device: str | torch.device) -> Model:
         """This model with its network on `device` (the network itself is moved, as torch does)."""
@@ -256,22 +245,12 @@ class Model:
     def fingerprint(self) -> str:
         """A short hash of schedule, prediction, range and weights, by which a latent knows its model.
 
-        Of each weight a few hundred evenly spaced values are read: two checkpoints differ in nearly all of them. Of
-        code only the names are known, and the byte code of a plain function: keep weights in a torch module.
+        Of weights and code what `networks.traits` reads: keep weights in a torch module.
         """
-        digest = hashlib.sha256()
         facts = [self.schedule.describe(), self.prediction, self.range, self.data_shape, self.round_t]
-        digest.update(json.dumps(facts, default=str).encode())
-        if isinstance(self.network, nn.Module):
-            for name, tensor in self.network.state_dict().items():
-                flat = tensor.detach().flatten()
-                values = flat[:: max(1, len(flat) // 256)].to("cpu", torch.float64)
-                digest.update(f"{name}{tuple(tensor.shape)}{tensor.dtype}".encode() + values.numpy().tobytes())
-        else:
-            code = getattr(self.network, "__code__", None)
-            digest.update(b"" if code is None else code.co_code + repr(code.co_consts).split(" at 0x")[0].encode())
-        kind = self.network if hasattr(self.network, "__qualname__") else type(self.network)
-        digest.update(f"{kind.__module__}.{kind.__qualname__}".encode())
+        digest = hashlib.sha256(json.dumps(facts, default=str).encode())
+        for trait in networks.traits(self.network):
+            digest.update(trait)
         return digest.hexdigest()[:16]
 
     def ask(self, x_t: Tensor, t: float | Tensor, cond: Cond) -> Tensor:
@@ -321,11 +300,6 @@ class Model:
             raise ValueError(f"channels_last is for images, (channels, height, width); got data of {self.data_shape}")
         if isinstance(self.network, nn.Module):
             self.network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # not in torch's types
-
-    def _tensors(self) -> Iterator[Tensor]:
-        if isinstance(self.network, nn.Module):
-            yield from self.network.parameters()
-            yield from self.network.buffers()
 
 
 @lru_cache(maxsize=8192)

@@ -27,23 +27,14 @@ from odesampler.drive import Tally, run
 from odesampler.grid import Grid
 from odesampler.guidance import AnyGuidance, Guided, guided
 from odesampler.implicit import largest
+from odesampler.inputs import checked_cond, checked_images, checked_model, coded
 from odesampler.integrate import solve
 from odesampler.latent import Latent, Recipe
 from odesampler.model import Model
 from odesampler.null_steps import with_null_steps
 from odesampler.observe import Progress
-from odesampler.plan import (
-    AnyGrid,
-    Plan,
-    checked_cond,
-    checked_images,
-    checked_model,
-    clean_end,
-    coded,
-    execute,
-    make_plan,
-)
-from odesampler.precision import finest_dtype, is_number
+from odesampler.plan import AnyGrid, Plan, clean_end, execute, make_plan
+from odesampler.precision import dtype_name, finest_dtype, is_number
 from odesampler.program import Solver, State
 from odesampler.registry import find_solver, spec_of
 from odesampler.room import check_max_batch
@@ -272,7 +263,7 @@ def _checked_key(plan: Plan, model: Model, key: str | None) -> str:
     null = model.nothing(1)
     fit = [k for k, v in null.items() if v.is_floating_point()]
     if not fit or (key is not None and key in null and key not in fit):
-        kinds = ", ".join(f"{k} ({str(v.dtype).removeprefix('torch.')})" for k, v in null.items())
+        kinds = ", ".join(f"{k} ({dtype_name(v.dtype)})" for k, v in null.items())
         raise ValueError(
             f"null_text optimises a floating-point null condition; {model.name} has {kinds}: give its network "
             "embeddings in place of labels. The embedded models do so with ods.load(name, embedded=True)"

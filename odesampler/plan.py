@@ -18,22 +18,21 @@ from torch import Tensor
 
 from odesampler import defaults
 from odesampler.adjoint import AnyGrad, checked_grad, differentiated
-from odesampler.combine import within
-from odesampler.data_range import check_images
+from odesampler.combine import ROUNDED, within
 from odesampler.drive import Eps, Tally, run
 from odesampler.grid import Grid, check_num_steps, make_grid
 from odesampler.guidance import AnyGuidance, Guided, check_sides, checked_guidance, guided
+from odesampler.inputs import checked_model
 from odesampler.integrate import OnGrid, solve
 from odesampler.model import Model
 from odesampler.noise import Noise
 from odesampler.observe import Progress, Recorder, Trajectory, tell_all
-from odesampler.program import Course, Loop, Observer, Program, Solved, Solver, State
+from odesampler.program import Course, Invertible, Loop, Observer, Program, Solved, Solver, State
 from odesampler.registry import find_solver, loop_for, spec_of
 from odesampler.room import AnyBatch
 from odesampler.threshold import AnyThreshold, checked_threshold, thresholded
 from odesampler.tuned import Tuned
 
-ROUNDED = 1e-6  # of a sigma in float32; `combine.within` moves what is outside by no more to the end of the range
 AnyGrid: TypeAlias = "Grid | Sequence[float] | str"
 AnySolver: TypeAlias = "Solver | Loop | str"
 
@@ -47,6 +46,17 @@ class Plan:
     guidance_scale: AnyGuidance = 1.0
     clip_denoised: AnyThreshold = None
     state_dtype: torch.dtype = torch.float32
+
+    @property
+    def invertible(self) -> Invertible | None:
+        """The solver, if it steps along a grid and can be undone exactly."""
+        solver = getattr(self.loop, "solver", None)
+        return solver if self.loop.takes_steps and isinstance(solver, Invertible) else None
+
+    @property
+    def stochastic(self) -> bool:
+        """Whether the solver draws noise."""
+        return bool(getattr(getattr(self.loop, "solver", None), "stochastic", False))
 
 
 @dataclass(frozen=True)
@@ -196,106 +206,20 @@ def eps_of(plan: Plan, model: Model) -> Eps:
     return thresholded(guided(model, plan.guidance_scale), plan.clip_denoised)
 
 
-def checked_model(model: Any) -> Model:
-    """Raises: TypeError: not a Model."""
-    if not isinstance(model, Model):
-        raise TypeError(f"model must be an ods.Model, such as ods.load('digits') gives; got {model!r}")
-    return model
+def refuse_stochastic(plan: Plan) -> None:
+    """Raises: ValueError: the plan's solver draws noise, which cannot be encoded."""
+    if plan.stochastic:
+        raise ValueError(f"{spec_of(plan.loop)} draws noise, which cannot be encoded: use an ODE solver such as 'heun'")
 
 
-def checked_batch(model: Model, x: object, what: str) -> Tensor:
-    """`x` as a batch that this model can take.
-
-    Raises:
-        TypeError: Not a floating-point tensor.
-        ValueError: Wrong shape, empty, or not finite.
-    """
-    x = _floats(x, what)
-    shape = model.data_shape
-    if x.ndim < 2 or (shape is not None and tuple(x.shape[1:]) != tuple(shape)):
-        wanted = f"(batch, {', '.join(map(str, shape))})" if shape else "(batch, *shape)"
-        raise ValueError(f"{what} must have shape {wanted}; got {tuple(x.shape)}")
-    _check_values(x, what)
-    return x
-
-
-def _floats(x: object, what: str) -> Tensor:
-    if isinstance(x, Tensor) and x.is_floating_point():
-        return x
-    raise TypeError(
-        f"{what} must be a floating-point tensor in the model's data range; got "
-        f"{x.dtype if isinstance(x, Tensor) else type(x).__name__} (ods.images.load reads files, "
-        "ods.images.to_float converts bytes)"
-    )
-
-
-def _check_values(x: Tensor, what: str) -> None:
-    if len(x) == 0:
-        raise ValueError(f"{what} holds no samples: shape {tuple(x.shape)}")
-    if not bool(torch.isfinite(x).all()):
-        bad = torch.nonzero(~torch.isfinite(x).flatten(1).all(1)).flatten().tolist()
-        raise ValueError(f"{what} must be finite; samples {bad[:8]} have NaN or infinity")
-
-
-def checked_images(model: Model, images: object) -> Tensor:
-    """`images`, as what the model is about or as its codec takes them; the codec is not asked: see `coded`.
-
-    Raises as `checked_batch`, and for images far outside the range; warns of those a little outside.
-    """
-    codec = model.codec
-    if codec is None or not isinstance(images, Tensor) or tuple(images.shape[1:]) == model.data_shape:
-        x_t = checked_batch(model, images, "images")
-        check_images(x_t, model.data_range, model.name)
-        return x_t
-    if images.ndim != 4 or codec.image_shape not in (None, tuple(images.shape[1:])):
-        wanted = f"{codec.image_shape or '(channels, height, width)'}, or {model.data_shape} for what the codec makes"
+def refuse_what_cannot_be_encoded(plan: Plan) -> None:
+    """Raises: ValueError: the plan's solver draws noise, or has no step that it could undo."""
+    refuse_stochastic(plan)
+    if plan.invertible is not None and plan.grid.num_steps == 1 and math.isinf(plan.grid[0]):
         raise ValueError(
-            f"images of {model.name} must have shape (batch, *shape) with {wanted} of them; got {tuple(images.shape)}"
+            "the step out of sigma = infinity is Euler's, which cannot be undone exactly: take num_steps=2 or more, or "
+            'exact="residual" with a solver such as "ddim"'
         )
-    found = _floats(images, "images")
-    _check_values(found, "images")
-    check_images(found, codec.data_range, model.name)
-    return found
-
-
-def coded(model: Model, images: Tensor) -> Tensor:
-    """Checked images as what the model is about, themselves or what its codec makes of them: slow, and asked last."""
-    if model.codec is None or tuple(images.shape[1:]) == model.data_shape:
-        return images
-    return checked_batch(model, model.codec.encode(images), "what the codec made of images")
-
-
-def checked_cond(model: Model, cond: Mapping[str, Any] | None, batch: int) -> dict[str, Tensor]:
-    """Conditions of `batch` samples on the model's device: a single value is repeated, missing ones are as usual.
-
-    Raises:
-        ValueError: A condition that the model does not take, not one value a sample, or a label that does not exist.
-    """
-    made = model.usual(batch)
-    if not isinstance(cond, (Mapping, type(None))):
-        raise TypeError(f'cond must be a mapping such as {{"label": 3}}; got {cond!r}')
-    for key, value in (cond or {}).items():
-        if model.null_cond and key not in made:
-            raise ValueError(f"{model.name} takes the conditions {', '.join(made)}; got {key!r}")
-        try:
-            one = torch.as_tensor(value, device=model.device)
-        except (TypeError, ValueError, RuntimeError) as error:
-            raise ValueError(f"cond[{key!r}] must be a number, or one a sample; got {value!r}") from error
-        one = one.expand(batch, *one.shape) if one.ndim == (made[key].ndim - 1 if key in made else 0) else one
-        if len(one) != batch:
-            raise ValueError(
-                f"cond[{key!r}] must hold one value a sample: {batch} samples, got shape {tuple(one.shape)}"
-            )
-        made[key] = one
-    if "label" in made and model.labels:
-        if made["label"].ndim != 1 or made["label"].dtype not in (torch.int32, torch.int64):
-            raise ValueError(f"labels are whole numbers, one a sample; got {made['label'].tolist()}")
-        null = made["label"].new_tensor(model.null_cond.get("label", [])).flatten().tolist()
-        allowed = {*range(len(model.labels)), *null}
-        bad = sorted({*made["label"].tolist()} - allowed)
-        if bad:
-            raise ValueError(f"label {bad[0]} does not exist: {model.name} has 0 .. {len(model.labels) - 1}")
-    return made
 
 
 def _ends(low: float, high: float, loop: Loop, into_zero: bool) -> tuple[float, ...]:
@@ -310,6 +234,7 @@ def _ends(low: float, high: float, loop: Loop, into_zero: bool) -> tuple[float, 
 def _check_grid(grid: Grid, model: Model, into_zero: bool) -> None:
     low, high = model.range
     inner = [s for s in grid.sigmas if s > 0]
+    # `combine.within` moves what is outside by rounding alone to the end of the range.
     if max(inner) > high * (1 + ROUNDED) or min(inner) < low * (1 - ROUNDED):
         raise ValueError(
             f"the grid runs from {max(inner):.9g} to {min(inner):.9g}, outside the range [{low:.9g}, {high:.9g}] in "

@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
-from numbers import Integral
 
 import torch
 from torch import Tensor
@@ -25,22 +24,13 @@ from odesampler.conventions import upward
 from odesampler.drive import Tally, run
 from odesampler.guidance import rows_a_sample
 from odesampler.implicit import Way, defect_correction
-from odesampler.inversion import check_model, refuse_stochastic, warn_of_unconverged
+from odesampler.inputs import checked_batch, checked_cond, checked_images, checked_model, coded
+from odesampler.inversion import warn_of_unconverged
 from odesampler.latent import Latent
 from odesampler.model import Model
 from odesampler.observe import Progress
-from odesampler.plan import (
-    AnySolver,
-    Plan,
-    checked_batch,
-    checked_cond,
-    checked_images,
-    checked_model,
-    coded,
-    eps_of,
-    make_plan,
-)
-from odesampler.precision import is_number
+from odesampler.plan import AnySolver, Plan, eps_of, make_plan, refuse_stochastic
+from odesampler.precision import is_number, is_whole
 from odesampler.program import Program
 from odesampler.registry import find_solver, spec_of
 from odesampler.room import AnyBatch, check_max_batch
@@ -132,12 +122,8 @@ def polish(
     )
     assert tally.nfe is not None  # it decoded at least once
     return replace(
-        latent,
-        x=model.schedule.to_model_scale(found.x, high),
+        latent.elsewhere(model.schedule.to_model_scale(found.x, high)),
         recipe=replace(latent.recipe, polished=True),
-        memory=(),
-        untouched=None,
-        sidecar=None,
         nfe=tally.nfe.cpu() + (0 if latent.nfe is None else latent.nfe),
         converged=converged,
         defect=defect,
@@ -151,13 +137,13 @@ def _checked(
     """The images, and the latents, as batches."""
     if not isinstance(latent, Latent):
         raise TypeError(f"polish takes a Latent, such as encode returns; got {type(latent).__name__}")
-    check_model(checked_model(model), latent.recipe, insist)
+    latent.recipe.check_model(checked_model(model), insist)
     if latent.null is not None:
         raise ValueError("null_text has already fitted this latent to its images: polish latent.without_null() instead")
     images, x_t = checked_images(model, images), checked_batch(model, latent.x, "latent.x")
     if len(images) != len(x_t):
         raise ValueError(f"polish needs the images that were encoded, {len(x_t)} as the latents; got {len(images)}")
-    if isinstance(sweeps, bool) or not isinstance(sweeps, Integral) or sweeps < 0:
+    if not is_whole(sweeps) or sweeps < 0:
         raise ValueError(f"sweeps must be a whole number, 0 or more; got {sweeps!r}")
     if not is_number(tolerance) or not 0 <= tolerance < math.inf:
         raise ValueError(f"tolerance must be a finite number, 0 or more, in units of the images; got {tolerance!r}")

@@ -1,9 +1,9 @@
-"""Precision: what a device can do, and what is a number."""
+"""Precision: what a device can do, what a dtype is called, and what is a number."""
 
 from __future__ import annotations
 
-from numbers import Real
-from typing import Any
+from numbers import Integral, Real
+from typing import Any, TypeGuard
 
 import torch
 
@@ -13,9 +13,19 @@ def finest_dtype(device: torch.device) -> torch.dtype:
     return torch.float32 if device.type == "mps" else torch.float64
 
 
+def dtype_name(dtype: torch.dtype) -> str:
+    """Such as "float32"; `getattr(torch, name)` is the dtype again."""
+    return str(dtype).removeprefix("torch.")
+
+
 def is_number(value: object) -> bool:
     """Whether `value` is a real number, of Python or numpy; True and False are none."""
     return isinstance(value, Real) and not isinstance(value, bool)
+
+
+def is_whole(value: object) -> TypeGuard[int]:
+    """Whether `value` is a whole number, likewise; 3.0 is none."""
+    return isinstance(value, Integral) and not isinstance(value, bool)
 
 
 def check_dtypes(dtype: Any, autocast: Any) -> None:

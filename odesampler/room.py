@@ -11,11 +11,12 @@ from __future__ import annotations
 import gc
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from numbers import Integral
 from typing import Literal, TypeAlias
 
 import torch
 from torch import Tensor
+
+from odesampler.precision import is_whole
 
 AnyBatch: TypeAlias = Literal["auto"] | int | None  # the most rows to give the network at once
 
@@ -78,7 +79,7 @@ def check_max_batch(max_batch: AnyBatch, width: int) -> AnyBatch:
     """
     if max_batch is None or (isinstance(max_batch, str) and max_batch == "auto"):
         return max_batch
-    if isinstance(max_batch, bool) or not isinstance(max_batch, Integral) or max_batch < 1:
+    if not is_whole(max_batch) or max_batch < 1:
         raise ValueError(f'max_batch must be a whole number of 1 or more, "auto", or None; got {max_batch!r}')
     if max_batch < width:
         raise ValueError(

@@ -9,7 +9,6 @@ import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from numbers import Integral
 from typing import Any
 
 import torch
@@ -19,11 +18,12 @@ from odesampler.adaptive import Status
 from odesampler.adjoint import AnyGrad
 from odesampler.codec import Codec
 from odesampler.guidance import AnyGuidance, usual_guidance, warn_of_nothing_to_guide_to
+from odesampler.inputs import checked_batch, checked_cond, checked_count, checked_shape
 from odesampler.model import Model
 from odesampler.noise import AnySeed, noise_for, seeds_for
 from odesampler.observe import Trajectory
-from odesampler.plan import AnyGrid, AnySolver, Outcome, Plan, checked_batch, checked_cond, execute, make_plan
-from odesampler.program import Invertible, State
+from odesampler.plan import AnyGrid, AnySolver, Outcome, Plan, execute, make_plan
+from odesampler.program import State
 from odesampler.room import AnyBatch
 from odesampler.threshold import AnyThreshold
 
@@ -193,28 +193,3 @@ def arrived(x: Tensor, outcome: Outcome) -> tuple[Tensor, tuple[Status, ...]]:
             stacklevel=3,
         )
     return x.where((codes == 0).reshape(-1, *[1] * (x.ndim - 1)), torch.nan), status
-
-
-def is_reversible(plan: Plan) -> Invertible | None:
-    """The plan's solver, if it steps along a grid and can be undone exactly."""
-    solver = getattr(plan.loop, "solver", None)
-    return solver if plan.loop.takes_steps and isinstance(solver, Invertible) else None
-
-
-def checked_count(num_samples: int | None, x: Tensor | None) -> int:
-    """Raises: ValueError: neither says how many samples, or they disagree."""
-    if num_samples is None and x is None:
-        raise ValueError("say how many samples to draw (num_samples), or give latents to start from (x)")
-    count = len(x) if num_samples is None and x is not None else num_samples
-    if isinstance(count, bool) or not isinstance(count, Integral) or count < 1:
-        raise ValueError(f"num_samples must be a whole number of 1 or more; got {num_samples!r}")
-    if x is not None and len(x) != count:
-        raise ValueError(f"num_samples={count}, but x holds {len(x)} latents")
-    return int(count)
-
-
-def checked_shape(model: Model) -> tuple[int, ...]:
-    """Raises: ValueError: the shape of the model's data is not known."""
-    if model.data_shape is None:
-        raise ValueError(f"the shape of {model.name}'s data is not known: give Model(data_shape=...) or latents x")
-    return model.data_shape

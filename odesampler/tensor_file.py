@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping
+from pathlib import Path
 from typing import IO
 
 import torch
@@ -31,3 +32,21 @@ def write_tensors(file: IO[bytes], tensors: Mapping[str, Tensor], metadata: Mapp
     text = text.ljust(math.ceil(len(text) / 8) * 8)
     file.write(len(text).to_bytes(8, "little") + text)
     file.write(memoryview(data)[end:])
+
+
+def read_tensors(path: str | Path, device: str | torch.device = "cpu") -> tuple[dict[str, Tensor], dict[str, str]]:
+    """The tensors of a file, on `device`, and its metadata.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        ValueError: It is no safetensors file, or damaged.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"no such file: {path}")
+    try:
+        with safe_open(str(path), "pt", device=str(device)) as file:
+            return {key: file.get_tensor(key) for key in file.keys()}, file.metadata() or {}  # noqa: SIM118  # not a dict
+    except (SafetensorError, OSError) as error:
+        raise ValueError(f"{path} is not a safetensors file, or damaged: {error}") from error

@@ -4,7 +4,7 @@ import traceback
 from pathlib import Path
 
 from odesampler import files
-from odesampler.shards import Shards, World
+from odesampler.streaming.shards import Shards, World
 
 
 def work(rank, world, folder, rounds, unnamed, barrier, said):

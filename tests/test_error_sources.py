@@ -8,8 +8,7 @@ import pytest
 import torch
 
 import odesampler as ods
-from odesampler.analysis.cases import doubled
-from odesampler.analysis.error_sources import _moved
+from odesampler.analysis.error_sources import _moved, doubled
 from odesampler.analysis.growth import growths
 from odesampler.analysis.reference import quantile, rms
 from odesampler.grid import Grid

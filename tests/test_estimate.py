@@ -2,6 +2,7 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
 
@@ -224,3 +225,10 @@ def test_what_has_no_estimate_is_refused_before_the_model_is_asked(arguments, me
     model = ods.Model(never, ods.VP.linear(), data_shape=(2,))
     with pytest.raises(ValueError, match=message):
         ods.estimate_round_trip(model, **{"images": torch.zeros(2, 2), "num_steps": 5, **arguments})
+
+
+def test_sweeps_may_be_a_whole_number_of_numpy_and_no_truth():
+    how = (DIGITS, HELD.images[:1], "ddim", 2)
+    assert torch.equal(*(ods.estimate_round_trip(*how, sweeps=n).error for n in (1, np.int64(1))))
+    with pytest.raises(ValueError, match="sweeps must be a whole number"):
+        ods.estimate_round_trip(*how, sweeps=True)

@@ -1,6 +1,7 @@
 """Latents: they know how they were made, survive the disk, and refuse what is not theirs."""
 
 import json
+from dataclasses import fields, replace
 
 import pytest
 import torch
@@ -157,3 +158,17 @@ def test_names_of_any_letters_survive_the_disk(tmp_path):
     model = ods.Model(MODEL.network, MODEL.schedule, data_shape=(2,), name='ein "Modell" \u00e4\u6587')
     ods.encode(model, images(), num_steps=2).save(tmp_path / "z.safetensors")
     assert ods.Latent.load(tmp_path / "z.safetensors").recipe.model == model.name
+
+
+def test_of_a_latent_that_is_moved_stays_how_it_is_decoded_and_nothing_of_where_it_was():
+    latent = ods.encode(MODEL, images(2), solver="alf", num_steps=3, exact="residual")
+    latent = replace(latent, converged=torch.ones(len(latent)), defect=latent.x[:, 0], untouched=latent.nfe)
+    moved = latent.elsewhere(latent.x + 1, (latent.x,))
+    assert torch.equal(moved.x, latent.x + 1)
+    assert moved.memory[0] is latent.x
+    for field in fields(ods.Latent):
+        if field.name in ("recipe", "cond", "plan", "null"):
+            assert getattr(moved, field.name) is getattr(latent, field.name)
+        elif field.name not in ("x", "memory"):
+            assert getattr(latent, field.name) is not None
+            assert getattr(moved, field.name) is None

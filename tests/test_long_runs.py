@@ -11,9 +11,10 @@ import torch
 from PIL import Image
 
 import odesampler as ods
-from odesampler import files, shards, streaming
-from odesampler.picture_files import PictureFiles
-from odesampler.shards import MANIFEST, Shards
+from odesampler import files
+from odesampler.streaming import sample_many, shards
+from odesampler.streaming.pictures import PictureFiles
+from odesampler.streaming.shards import MANIFEST, Shards
 from tests.lockstep import work
 from tests.test_streaming import contents
 
@@ -187,7 +188,7 @@ def test_pictures_may_be_copied_to_another_place_at_another_time(tmp_path, folde
 def test_pictures_whose_times_stand_are_not_read_again(tmp_path, folder, monkeypatch):
     found = PictureFiles(sorted(folder.iterdir()))
     seen = {found.names[i]: found.read(i, (1, 8, 8), False).seen for i in range(6)}
-    monkeypatch.setattr("odesampler.picture_files.sha256", lambda file: pytest.fail("read again"))
+    monkeypatch.setattr("odesampler.streaming.pictures.sha256", lambda file: pytest.fail("read again"))
     assert found.changed(seen) is None
 
 
@@ -281,7 +282,7 @@ def test_an_error_of_the_disk_says_its_number_once_and_the_file(tmp_path, monkey
     def full(path, **how):
         raise OSError(errno.ENOSPC, "No space left on device", str(path))
 
-    monkeypatch.setattr(streaming, "written_whole", full)
+    monkeypatch.setattr(sample_many, "written_whole", full)
     with pytest.raises(OSError, match="shard 0 of") as caught:
         drawn(tmp_path)
     assert str(caught.value).count("[Errno") == 1

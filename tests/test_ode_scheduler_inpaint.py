@@ -11,8 +11,8 @@ import odesampler as ods
 from odesampler.adapters.diffusers import OdeScheduler, from_pipeline
 from odesampler.drive import run
 from odesampler.guidance import guided
+from odesampler.inputs import checked_cond
 from odesampler.integrate import OnGrid, solve
-from odesampler.plan import checked_cond
 from odesampler.program import Course, State
 from odesampler.registry import find_solver
 from tests import pipelines

@@ -20,8 +20,8 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file
 
 import odesampler as ods
-from odesampler import streaming
-from odesampler.shards import Beside, Shards, World
+from odesampler.streaming import sample_many
+from odesampler.streaming.shards import Beside, Shards, World
 
 MODEL = ods.load("digits")
 HOW = {"num_steps": 3, "cond": {"label": 3}}
@@ -236,13 +236,13 @@ def plain(network):
 
 def held_up(monkeypatch, until):
     """Let every shard be written only after `until`, which says in time or not."""
-    written = streaming._written
+    written = sample_many._written
 
     def late(*what):
         assert until.wait(60)
         return written(*what)
 
-    monkeypatch.setattr(streaming, "_written", late)
+    monkeypatch.setattr(sample_many, "_written", late)
 
 
 def test_a_shard_is_written_beside_the_computation_of_the_next(tmp_path, monkeypatch):

@@ -25,6 +25,7 @@ import torch
 from torch import Tensor, nn
 
 from odesampler.adapters.edm_scales import edm_scales
+from odesampler.adapters.labels import checked_label, refuse_label
 from odesampler.model import Model
 from odesampler.precision import finest_dtype
 from odesampler.schedule import VE, VP, ContinuousVP
@@ -219,18 +220,10 @@ class _Labelled(nn.Module):
 
     def forward(self, x: Tensor, sigma: Tensor, label: Tensor | None = None) -> Tensor:
         if not self.classes:
-            if label is not None:
-                raise ValueError("this network has label_dim = 0, no classes: leave cond['label'] out")
+            refuse_label(label, "label_dim = 0")
             return self.net(x, sigma)
         most = self.classes - 1 + self.null
-        wrong = label is None or label.is_floating_point()
-        if label is not None and label.device.type == "cpu" and not wrong:  # elsewhere it would wait; verbs have looked
-            wrong = not bool(((label >= 0) & (label <= most)).all())
-        if label is None or wrong:
-            raise ValueError(
-                f'this network has label_dim = {self.classes}: give cond={{"label": ...}}, whole numbers from 0 to '
-                f"{most}; got {None if label is None else label.tolist()}"
-            )
+        label = checked_label(label, f"label_dim = {self.classes}", most, lambda k: (k >= 0) & (k <= most))
         rows = nn.functional.one_hot(label.long(), self.classes + 1)[:, : self.classes]
         return self.net(x, sigma, rows.to(x.dtype))
 

@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from odesampler.adapters.labels import checked_label, refuse_label
 from odesampler.model import Model
 from odesampler.prediction import Prediction
 from odesampler.schedule import VP
@@ -111,18 +112,9 @@ class _Asked(nn.Module):
 
     def _named(self, label: Tensor | None) -> dict[str, Tensor]:
         if self.classes is None:
-            if label is not None:
-                raise ValueError("this network has num_classes = None, no classes: leave cond['label'] out")
+            refuse_label(label, "num_classes = None")
             return {}
-        wrong = label is None or label.is_floating_point()
-        if label is not None and label.device.type == "cpu" and not wrong:  # elsewhere it would wait; verbs have looked
-            wrong = not bool(self._exist(label).all())
-        if label is None or wrong:
-            raise ValueError(
-                f'this network has num_classes = {self.classes}: give cond={{"label": ...}}, whole numbers from 0 to '
-                f"{self.classes - 1}; got {None if label is None else label.tolist()}"
-            )
-        return {"y": label}
+        return {"y": checked_label(label, f"num_classes = {self.classes}", self.classes - 1, self._exist)}
 
     def _exist(self, label: Tensor) -> Tensor:
         assert self.classes is not None

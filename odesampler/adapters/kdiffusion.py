@@ -22,8 +22,8 @@ from odesampler.adapters.kdiffusion_samplers import Sampler as Sampler
 from odesampler.adapters.kdiffusion_samplers import sampler as sampler
 from odesampler.grid import check_num_steps
 from odesampler.guidance import AnyGuidance, guided, usual_guidance
+from odesampler.inputs import checked_batch, checked_cond, checked_model
 from odesampler.model import Model
-from odesampler.plan import checked_batch, checked_cond, checked_model
 from odesampler.precision import finest_dtype
 from odesampler.schedule import VE, RectifiedFlow
 from odesampler.threshold import AnyThreshold, thresholded

@@ -19,10 +19,11 @@ from torch import Tensor
 
 from odesampler.drive import run
 from odesampler.grid import Grid
+from odesampler.inputs import checked_batch
 from odesampler.model import Model
 from odesampler.noise import LIMIT, noise_for, seeds_for
 from odesampler.observe import Progress, tell_all
-from odesampler.plan import checked_batch, make_plan, program_of
+from odesampler.plan import make_plan, program_of
 from odesampler.program import Sigma, Solver, State
 from odesampler.registry import find_solver, spec_of
 from odesampler.schedule import VE, RectifiedFlow

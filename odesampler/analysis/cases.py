@@ -1,27 +1,24 @@
-"""Cases: one way to carry images up and down, and the report of numbers that have no table of their own."""
+"""Cases: one way to carry images up and down, and what they are compared with where they are lost."""
 
 from __future__ import annotations
 
-import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from odesampler.analysis.reference import quantile, rms
-from odesampler.analysis.report import Report, Section, Table
 from odesampler.conventions import AnyConvention, upward
-from odesampler.grid import Grid
 from odesampler.guidance import AnyGuidance, rows_a_sample
-from odesampler.inversion import decode, encode, refuse_what_cannot_be_encoded
+from odesampler.inputs import checked_cond
+from odesampler.inversion import decode, encode
 from odesampler.latent import Latent
 from odesampler.model import Model
-from odesampler.plan import AnyGrid, AnySolver, Plan, checked_cond, make_plan
-from odesampler.precision import finest_dtype
+from odesampler.plan import AnyGrid, AnySolver, Plan, make_plan, refuse_what_cannot_be_encoded
+from odesampler.precision import dtype_name, finest_dtype
 from odesampler.registry import spec_of
 from odesampler.room import AnyBatch, check_max_batch
 
@@ -57,7 +54,7 @@ class Case:
     def settings(self) -> str:
         """What is not as it is by default, but for the solver and its steps; nothing: all is."""
         grid = self.grid if isinstance(self.grid, str) else getattr(self.grid, "name", "of given sigmas")
-        dtype = str(self.state_dtype).removeprefix("torch.")
+        dtype = "" if self.state_dtype is None else dtype_name(self.state_dtype)
         found = {
             f"guidance {self.guidance_scale}": self.guidance_scale != 1,
             f"grid {grid}": self.grid is not None,
@@ -112,40 +109,3 @@ class Case:
 def missed_by_grey(images: Tensor, data_range: tuple[float, float] | None) -> float:
     """Median rmse of plain grey, the middle of the data, for `images`: what is farther off than that is lost."""
     return quantile(rms(images.cpu().double() - sum(data_range or (0.0, 0.0)) / 2), 0.5)
-
-
-def doubled(grid: Grid) -> Grid:
-    """`grid` with a sigma between any two neighbours: their geometric mean, and twice the last before infinity."""
-    down = grid.down().sigmas
-    inner = [2 * low if math.isinf(high) else math.sqrt(high * low) for high, low in pairwise(down)]
-    sigmas = [*(s for pair in zip(down, inner, strict=False) for s in pair), down[-1]]
-    return Grid(tuple(sigmas), f"{grid.name}, doubled")
-
-
-@dataclass(frozen=True, repr=False)
-class Rows(Report):
-    """Numbers that are a table and no more."""
-
-    name: str
-    numbers: Sequence[Mapping[str, Any]]  # all with the same keys
-
-    @property
-    def title(self) -> str:
-        """One line for a page."""
-        return self.name
-
-    def sections(self) -> Sequence[Section]:
-        """The numbers."""
-        head = list(self.numbers[0]) if self.numbers else ["nothing"]
-        rows = [[_cell(value) for value in numbers.values()] for numbers in self.numbers]
-        return [Section(self.name, table=Table(head, rows))]
-
-    def records(self) -> Sequence[Mapping[str, Any]]:
-        """The numbers."""
-        return self.numbers
-
-
-def _cell(value: Any) -> str:
-    if value is None:
-        return "-"
-    return f"{value:.4g}" if isinstance(value, float) else str(value)

@@ -26,15 +26,15 @@ from odesampler.analysis.settings import made_with
 from odesampler.analysis.side_by_side import Ran, Samples, side_by_side
 from odesampler.grid import Grid
 from odesampler.guidance import AnyGuidance, usual_guidance, warn_of_nothing_to_guide_to
+from odesampler.inputs import checked_batch, checked_cond, checked_count, checked_model, checked_shape
 from odesampler.integrate import OnGrid
 from odesampler.model import Model
 from odesampler.noise import seeds_for
-from odesampler.plan import AnyGrid, AnySolver, Plan, checked_batch, checked_cond, checked_model, make_plan
+from odesampler.plan import AnyGrid, AnySolver, Plan, make_plan
 from odesampler.precision import finest_dtype
 from odesampler.program import Course, Loop, Solver
 from odesampler.registry import distinct_names, find_solver
 from odesampler.room import AnyBatch
-from odesampler.sampling import checked_count, checked_shape
 from odesampler.threshold import AnyThreshold
 from odesampler.tuned import Tuned
 
@@ -186,9 +186,9 @@ def _cases(
 
 
 def _plan(
-    model: Model, solver: AnySolver | None, n: int | None, grid: AnyGrid | None, options: Mapping[str, Any]
+    model: Model, solver: AnySolver | None, num_steps: int | None, grid: AnyGrid | None, options: Mapping[str, Any]
 ) -> Plan:
-    return make_plan(model, solver, num_steps=n, grid=grid, rtol=None, atol=None, into_zero=True, **options)
+    return make_plan(model, solver, num_steps=num_steps, grid=grid, rtol=None, atol=None, into_zero=True, **options)
 
 
 def _affordable(model: Model, solver: Solver | Loop) -> list[int]:

@@ -28,12 +28,13 @@ from odesampler.analysis.report import Report, Section, Table
 from odesampler.analysis.settings import made_with
 from odesampler.grid import check_num_steps
 from odesampler.guidance import AnyGuidance, guided, warn_of_nothing_to_guide_to
+from odesampler.inputs import checked_cond, checked_count, checked_model
 from odesampler.model import Model
-from odesampler.plan import AnyGrid, AnySolver, checked_cond, checked_model
+from odesampler.plan import AnyGrid, AnySolver
 from odesampler.precision import finest_dtype
 from odesampler.registry import find_solver, spec_of
 from odesampler.room import AnyBatch
-from odesampler.sampling import checked_count, sample
+from odesampler.sampling import sample
 from odesampler.threshold import AnyThreshold
 from odesampler.tuned import Tuned
 
@@ -151,7 +152,7 @@ class Consistency(Report):
 
     def plot(self) -> Figure:
         """Distances to the next and to the finest against steps, with the quartiles over the samples."""
-        from odesampler.analysis.grid_pictures import consistency_figure
+        from odesampler.analysis.table_pictures import consistency_figure
 
         return consistency_figure(self)
 
@@ -161,7 +162,7 @@ class Consistency(Report):
         Raises:
             ValueError: These are no images.
         """
-        from odesampler.analysis.grid_pictures import table_of_images
+        from odesampler.analysis.table_pictures import table_of_images
 
         columns = [f"{n} steps" for n in self.num_steps]
         return table_of_images(self.x.transpose(0, 1), columns, ["" for _ in self.x[0]])

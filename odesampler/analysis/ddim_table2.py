@@ -16,7 +16,6 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from numbers import Integral
 from typing import Any
 
 import torch
@@ -24,9 +23,10 @@ from torch import Tensor
 
 from odesampler.analysis.report import Report, Section, Table
 from odesampler.grid import make_grid
+from odesampler.inputs import checked_cond, checked_images, checked_model, coded
 from odesampler.inversion import decode, encode
 from odesampler.model import Model
-from odesampler.plan import checked_cond, checked_images, checked_model, coded
+from odesampler.precision import is_whole
 from odesampler.room import AnyBatch
 
 PAPER = {10: 0.014, 20: 0.0065, 50: 0.0023, 100: 0.0009, 200: 0.0004, 500: 0.0001, 1000: 0.0001}  # on CIFAR-10
@@ -123,7 +123,7 @@ def ddim_table2(
 
 def _check_steps(model: Model, steps: Sequence[int]) -> None:
     """Raises: ValueError: not numbers of times, or not of this model."""
-    whole = [isinstance(s, Integral) and not isinstance(s, bool) and s >= 2 for s in steps]
+    whole = [is_whole(s) and s >= 2 for s in steps]
     if not whole or not all(whole):
         raise ValueError(f"steps are numbers of times, whole and 2 or more, whose steps are one fewer; got {steps!r}")
     low, high = model.range

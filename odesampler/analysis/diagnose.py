@@ -23,10 +23,10 @@ from odesampler.analysis.report import Report, Section, Table
 from odesampler.analysis.settings import made_with, shown_cond
 from odesampler.grid import Grid
 from odesampler.guidance import AnyGuidance, rows_a_sample
-from odesampler.inversion import check_model
+from odesampler.inputs import checked_cond, checked_images, checked_model, coded
 from odesampler.latent import Latent
 from odesampler.model import Model
-from odesampler.plan import checked_cond, checked_images, checked_model, clean_end, coded, execute, make_plan
+from odesampler.plan import clean_end, execute, make_plan
 from odesampler.precision import finest_dtype
 from odesampler.room import AnyBatch, check_max_batch
 
@@ -165,7 +165,7 @@ def diagnose(
     if not isinstance(latent, Latent):
         raise TypeError(f"diagnose takes a Latent, which knows how it was made; got {type(latent).__name__}")
     checked_model(model)
-    check_model(model, latent.recipe, insist)
+    latent.recipe.check_model(model, insist)
     if not 0 < level < 1:
         raise ValueError(f"level is the rate of false alarms, between 0 and 1, such as {LEVEL}; got {level!r}")
     if images is not None:

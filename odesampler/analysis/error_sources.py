@@ -23,24 +23,27 @@ import math
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from itertools import pairwise
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
-from odesampler.analysis.cases import Case, Walked, doubled, missed_by_grey
+from odesampler.analysis.cases import Case, Walked, missed_by_grey
 from odesampler.analysis.estimate import SWEEPS, estimated
 from odesampler.analysis.growth import growths, own_grid
 from odesampler.analysis.reference import rms
 from odesampler.analysis.sources import ErrorSources, Other
 from odesampler.conventions import AnyConvention
 from odesampler.defaults import STEPS
+from odesampler.grid import Grid
 from odesampler.guidance import AnyGuidance, warn_of_nothing_to_guide_to
+from odesampler.inputs import checked_cond, checked_images, checked_model, coded
 from odesampler.integrate import OnGrid
 from odesampler.model import Model
 from odesampler.noise import Streams
-from odesampler.plan import AnyGrid, AnySolver, Plan, checked_cond, checked_images, checked_model, coded
-from odesampler.precision import finest_dtype
+from odesampler.plan import AnyGrid, AnySolver, Plan
+from odesampler.precision import dtype_name, finest_dtype, is_whole
 from odesampler.program import Invertible
 from odesampler.registry import find_solver, spec_of
 from odesampler.room import AnyBatch
@@ -98,7 +101,7 @@ def error_sources(
         ('discretisation', True)
     """
     images = checked_images(checked_model(model), images)
-    if type(iterations) is not int or iterations < 0:
+    if not is_whole(iterations) or iterations < 0:
         raise ValueError(f"iterations must be a whole number, 0 or more; got {iterations!r}")
     if isinstance(find_solver(solver), Tuned):
         raise ValueError(f"{solver!r} was tuned for the steps of its grid, which cannot be doubled: see its measured")
@@ -162,7 +165,7 @@ def sources_of(
         latent_rounding=(shaken.latent.x - whole.latent.x).cpu() / math.sqrt(2),
         rounding=(again - error) / math.sqrt(2),
         states=states,
-        other_dtype=str(other).removeprefix("torch."),
+        other_dtype=dtype_name(other),
         others=tuple(_compared(model, images, whole, one) for one in others),
         growth=growth,
         why_no_growth=no_growth,
@@ -171,11 +174,19 @@ def sources_of(
         grey=missed_by_grey(images, data_range),
         order=int(order),
         exact=isinstance(plan.loop.solver, Invertible),
-        dtypes=(str(plan.state_dtype).removeprefix("torch."), str(_coarser(model, plan)).removeprefix("torch.")),
+        dtypes=(dtype_name(plan.state_dtype), dtype_name(_coarser(model, plan))),
         how=f"{case.name}, {plan.grid.num_steps} steps, {whole.latent.recipe.convention}",
         settings=replace(case, convention=None).settings,  # `how` has it
         model=model.name,
     )
+
+
+def doubled(grid: Grid) -> Grid:
+    """`grid` with a sigma between any two neighbours: their geometric mean, and twice the last before infinity."""
+    down = grid.down().sigmas
+    inner = [2 * low if math.isinf(high) else math.sqrt(high * low) for high, low in pairwise(down)]
+    sigmas = [*(s for pair in zip(down, inner, strict=False) for s in pair), down[-1]]
+    return Grid(tuple(sigmas), f"{grid.name}, doubled")
 
 
 def trip_order(error: Tensor, finer: Tensor, order: float, convention: str) -> Tensor:
@@ -221,5 +232,5 @@ def _coarser(model: Model, plan: Plan) -> torch.dtype:
 def _moved(images: Tensor, dtype: torch.dtype) -> Tensor:
     """`images` with each value moved by a unit in its last place in `dtype`, or in that of 1, up or down by chance."""
     signs = Streams([0] * len(images)).draw(images).sign()  # for a sample the same whatever batch it is in
-    fine = images.to(torch.float64 if images.device.type != "mps" else torch.float32)
+    fine = images.to(finest_dtype(images.device))
     return fine + torch.finfo(dtype).eps * fine.abs().clamp(min=1.0) * signs

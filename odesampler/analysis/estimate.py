@@ -20,6 +20,7 @@ from torch import Tensor
 
 from odesampler.analysis.cases import Case
 from odesampler.analysis.defects import SETTLED, Accumulated, accumulated
+from odesampler.analysis.reference import rms
 from odesampler.analysis.report import Report, Section, Table
 from odesampler.analysis.windows import Windows, width_of
 from odesampler.conventions import AnyConvention, upward
@@ -27,21 +28,12 @@ from odesampler.defaults import STEPS
 from odesampler.drive import Tally
 from odesampler.guidance import AnyGuidance, warn_of_nothing_to_guide_to
 from odesampler.implicit import Implicitly
+from odesampler.inputs import checked_cond, checked_images, checked_model, coded
 from odesampler.integrate import OnGrid
 from odesampler.latent import Latent, Recipe
 from odesampler.model import Model
-from odesampler.plan import (
-    AnyGrid,
-    AnySolver,
-    Plan,
-    checked_cond,
-    checked_images,
-    checked_model,
-    clean_end,
-    coded,
-    eps_of,
-    execute,
-)
+from odesampler.plan import AnyGrid, AnySolver, Plan, clean_end, eps_of, execute
+from odesampler.precision import is_whole
 from odesampler.program import Invertible, Loop, Solver
 from odesampler.registry import find_solver, spec_of
 from odesampler.room import AnyBatch
@@ -84,7 +76,7 @@ class Estimate(Report):
     @property
     def rmse(self) -> Tensor:
         """(batch,) estimate of the root mean square error of each image, in units of the data."""
-        return self.error.double().flatten(1).square().mean(1).sqrt()
+        return rms(self.error)
 
     @property
     def settled(self) -> Tensor:
@@ -183,7 +175,7 @@ def estimate_round_trip(
         True
     """
     images = checked_images(checked_model(model), images)
-    if type(sweeps) is not int or sweeps < 0:
+    if not is_whole(sweeps) or sweeps < 0:
         raise ValueError(f"sweeps must be a whole number, 0 or more; got {sweeps!r}")
     own = isinstance(find_solver(solver), Tuned) or not (grid is None or isinstance(grid, str))
     steps = STEPS if num_steps is None and not own else num_steps
@@ -234,9 +226,9 @@ def _told(
     sigmas = latent.recipe.sigmas[:0:-1]
     one = torch.ones((), dtype=torch.float64)
     scales = torch.stack([model.schedule.to_model_scale(one, s) for s in sigmas])
-    rms = torch.stack([d.double().flatten(1).square().mean(1).sqrt().cpu() for d in found.defects])
+    missed = torch.stack([rms(d).cpu() for d in found.defects])
     error = model.schedule.to_model_scale(found.error, sigmas[0]).cpu()
-    defects = rms * scales[:, None]
+    defects = missed * scales[:, None]
     sizes = (error, found.changed, sigmas, defects, found.gains, scales)
     return Estimate(*sizes, latent, *costs, found.sweeps, seconds, *told, model.name)
 

@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Any
 
 from odesampler.analysis.report import Report, Section, Table
 from odesampler.grid import Grid, make_grid
+from odesampler.inputs import checked_model
 from odesampler.model import Model
-from odesampler.plan import AnyGrid, checked_model
+from odesampler.plan import AnyGrid
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -2,9 +2,8 @@
 
     row: x(w) = slerp(a, b, w);        square: x(w, v) = slerp(slerp(a, c, v), slerp(b, d, v), w)
 
-A model knows latents of the length that N(0, 1) has, and no others. Slerp keeps the length of ends of equal length, as
-draws of many values have; the straight line between two such is shorter, by 1 / sqrt(2) in its middle where they are
-independent, and its images lose contrast.
+Slerp keeps the length of ends of equal length, as draws of many values have. `interpolation_grids` says what is lost by
+the straight line.
 
 References:
     Song, Meng, Ermon 2021, Denoising Diffusion Implicit Models, arXiv:2010.02502, section 5.3, Figure 6, appendix D.5.
@@ -13,157 +12,28 @@ References:
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from odesampler.analysis.reference import rms
-from odesampler.analysis.report import Report, Section, Table
+from odesampler.analysis.interpolation_grids import InterpolationGrid
 from odesampler.analysis.settings import made_with, shown_cond
 from odesampler.guidance import AnyGuidance, warn_of_nothing_to_guide_to
+from odesampler.inputs import checked_cond, checked_model, checked_shape
 from odesampler.interpolation import slerp
 from odesampler.inversion import decode
 from odesampler.latent import Latent
 from odesampler.model import Model
 from odesampler.noise import Streams, seeds_for
-from odesampler.plan import AnyGrid, AnySolver, checked_cond, checked_model, make_plan
+from odesampler.plan import AnyGrid, AnySolver, make_plan
 from odesampler.precision import finest_dtype
 from odesampler.room import AnyBatch
-from odesampler.sampling import checked_shape, sample
+from odesampler.sampling import sample
 from odesampler.threshold import AnyThreshold
 
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-
-MOST_LOST = 0.1  # of a latent's length
 Between = Callable[[Tensor, Tensor, Tensor], Tensor]
-
-
-@dataclass(frozen=True, repr=False, eq=False)
-class InterpolationGrid(Report):
-    """Images between latents, in rows; prints as a table and draws itself.
-
-    Examples:
-        >>> model = ods.load("digits")
-        >>> circle = ods.interpolation_grid(model, (0, 1), 5, num_steps=5)
-        >>> line = ods.interpolation_grid(model, (0, 1), 5, how="linear", num_steps=5)
-        >>> circle.short.tolist(), line.short.tolist()
-        ([False], [True])
-        >>> bool((circle.kept[0, 2] - 1).abs() < 0.1), bool(line.kept[0, 2] < 0.8)  # the lengths half-way
-        (True, True)
-    """
-
-    x: Tensor  # (rows, columns, *shape), on the CPU
-    latents: Tensor  # likewise, in the model's own scale
-    scale: float  # of latents there: standard deviation of noise
-    turns: Tensor  # (rows, columns - 1) bool, whether the condition changes between neighbours
-    names: tuple[tuple[str, str], ...]  # the ends of each row
-    square: bool  # rows are neighbours too
-    how: str
-    model: str
-    made: str = ""  # the settings that the table does not show
-
-    @property
-    def length(self) -> Tensor:
-        """(rows, columns) |latent| / sqrt(d), about 1 for noise."""
-        return rms(self.latents.flatten(0, 1)).reshape(self.latents.shape[:2]) / self.scale
-
-    @property
-    def kept(self) -> Tensor:
-        """(rows, columns) `length` relative to the straight line between the lengths at the ends of the row."""
-        w = torch.linspace(0, 1, self.x.shape[1], dtype=torch.float64)
-        return self.length / torch.lerp(self.length[:, :1], self.length[:, -1:], w)
-
-    @property
-    def jumps(self) -> Tensor:
-        """(rows, columns - 1) rms distance of neighbours in a row, in units of the data."""
-        apart = self.x[:, 1:] - self.x[:, :-1]
-        return rms(apart.flatten(0, 1)).reshape(apart.shape[:2])
-
-    @property
-    def angle(self) -> Tensor:
-        """(rows,) between the latents at both ends, in degrees; about 90 for independent ones of many values."""
-        a, b = (self.latents[:, i].double().flatten(1) for i in (0, -1))
-        return torch.cosine_similarity(a, b).clamp(-1, 1).acos().rad2deg()
-
-    @property
-    def short(self) -> Tensor:
-        """(rows,) bool: the path leaves the lengths of its ends by more than a tenth: models know no such latents."""
-        return (self.kept - 1).abs().amax(1) > MOST_LOST
-
-    @property
-    def title(self) -> str:
-        """One line for a page."""
-        shape = " x ".join(map(str, self.x.shape[:2]))
-        return f"Between latents of {self.model}: {shape} images, {self.how}"
-
-    def sections(self) -> Sequence[Section]:
-        """A row for each path; the images; length and jumps along the paths."""
-        head = ("from", "to", "angle (deg)", "least length", "kept", "at most", "mean jump", "largest jump")
-        digits = ("", "", ".0f", ".3f", ".3f", ".3f", ".3f", ".3f")
-        rows = [tuple(format(v, how) for v, how in zip(r.values(), digits, strict=False)) for r in self.records()]
-        notes = [
-            "length: |latent| / sqrt(d), 1 for noise; kept: the least and the largest part of the ends' lengths",
-            "jumps: rms distance of neighbours, in units of the data",
-        ]
-        if bool(self.turns.any()):
-            jump = self.jumps[self.turns].mean().item()
-            notes.append(
-                f"in {int(self.turns.any(1).sum())} rows the condition changes midway, a jump of {jump:.3f} (mean)"
-            )
-        if bool(self.short.any()):
-            most = (self.kept - 1).abs().max().item()
-            why = 'take how="slerp"' if self.how == "linear" else "the ends differ in length"
-            notes.append(
-                f"{int(self.short.sum())} of {len(self.short)} paths leave the lengths that the model knows, by up to "
-                f"{most:.0%}: {why}"
-            )
-        notes += [self.made] if self.made else []
-        parts = [Section(self.title, table=Table(head, rows, notes), draw=self.plot)] if self.x.ndim == 5 else []
-        along = Section(
-            "Along the paths",
-            "Length of the latents, and how far each image is from the one before.",
-            draw=self.plot_along,
-        )
-        return [*(parts or [Section(self.title, table=Table(head, rows, notes))]), along]
-
-    def records(self) -> list[dict[str, Any]]:
-        """A record for each row."""
-        columns = {
-            "angle": self.angle,
-            "least_length": self.length.amin(1),
-            "kept": self.kept.amin(1),
-            "kept_at_most": self.kept.amax(1),
-            "mean_jump": self.jumps.mean(1),
-            "largest_jump": self.jumps.amax(1),
-            "short": self.short,
-        }
-        values = zip(*(column.tolist() for column in columns.values()), strict=True)
-        return [
-            {"from": a, "to": b, **dict(zip(columns, row, strict=True))}
-            for (a, b), row in zip(self.names, values, strict=True)
-        ]
-
-    def plot(self) -> Figure:
-        """The images.
-
-        Raises:
-            ValueError: These are no images.
-        """
-        from odesampler.analysis.grid_pictures import table_of_images
-
-        columns = [f"{i / (self.x.shape[1] - 1):.2f}" for i in range(self.x.shape[1])]
-        return table_of_images(
-            self.x, columns, [a.replace(", ", "\n") if self.square else f"{a}\nto {b}" for a, b in self.names]
-        )
-
-    def plot_along(self) -> Figure:
-        """Length of the latents and jumps of the images along each row."""
-        from odesampler.analysis.grid_pictures import along_figure
-
-        return along_figure(self)
 
 
 def interpolation_grid(
@@ -217,49 +87,98 @@ def interpolation_grid(
         (1, 4, 1, 8, 8)
     """
     checked_model(model)
-    count = len(ends)
     _check_ends(ends, num, square, how)
-    between: Between = slerp if how == "slerp" else _line
-    which = _nearest(count, num, square)
+    layout = _Layout(len(ends), num, square, slerp if how == "slerp" else _line)
     run: dict[str, Any] = {"max_batch": max_batch, "progress": progress}
-
-    def spread(z: Tensor) -> Tensor:
-        return _spread(z, num, square, between)
-
     if isinstance(ends, Latent):
         given = (solver, num_steps, grid, cond, guidance_scale, clip_denoised)
         if given != (None, None, None, None, 1.0, None):
             raise ValueError("a Latent knows how it is decoded: leave solver, num_steps, grid, cond and the like out")
-        points, top = _between_latents(ends, which, spread), ends.recipe.sigmas[0]
-        latents, x, conditions = points.x, decode(model, points, **run).x, dict(points.cond)
-        names = [f"image {i}" for i in range(count)]
-        recipe = ends.recipe
-        made = made_with(solver=recipe.solver, cond=shown_cond(model, ends.cond), guidance_scale=recipe.guidance_scale)
+        found = _between_images(model, ends, layout, run)
     else:
         options: dict[str, Any] = {"solver": solver, "num_steps": num_steps, "grid": grid}
-        options["guidance_scale"] = guidance_scale
-        options |= {"clip_denoised": clip_denoised, "state_dtype": finest_dtype(model.device)}
+        options |= {"guidance_scale": guidance_scale, "clip_denoised": clip_denoised}
+        options["state_dtype"] = finest_dtype(model.device)
         top = _top(model, options)
         warn_of_nothing_to_guide_to(model, cond, guidance_scale)
-        drawn = Streams(seeds_for(list(ends), count)).draw(torch.empty(count, *checked_shape(model)))
-        latents = spread(drawn.double() * model.schedule.latent_scale(top))
-        conditions = {k: v[which] for k, v in checked_cond(model, cond, count).items()}
-        x = sample(model, x=latents.to(finest_dtype(model.device)), cond=conditions, **options, **run).x
-        names = [f"seed {i}" for i in ends]
-        made = made_with(**{**options, "state_dtype": None}, cond=cond)
-    columns = (len(x) // num, num)
-    images, latents = (v.cpu().reshape(*columns, *v.shape[1:]) for v in (x, latents))
-    return InterpolationGrid(
-        images,
-        latents,
-        model.schedule.latent_scale(top),
-        _turns(conditions, columns),
-        _pairs(names, num, square),
-        square,
-        how,
-        model.name,
-        made,
-    )
+        found = _between_seeds(model, ends, layout, top, cond, options, run)
+    columns = (len(found.x) // num, num)
+    images, latents = (v.cpu().reshape(*columns, *v.shape[1:]) for v in (found.x, found.latents))
+    scale, turns = model.schedule.latent_scale(found.top), _turns(found.cond, columns)
+    names = layout.pairs(found.names)
+    return InterpolationGrid(images, latents, scale, turns, names, square, how, model.name, found.made)
+
+
+@dataclass(frozen=True)
+class _Layout:
+    """Where points lie between their ends."""
+
+    count: int  # ends
+    num: int  # points a row
+    square: bool  # one square between four ends, not a row between each two
+    between: Between
+
+    def spread(self, z: Tensor) -> Tensor:
+        """The points between the ends `z` (ends, *shape), row by row, (rows * num, *shape)."""
+        w = torch.linspace(0, 1, self.num, dtype=z.dtype, device=z.device)
+
+        def path(a: Tensor, b: Tensor) -> Tensor:
+            return self.between(a.expand(self.num, *z.shape[1:]), b.expand(self.num, *z.shape[1:]), w)
+
+        if self.square:
+            left, right = path(z[0], z[2]), path(z[1], z[3])
+            return torch.cat([path(a, b) for a, b in zip(left, right, strict=True)])
+        return torch.cat([path(a, b) for a, b in zip(z[::2], z[1::2], strict=True)])
+
+    @property
+    def nearest(self) -> Tensor:
+        """The end that each point is nearest to, (points,); in the middle the later."""
+        late = (torch.arange(self.num) >= (self.num - 1) / 2).long()
+        if self.square:
+            return (2 * late[:, None] + late).flatten()
+        return (torch.arange(0, self.count, 2)[:, None] + late).flatten()
+
+    def pairs(self, names: Sequence[str]) -> tuple[tuple[str, str], ...]:
+        """What stands at both ends of each row."""
+        if self.square:
+            return tuple((f"left, {v:.2f} down", "right") for v in torch.linspace(0, 1, self.num).tolist())
+        return tuple(zip(names[::2], names[1::2], strict=True))
+
+
+class _Points(NamedTuple):
+    """What lies there."""
+
+    latents: Tensor  # (points, *shape), in the model's own scale
+    x: Tensor  # likewise, decoded
+    top: float  # sigma of the latents
+    cond: Mapping[str, Tensor]  # each (points, ...)
+    names: Sequence[str]  # of the ends
+    made: str
+
+
+def _between_images(model: Model, ends: Latent, layout: _Layout, run: Mapping[str, Any]) -> _Points:
+    memory = tuple(layout.spread(m) for m in ends.blendable)
+    points, recipe = ends.select(layout.nearest).elsewhere(layout.spread(ends.x), memory), ends.recipe
+    made = made_with(solver=recipe.solver, cond=shown_cond(model, ends.cond), guidance_scale=recipe.guidance_scale)
+    names = [f"image {i}" for i in range(layout.count)]
+    return _Points(points.x, decode(model, points, **run).x, recipe.sigmas[0], points.cond, names, made)
+
+
+def _between_seeds(
+    model: Model,
+    seeds: Sequence[int],
+    layout: _Layout,
+    top: float,
+    cond: Mapping[str, Any] | None,
+    options: Mapping[str, Any],
+    run: Mapping[str, Any],
+) -> _Points:
+    drawn = Streams(seeds_for(list(seeds), layout.count)).draw(torch.empty(layout.count, *checked_shape(model)))
+    latents = layout.spread(drawn.double() * model.schedule.latent_scale(top))
+    conditions = {k: v[layout.nearest] for k, v in checked_cond(model, cond, layout.count).items()}
+    x = sample(model, x=latents.to(finest_dtype(model.device)), cond=conditions, **options, **run).x
+    made = made_with(**{**options, "state_dtype": None}, cond=cond)
+    return _Points(latents, x, top, conditions, [f"seed {i}" for i in seeds], made)
 
 
 def _check_ends(ends: Sequence[int] | Latent, num: int, square: bool, how: str) -> None:
@@ -280,13 +199,6 @@ def _refuse_equal(seeds: list[int], square: bool) -> None:
             raise ValueError(f"nothing lies between equal seeds: give others than {list(row)}")
 
 
-def _pairs(names: Sequence[str], num: int, square: bool) -> tuple[tuple[str, str], ...]:
-    """What stands at both ends of each row."""
-    if square:
-        return tuple((f"left, {v:.2f} down", "right") for v in torch.linspace(0, 1, num).tolist())
-    return tuple(zip(names[::2], names[1::2], strict=True))
-
-
 def _turns(cond: Mapping[str, Tensor], columns: tuple[int, int]) -> Tensor:
     """(rows, columns - 1) whether a condition changes between neighbours."""
     turns = torch.zeros(columns[0], columns[1] - 1, dtype=torch.bool)
@@ -299,45 +211,10 @@ def _turns(cond: Mapping[str, Tensor], columns: tuple[int, int]) -> Tensor:
 def _top(model: Model, options: Mapping[str, Any]) -> float:
     """Sigma at which a solve with these options starts. Raises: ValueError: its solver draws noise."""
     plan = make_plan(model, into_zero=True, rtol=None, atol=None, **options)
-    if getattr(getattr(plan.loop, "solver", None), "stochastic", False):
+    if plan.stochastic:
         raise ValueError("a solver that draws noise has no path between two latents: take an ODE solver such as 'ddim'")
     return plan.grid[0]
 
 
 def _line(a: Tensor, b: Tensor, weight: Tensor) -> Tensor:
     return torch.lerp(a, b, weight.reshape(-1, *[1] * (a.ndim - 1)))
-
-
-def _spread(z: Tensor, num: int, square: bool, between: Between) -> Tensor:
-    """The points between the ends `z` (ends, *shape), row by row, (rows * num, *shape)."""
-    w = torch.linspace(0, 1, num, dtype=z.dtype, device=z.device)
-
-    def path(a: Tensor, b: Tensor) -> Tensor:
-        return between(a.expand(num, *z.shape[1:]), b.expand(num, *z.shape[1:]), w)
-
-    if square:
-        left, right = path(z[0], z[2]), path(z[1], z[3])
-        return torch.cat([path(a, b) for a, b in zip(left, right, strict=True)])
-    return torch.cat([path(a, b) for a, b in zip(z[::2], z[1::2], strict=True)])
-
-
-def _nearest(count: int, num: int, square: bool) -> Tensor:
-    """The end that each point is nearest to, (points,); in the middle the later."""
-    late = (torch.arange(num) >= (num - 1) / 2).long()
-    if square:
-        return (2 * late[:, None] + late).flatten()
-    return (torch.arange(0, count, 2)[:, None] + late).flatten()
-
-
-def _between_latents(ends: Latent, which: Tensor, spread: Callable[[Tensor], Tensor]) -> Latent:
-    """A latent of all points. What was kept for the images themselves is not theirs; whole numbers have no between."""
-    whole = any(not m.is_floating_point() for m in ends.memory)
-    return replace(
-        replace(ends, sidecar=None).select(which),
-        x=spread(ends.x),
-        memory=() if whole else tuple(spread(m) for m in ends.memory),
-        nfe=None,
-        converged=None,
-        defect=None,
-        untouched=None,
-    )

@@ -35,23 +35,13 @@ from odesampler.analysis.settings import made_with
 from odesampler.divergence import KINDS, PROBES, draw_probes
 from odesampler.grid import Grid
 from odesampler.guidance import AnyGuidance, rows_a_sample, warn_of_nothing_to_guide_to
-from odesampler.inversion import refuse_stochastic
+from odesampler.inputs import checked_cond, checked_images, checked_model, coded
 from odesampler.model import Model
 from odesampler.noise import Streams, seeds_for
-from odesampler.plan import (
-    AnyGrid,
-    AnySolver,
-    Plan,
-    checked_cond,
-    checked_images,
-    checked_model,
-    coded,
-    make_plan,
-)
+from odesampler.plan import AnyGrid, AnySolver, Plan, make_plan, refuse_stochastic
 from odesampler.precision import finest_dtype
 from odesampler.registry import spec_of
 from odesampler.room import AnyBatch, check_max_batch
-from odesampler.sampling import is_reversible
 
 MOST_EXACT = 256  # values of a sample up to which the divergence is exact unless told otherwise
 RANGE = (-1.0, 1.0)  # of data of which the model does not say it
@@ -217,7 +207,7 @@ def _check_levels(x_t: Tensor, estimate: _Estimate) -> None:
 def _refuse(plan: Plan) -> None:
     """Raises: ValueError: a solver that cannot carry a density along, or too short a way to infinity."""
     refuse_stochastic(plan)
-    if is_reversible(plan) is not None:
+    if plan.invertible is not None:
         raise ValueError(
             f"{spec_of(plan.loop)} couples two values that drift apart in log p, by hundreds of nats on a trained "
             "network: take a solver that is not exactly invertible, such as 'dopri5' or 'multistep'"

@@ -117,6 +117,36 @@ class Report(ABC):
             return None
 
 
+@dataclass(frozen=True, repr=False)
+class Rows(Report):
+    """Numbers that are a table and no more."""
+
+    name: str
+    numbers: Sequence[Mapping[str, Any]]  # all with the same keys
+
+    @property
+    def title(self) -> str:
+        """One line for a page."""
+        return self.name
+
+    def sections(self) -> Sequence[Section]:
+        """The numbers."""
+        head = list(self.numbers[0]) if self.numbers else ["nothing"]
+        rows = [[_printed(value) for value in numbers.values()] for numbers in self.numbers]
+        return [Section(self.name, table=Table(head, rows))]
+
+    def records(self) -> Sequence[Mapping[str, Any]]:
+        """The numbers."""
+        return self.numbers
+
+
+def _printed(value: Any) -> str:
+    """A value for a table: four digits, a dash for what is not there."""
+    if value is None:
+        return "-"
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
 def _cell(value: Any) -> str:
     """A value for a file: nothing for what is not there."""
     return "" if value is None or (isinstance(value, float) and math.isnan(value)) else str(value)

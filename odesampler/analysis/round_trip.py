@@ -25,8 +25,9 @@ from odesampler.conventions import AnyConvention
 from odesampler.defaults import STEPS
 from odesampler.guidance import AnyGuidance, Guidance, warn_of_nothing_to_guide_to
 from odesampler.implicit import Implicit
+from odesampler.inputs import checked_cond, checked_images, checked_model, coded
 from odesampler.model import Model
-from odesampler.plan import AnyGrid, AnySolver, checked_cond, checked_images, checked_model, coded
+from odesampler.plan import AnyGrid, AnySolver
 from odesampler.program import Invertible, Loop, Solver
 from odesampler.registry import find_solver
 from odesampler.room import AnyBatch

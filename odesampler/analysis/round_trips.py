@@ -15,10 +15,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from odesampler.analysis.cases import Rows, missed_by_grey
+from odesampler.analysis.cases import missed_by_grey
 from odesampler.analysis.normality import measures
 from odesampler.analysis.reference import quantile
-from odesampler.analysis.report import Report, Section, Table
+from odesampler.analysis.report import Report, Rows, Section, Table
 from odesampler.analysis.ssim import ssim
 from odesampler.latent import Latent
 

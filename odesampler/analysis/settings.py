@@ -15,6 +15,7 @@ from torch import Tensor
 
 from odesampler.guidance import Guidance
 from odesampler.model import Model
+from odesampler.precision import dtype_name
 
 SHOWN = 8  # values of one setting; of more, the first and how many
 
@@ -49,5 +50,5 @@ def _words(value: Any) -> str:
     if isinstance(value, (list, tuple, range)) and len(value) > SHOWN:
         return f"={list(value[:SHOWN])} and {len(value) - SHOWN} more"
     if isinstance(value, torch.dtype):
-        return f"={str(value).removeprefix('torch.')}"
+        return f"={dtype_name(value)}"
     return f"={value:g}" if isinstance(value, float) else f"={value}"

@@ -16,11 +16,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import Tensor
 
-from odesampler.analysis.cases import Rows
 from odesampler.analysis.estimate import Estimate
 from odesampler.analysis.growth import Growth
 from odesampler.analysis.reference import quantile, rms
-from odesampler.analysis.report import Report, Section, Table
+from odesampler.analysis.report import Report, Rows, Section, Table
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -55,9 +54,8 @@ class ErrorSources(Report):
 
     error: Tensor  # (batch, *shape), what came back less the images, in units of the data
     finer: Tensor  # likewise with twice the steps
-    discretisation: (
-        Tensor | None
-    )  # (batch, *shape), the part of `error` that goes away with smaller steps; None: solved
+    # (batch, *shape), the part of `error` that goes away with smaller steps; None: equations were solved to come up
+    discretisation: Tensor | None
     latent_change: Tensor  # (batch, *shape), likewise of the latent, in the model's scale
     finer_latent_change: Tensor  # likewise with twice the steps
     latent_rounding: Tensor  # (batch, *shape), by how much a move by a unit in the last place changes the latent

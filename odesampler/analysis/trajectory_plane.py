@@ -21,10 +21,11 @@ from odesampler.analysis.report import Report, Section, Table
 from odesampler.analysis.settings import made_with
 from odesampler.grid import Grid, make_grid
 from odesampler.guidance import AnyGuidance, guided, warn_of_nothing_to_guide_to
+from odesampler.inputs import checked_batch, checked_cond, checked_model
 from odesampler.model import Model
 from odesampler.noise import seeds_for
 from odesampler.observe import Trajectory
-from odesampler.plan import AnyGrid, AnySolver, checked_batch, checked_cond, checked_model
+from odesampler.plan import AnyGrid, AnySolver
 from odesampler.precision import finest_dtype
 from odesampler.program import Loop, Solver
 from odesampler.registry import distinct_names, find_solver, spec_of

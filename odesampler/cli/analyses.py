@@ -74,11 +74,10 @@ def roundtrip(
         click.echo(f"\n{source.title}\n{source.table()}")
     if not found.trips:
         raise click.ClickException("no solver came back, so there is no picture")
-    cond = (
-        {} if label is None or "," in label else cond_of(loaded, label)
-    )  # labels of the pictures are not those of the drawn
-    options = {k: how[k] for k in ("guidance_scale", "max_batch") if k in how}
-    drawn = ods.sample(loaded, DRAWN, cond=cond or every_class(loaded, DRAWN), progress=shown(), **options)
+    several = label is None or "," in label  # labels of the pictures, one each, are not those of the drawn
+    cond = {} if several else cond_of(loaded, label)
+    given = {k: how[k] for k in ("guidance_scale", "max_batch") if k in how}
+    drawn = ods.sample(loaded, DRAWN, cond=cond or every_class(loaded, DRAWN), progress=shown(), **given)
     click.echo(f"{DRAWN} images drawn, {cost(drawn.nfe)}")
     with written_whole(out) as file:
         found.plot(samples=drawn.x).savefig(file, format="png", dpi=130)

@@ -53,9 +53,11 @@ PROMPT = click.option("--prompt", help="What the pictures show, for a model that
 NEGATIVE = click.option("--negative-prompt", help="What they do not show, likewise; heeded under guidance.")
 LABEL = click.option("--label", help="Class by name or number, or one a sample separated by commas; none by default.")
 GRID = click.option("--grid", help="See `odesampler grids`.  [default: by solver and number of steps]")
+SOLVER = click.option("--solver", help="See `odesampler solvers`.  [default: by the number of steps]")
+STEPS = click.option("--steps", "num_steps", type=int, help="Transitions of a fixed grid.  [default: 20]")
 HOW = (
-    click.option("--solver", help="See `odesampler solvers`.  [default: by the number of steps]"),
-    click.option("--steps", "num_steps", type=int, help="Transitions of a fixed grid.  [default: 20]"),
+    SOLVER,
+    STEPS,
     GRID,
     click.option("--rtol", type=float, help="Relative tolerance: adaptive steps, per sample."),
     click.option("--atol", type=float, help="Absolute tolerance, likewise."),

@@ -12,11 +12,12 @@ from odesampler.cli.common import (
     DEVICE,
     GRID,
     GUIDANCE,
-    HOW,
     LABEL,
     MODEL,
     PATHS,
     REPORT,
+    SOLVER,
+    STEPS,
     check_arrived,
     cond_of,
     images_of,
@@ -30,8 +31,6 @@ from odesampler.cli.common import (
 
 if TYPE_CHECKING:
     from odesampler.room import AnyBatch
-
-SOLVER, STEPS = HOW[:2]
 
 
 @click.command()

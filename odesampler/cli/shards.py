@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 if TYPE_CHECKING:
-    from odesampler.streaming import Run
+    from odesampler.streaming.runs import Run
 
 SHARD = click.option("--shard-size", type=int, help="Into a folder: how many a file.  [default: 1024]")
 

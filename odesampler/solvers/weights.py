@@ -31,9 +31,8 @@ Points: TypeAlias = Sequence[Sigma]
 Weights: TypeAlias = "list[Any]"  # one a point: a number, or a tensor that broadcasts against x
 Rule: TypeAlias = Callable[[Frame, Variable, Sigma, Sigma, Points], Weights]
 
-_NODES, _NODE_WEIGHTS = np.polynomial.legendre.leggauss(
-    64
-)  # one step over all of sigma = 157 .. 0.01 is right to 1e-11
+# One step over all of sigma = 157 .. 0.01 is right to 1e-11.
+_NODES, _NODE_WEIGHTS = np.polynomial.legendre.leggauss(64)
 
 
 def exact(frame: Frame, u: Variable, s0: Sigma, s1: Sigma, points: Points) -> Weights:

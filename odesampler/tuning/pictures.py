@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from odesampler.analysis.grid_pictures import table_of_images
 from odesampler.analysis.pictures import COLOURS, MARKERS, SMALLEST, WIDE, WIDTH, plain
 from odesampler.analysis.reference import quantile, rms
+from odesampler.analysis.table_pictures import table_of_images
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

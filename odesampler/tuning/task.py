@@ -17,8 +17,8 @@ from torch import Tensor
 from odesampler.analysis import reference
 from odesampler.analysis.side_by_side import Samples
 from odesampler.guidance import AnyGuidance, Guidance, checked_guidance, guided
+from odesampler.inputs import checked_cond
 from odesampler.model import Model
-from odesampler.plan import checked_cond
 from odesampler.tuning.race import plan_for
 from odesampler.tuning.resumable import Resumable
 

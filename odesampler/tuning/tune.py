@@ -21,11 +21,18 @@ from torch import Tensor
 
 from odesampler.grid import check_num_steps
 from odesampler.guidance import AnyGuidance, checked_guidance, guided, usual_guidance, warn_of_nothing_to_guide_to
+from odesampler.inputs import (
+    checked_batch,
+    checked_cond,
+    checked_count,
+    checked_images,
+    checked_model,
+    checked_shape,
+    coded,
+)
 from odesampler.model import Model
 from odesampler.noise import seeds_for
-from odesampler.plan import checked_batch, checked_cond, checked_images, checked_model, coded
 from odesampler.room import AnyBatch, check_max_batch
-from odesampler.sampling import checked_count, checked_shape
 from odesampler.tuned import Tuned, checked_name
 from odesampler.tuning.encoder import tuned_encoder
 from odesampler.tuning.fitting import Clock

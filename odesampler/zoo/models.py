@@ -14,6 +14,7 @@ from torch import Tensor
 from odesampler.model import Model
 from odesampler.prediction import Prediction
 from odesampler.schedule import VP
+from odesampler.tensor_file import read_tensors
 from odesampler.zoo.unet import UNet
 
 
@@ -131,10 +132,8 @@ def _path(name: str) -> Path:
 
 
 def _images(name: str, part: str) -> Images:
-    from safetensors.torch import load_file
-
     check(name)
-    data = load_file(str(_path(f"{name}_heldout.safetensors")))
+    data, _ = read_tensors(_path(f"{name}_heldout.safetensors"))
     if f"{part}images" not in data:
         raise ValueError(
             f"the training images of {name} are not in the package: odesampler.zoo.train_{name} makes them"

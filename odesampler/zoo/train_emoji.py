@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from odesampler.analysis.distances import nearest_distance
-from odesampler.images import save_grid
+from odesampler.images import save_grid, to_float
 from odesampler.sampling import sample
 from odesampler.schedule import VP
 from odesampler.zoo.models import model_from
@@ -56,17 +56,12 @@ class Sampling(NamedTuple):
     seed: int
 
 
-def scaled(images: Tensor) -> Tensor:
-    """Map 0 .. 255 to the model's data range, -1 .. 1."""
-    return images.float() / 127.5 - 1
-
-
 def with_mirrored(data: Emoji) -> tuple[Tensor, Tensor]:
     """Images in the model's data range and labels, every picture twice, the second time mirrored where harmless."""
     kept = [
         name in NOT_MIRRORED or group in NOT_MIRRORED for name, group in zip(data.classes, data.groups, strict=True)
     ]
-    images, labels = scaled(data.images), data.labels.long()
+    images, labels = to_float(data.images), data.labels.long()
     fixed = torch.tensor(kept)[labels].reshape(-1, 1, 1, 1)
     return torch.cat([images, torch.where(fixed, images, images.flip(-1))]), labels.repeat(2)
 
@@ -166,7 +161,7 @@ def losses(network: Callable[..., Tensor], data: Emoji, seed: int, repeats: int 
         seed: Fixes the noise, which is the same at every level.
         repeats: Draws of noise for each picture.
     """
-    x0, labels = scaled(data.images).repeat(repeats, 1, 1, 1), data.labels.long().repeat(repeats)
+    x0, labels = to_float(data.images).repeat(repeats, 1, 1, 1), data.labels.long().repeat(repeats)
     noise = torch.randn(x0.shape, generator=torch.Generator().manual_seed(seed))
     table = alpha_bar_table()
     result = []
@@ -251,7 +246,7 @@ def evaluate(path: Path, options: Sampling) -> None:
 
     reference = with_mirrored(seen)[0]
     print("distance from the nearest training picture (root mean square, black to white being 1):")
-    print(describe("held-out pictures", apart(scaled(held_out.images), reference)))
+    print(describe("held-out pictures", apart(to_float(held_out.images), reference)))
     print(describe("samples", apart(samples, reference)))
     for group, part in zip(dict.fromkeys(groups), samples.reshape(-1, options.each, *SHAPE), strict=True):
         print(describe(group, apart(part, reference)))

@@ -87,11 +87,8 @@ def draw(
     rows = torch.randint(len(images), (size,), generator=g)
     dropped = torch.rand(size, generator=g) < recipe.label_dropout
     # One time in each of `size` equal slices of the table: the loss is far less noisy than with independent times.
-    t = (
-        ((torch.arange(size) + torch.rand(size, generator=g)) / size * len(alpha_bar))
-        .long()
-        .clamp(max=len(alpha_bar) - 1)
-    )
+    place = (torch.arange(size) + torch.rand(size, generator=g)) / size
+    t = (place * len(alpha_bar)).long().clamp(max=len(alpha_bar) - 1)
     noise = torch.randn(size, *images.shape[1:], generator=g).to(device)
     rows, dropped, t = rows.to(device), dropped.to(device), t.to(device)
 

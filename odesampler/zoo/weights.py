@@ -10,18 +10,17 @@ from dataclasses import asdict
 from pathlib import Path
 
 import torch
-from safetensors import safe_open
-from safetensors.torch import save
 from torch import Tensor
 
 from odesampler.files import written_whole
+from odesampler.tensor_file import read_tensors, write_tensors
 from odesampler.zoo.unet import UNet, UNetConfig
 
 
 def save_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
     """Write tensors and metadata to a safetensors file, all or nothing."""
     with written_whole(path) as file:
-        file.write(save({name: tensor.contiguous() for name, tensor in tensors.items()}, dict(metadata)))
+        write_tensors(file, tensors, metadata)
 
 
 def save_unet(path: Path, network: UNet, metadata: Mapping[str, str]) -> None:
@@ -39,9 +38,7 @@ def load_unet(path: Path) -> tuple[UNet, dict[str, str]]:
     Returns:
         The network, float32, on the CPU, in evaluation mode and without gradients; and the file's metadata.
     """
-    with safe_open(path, framework="pt") as file:
-        metadata: dict[str, str] = file.metadata()
-        tensors = {name: file.get_tensor(name).float() for name in file.keys()}  # noqa: SIM118 (a file is no dict)
+    tensors, metadata = read_tensors(path)
     network = UNet(UNetConfig(**json.loads(metadata["config"])))
-    network.load_state_dict(tensors)
+    network.load_state_dict({name: tensor.float() for name, tensor in tensors.items()})
     return network.eval().requires_grad_(False), metadata

@@ -25,15 +25,19 @@ from odesampler.registry import find_solver, spec_of
 from odesampler.schedule import VP, RectifiedFlow
 from odesampler.tuned import Tuned
 
-VARIANCES = (  # what a network may say besides; only learned ones matter here
-    None,
-    "fixed_small",
-    "fixed_small_log",
-    "fixed_large",
-    "fixed_large_log",
-    "learned",
-    "learned_range",
-)
+WORDS = {
+    "final_sigmas_type": ("zero", "sigma_min"),
+    "convention": (None, "source", "target"),
+    "variance_type": (  # what a network may say besides; only learned ones matter here
+        None,
+        "fixed_small",
+        "fixed_small_log",
+        "fixed_large",
+        "fixed_large_log",
+        "learned",
+        "learned_range",
+    ),
+}
 
 
 class Configured(SchedulerMixin, ConfigMixin):  # type: ignore[misc]  # the two disagree on a type, in theirs too
@@ -126,13 +130,7 @@ class Configured(SchedulerMixin, ConfigMixin):  # type: ignore[misc]  # the two 
         time_shift_type: str = "exponential",
         shift_terminal: float | None = None,
     ) -> None:
-        for key, value, known in (
-            ("final_sigmas_type", final_sigmas_type, ("zero", "sigma_min")),
-            ("convention", convention, (None, "source", "target")),
-            ("variance_type", variance_type, VARIANCES),
-        ):
-            if value not in known:
-                raise ValueError(f"scheduler config: {key}={value!r} is not one of {', '.join(map(str, known))}")
+        _check_words(final_sigmas_type=final_sigmas_type, convention=convention, variance_type=variance_type)
         if isinstance(grid, str) and grid != OURS:
             parsed_grid(grid)  # raises
         register: Any = self.register_to_config
@@ -226,6 +224,13 @@ class Configured(SchedulerMixin, ConfigMixin):  # type: ignore[misc]  # the two 
         shape = (-1,) + (1,) * (like.ndim - 1)
         alpha, std = (f(sigma).to(like.device, like.dtype).reshape(shape) for f in (schedule.alpha, schedule.std))
         return alpha, std
+
+
+def _check_words(**given: str | None) -> None:
+    """Raises: ValueError: one that is not known under its key."""
+    for key, value in given.items():
+        if value not in WORDS[key]:
+            raise ValueError(f"scheduler config: {key}={value!r} is not one of {', '.join(map(str, WORDS[key]))}")
 
 
 def _taken_over(config: Any, config_of: str | None) -> dict[str, Any]:

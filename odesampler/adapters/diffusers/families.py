@@ -64,7 +64,7 @@ class Family(ABC):
     @property
     def usual_scale(self) -> float:
         """The guidance scale that the pipeline takes where none is given."""
-        return float(inspect.signature(type(self.pipe).__call__).parameters["guidance_scale"].default)
+        return usual_scale(self.pipe)
 
     @property
     def net(self) -> Any:
@@ -150,6 +150,11 @@ class Family(ABC):
 def named(keys: Sequence[str], values: Sequence[Tensor | None]) -> Conditions:
     """Conditions by name, of those that there are."""
     return {key: value for key, value in zip(keys, values, strict=True) if value is not None}
+
+
+def usual_scale(pipe: Any) -> float:
+    """The guidance scale that a pipeline takes where none is given."""
+    return float(inspect.signature(type(pipe).__call__).parameters["guidance_scale"].default)
 
 
 def checked_scale(name: str, scale: float) -> float:

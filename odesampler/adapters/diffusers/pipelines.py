@@ -12,7 +12,6 @@ import inspect
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import fields
-from numbers import Integral
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -23,11 +22,12 @@ from diffusers.utils import logging
 from torch import nn
 
 from odesampler.adapters.diffusers.autoencoder import Autoencoder
-from odesampler.adapters.diffusers.families import checked_scale
+from odesampler.adapters.diffusers.families import checked_scale, usual_scale
 from odesampler.adapters.diffusers.networks import prepared
 from odesampler.adapters.diffusers.prompts import FAMILIES, text_model
 from odesampler.adapters.diffusers.schedules import read
 from odesampler.model import Model
+from odesampler.precision import is_whole
 
 
 def from_unet(unet: nn.Module, scheduler: Any, **options: Any) -> Model:
@@ -146,11 +146,8 @@ def _of_classes(
     pipe: Any, *, label: int | str | None = None, guidance_scale: float | None = None, **options: Any
 ) -> Model:
     """DiT. Its pipeline guides all channels of the prediction, where the authors' code guides three."""
-    usual = inspect.signature(type(pipe).__call__).parameters["guidance_scale"].default
-    facts: dict[str, Any] = {
-        "guidance_scale": checked_scale("guidance_scale", usual if guidance_scale is None else guidance_scale),
-        "codec": _codec(pipe),
-    }
+    scale = usual_scale(pipe) if guidance_scale is None else guidance_scale
+    facts: dict[str, Any] = {"guidance_scale": checked_scale("guidance_scale", scale), "codec": _codec(pipe)}
     if names := _class_names(pipe.labels):
         facts["labels"] = names
     if isinstance(label, str):
@@ -159,7 +156,7 @@ def _of_classes(
         label = pipe.labels[label]
     if label is not None:
         classes = int(pipe.transformer.config.num_embeds_ada_norm)
-        if isinstance(label, bool) or not isinstance(label, Integral) or not 0 <= label <= classes:
+        if not is_whole(label) or not 0 <= label <= classes:
             raise ValueError(
                 f"label must be a class by number, 0 to {classes - 1} or {classes} for none, or by name; got {label!r}"
             )

@@ -28,7 +28,7 @@ from odesampler.adapters.diffusers.config import Configured
 from odesampler.adapters.diffusers.kinds import IN_SIGMA
 from odesampler.adapters.diffusers.steps import Steps
 from odesampler.adapters.diffusers.terms import eps_of, input_scale, said, t_of
-from odesampler.adapters.diffusers.times import ends_of, grid_of
+from odesampler.adapters.diffusers.times import ends_of, walked_grid
 from odesampler.adapters.diffusers.walk import Route, fixed_grid, invertible
 from odesampler.grid import Grid
 from odesampler.program import Solver, State
@@ -138,7 +138,7 @@ class OdeScheduler(Configured):
         """
         given = sigmas if timesteps is None else timesteps
         count = (num_inference_steps or defaults.STEPS) if given is None else len(given)
-        grid = grid_of(
+        grid = walked_grid(
             self.facts,
             self.reading,
             self._solver(count),

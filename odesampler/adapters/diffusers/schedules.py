@@ -36,6 +36,13 @@ PREDICTIONS: dict[str, Prediction] = {
     "v_prediction": "v",
     "flow_prediction": "flow",
 }
+SPACINGS = ("leading", "trailing", "linspace")  # of times on a table
+SPACED = {  # of sigmas between its ends: the key that asks for it, and what it is called here
+    "use_karras_sigmas": "karras",
+    "use_exponential_sigmas": "log_snr",
+    "use_beta_sigmas": "beta",
+    "use_lu_lambdas": "log_snr",
+}
 _DEFAULTS = {
     "num_train_timesteps": 1000,
     "beta_start": 1e-4,
@@ -228,13 +235,12 @@ def _clip(config: Settings) -> AnyThreshold:
 
 
 def _grid(config: Settings) -> str:
-    chosen = {"use_karras_sigmas": "karras", "use_exponential_sigmas": "log_snr", "use_beta_sigmas": "beta"}
-    for key, grid in {**chosen, "use_lu_lambdas": "log_snr"}.items():
+    for key, grid in SPACED.items():
         if config[key]:
             return grid
     if config["interpolation_type"] == "log_linear":
         config.refuse("interpolation_type", "takes levels of one grid and times of another: choose use_karras_sigmas")
-    return config.one_of("timestep_spacing", ("leading", "trailing", "linspace"))
+    return config.one_of("timestep_spacing", SPACINGS)
 
 
 def _flow_grid(config: Settings, steps: int, tokens: int | None) -> tuple[str, float]:

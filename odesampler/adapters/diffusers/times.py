@@ -16,24 +16,17 @@ import torch
 
 from odesampler import defaults
 from odesampler.adapters.diffusers.kinds import APART, FLOWS, IN_SIGMA
-from odesampler.adapters.diffusers.schedules import Reading
+from odesampler.adapters.diffusers.schedules import SPACED, SPACINGS, Reading
 from odesampler.adapters.diffusers.terms import sigma_of
 from odesampler.grid import Grid, check_num_steps, make_grid
 from odesampler.program import Solver
 from odesampler.schedule import VE, RectifiedFlow
 
 OURS = "default"  # as a grid's name: that which verbs take where none is given
-SPACINGS = ("leading", "trailing", "linspace")
-SPACED = {
-    "use_karras_sigmas": "karras",
-    "use_exponential_sigmas": "log_snr",
-    "use_beta_sigmas": "beta",
-    "use_lu_lambdas": "log_snr",
-}
 CLOSE = 1e-2  # sigmas that are given may miss the ends of a schedule by so much: those of published tables do
 
 
-def grid_of(
+def walked_grid(
     config: Any,
     reading: Reading,
     solver: Solver,

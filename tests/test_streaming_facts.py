@@ -5,8 +5,8 @@ import tracemalloc
 import pytest
 import torch
 
-from odesampler import run_facts
-from odesampler.run_facts import fact_of_seeds, hash_of
+from odesampler.streaming import facts
+from odesampler.streaming.facts import fact_of_seeds, hash_of
 
 
 def test_the_hash_of_one_value_repeated_does_not_depend_on_how_often_or_how_it_was_said():
@@ -34,7 +34,7 @@ def test_different_values_types_and_shapes_have_different_hashes():
 def test_a_hash_does_not_depend_on_how_many_values_are_looked_at_together(monkeypatch):
     value = torch.arange(1000.0).reshape(50, 20)
     whole = hash_of(value)
-    monkeypatch.setattr(run_facts, "VALUES", 7)
+    monkeypatch.setattr(facts, "VALUES", 7)
     assert hash_of(value) == whole
     assert hash_of(value.t().contiguous().t()) == whole
 

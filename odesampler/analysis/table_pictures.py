@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
     from odesampler.analysis.consistency import Consistency
-    from odesampler.analysis.interpolation_grid import InterpolationGrid
+    from odesampler.analysis.interpolation_grids import InterpolationGrid
 
 CELL = 0.75  # inches
 
