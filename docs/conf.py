@@ -35,7 +35,7 @@ autodoc_preserve_defaults = True
 maximum_signature_line_length = 80
 napoleon_numpy_docstring = False
 
-smartquotes = False  # {"label": 3} in a description is to be copied as it is
+smartquotes_action = "D"  # dashes alone: {"label": 3} in a description is to be copied as it is
 
 html_theme = "furo"
 html_title = f"odesampler {__version__}"
