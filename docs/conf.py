@@ -19,7 +19,7 @@ author = "the authors of odesampler"
 release = version = __version__
 
 extensions = ["sphinx.ext.autodoc", "sphinx.ext.napoleon", "myst_nb"]
-exclude_patterns = ["_build", "**.ipynb_checkpoints"]
+exclude_patterns = ["_build", "jupyter_execute", "**.ipynb_checkpoints"]  # the second is what myst-nb leaves here
 default_role = "py:obj"  # `x` in docstrings is code, and a link where there is such a name
 
 myst_enable_extensions = ["colon_fence"]
@@ -34,6 +34,8 @@ autodoc_typehints_format = "short"
 autodoc_preserve_defaults = True
 maximum_signature_line_length = 80
 napoleon_numpy_docstring = False
+
+smartquotes_action = "D"  # dashes alone: {"label": 3} in a description is to be copied as it is
 
 html_theme = "furo"
 html_title = f"odesampler {__version__}"

@@ -59,14 +59,23 @@ def facts_listed(lines: list[str]) -> list[str]:
 def formulas_set(lines: list[str]) -> list[str]:
     """Every indented block below a blank line as a literal block; the rest escaped."""
     out: list[str] = []
-    for line in lines:
+    for i, line in enumerate(lines):
         if not line.startswith("    "):
             out.append(escaped(line))
             continue
         above = next((kept for kept in reversed(out) if kept.strip()), "")
         if re.fullmatch(r"[A-Z]\w+:", above):  # a section, such as References
-            return [*out, *map(escaped, lines[len(out) :])]
+            return out + sections_escaped(lines[i:])
         out += ([] if above.startswith("    ") else ["::", ""]) + [line]
+    return out
+
+
+def sections_escaped(lines: list[str]) -> list[str]:
+    """The rest escaped, but for examples: from a prompt to the next blank line all is code."""
+    out, code = [], False
+    for line in lines:
+        code = bool(line.strip()) and (code or line.lstrip().startswith(">>>"))
+        out.append(line if code else escaped(line))
     return out
 
 

@@ -1,7 +1,7 @@
 """Where a method comes from, as BibTeX. What a docstring cites is what is cited; `references.bib` says it in full.
 
-    Karras et al. 2022, Elucidating the Design Space, arXiv:2206.00364, Algorithm 1        in a docstring
-    @inproceedings{karras2022edm, ..., year = {2022}, eprint = {2206.00364}, ...}            in references.bib
+    Surname et al. YEAR, Title, arXiv:NUMBER, Algorithm 1                       in a docstring
+    @inproceedings{surnameYEARtitle, ..., year = {YEAR}, eprint = {NUMBER}, ...}  in references.bib
 
 The number of a preprint leads from one to the other; where a citation has none, its first author and its year. A solver
 of many names says in brackets, after a citation, whose source it is: `(belm)` is for belm alone.
@@ -109,7 +109,7 @@ def cite(what: Any = None) -> BibTeX:
     Args:
         what: A solver, grid, public name of the library or one of its modules, by name, with arguments if need be
             ("ddim", "karras(rho=5)", "null_text", "likelihood"); the object itself; a latent or its recipe, for all
-            that went into it. Nothing: this library.
+            that went into it. Nothing, or "odesampler": this library.
 
     Raises:
         ValueError: An unknown name (says what is near), or one for which the library names no source.
@@ -119,14 +119,16 @@ def cite(what: Any = None) -> BibTeX:
         >>> ods.cite("ddim").splitlines()[0]
         '@inproceedings{song2021ddim,'
     """
-    if what is None:
+    if what is None or what is odesampler or (isinstance(what, str) and what == LIBRARY):
         own = entries()[LIBRARY].text
         return BibTeX(own[:-1] + f"  version = {{{__version__}}},\n}}")
     if cite.__doc__ is None:
         raise RuntimeError("sources are read from docstrings, which `python -OO` leaves out: run Python without it")
     found = {source.entry.key: source.entry.text for source in _sources(what)}
     if not found:
-        raise ValueError(f"the library names no source for {what!r}; to cite the library itself: ods.cite()")
+        shown = repr(what)
+        shown = shown if len(shown) <= 80 else f"this {type(what).__name__}"  # a model's fills pages
+        raise ValueError(f"the library names no source for {shown}; to cite the library itself: ods.cite()")
     return BibTeX("\n\n".join(found.values()))
 
 

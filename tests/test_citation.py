@@ -214,6 +214,7 @@ def test_it_prints_as_bibtex():
         ("leading", "names no source for 'leading'.*cite()"),
         ("Model", "names no source"),
         (3, "names no source for 3"),
+        ("cite", "names no source for 'cite'"),
         ("heun(order=3)", "unexpected keyword"),
         ("karras(order=3)", "takes rho, last"),
         ("adaptive:euler", "estimates no error"),
@@ -222,6 +223,16 @@ def test_it_prints_as_bibtex():
 def test_what_has_no_source_is_refused_in_words_that_help(what, words):
     with pytest.raises(ValueError, match=words):
         ods.cite(what)
+
+
+def test_what_cannot_be_shown_in_a_line_is_named_by_its_kind():
+    with pytest.raises(ValueError, match="names no source for this Model"):
+        ods.cite(ods.load("digits"))
+
+
+@pytest.mark.parametrize("what", ["odesampler", ods], ids=["name", "package"])
+def test_the_library_is_cited_by_its_name_too(what):
+    assert ods.cite(what) == ods.cite()
 
 
 def test_grids_with_a_name_from_the_literature_have_a_source():

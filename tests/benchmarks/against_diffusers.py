@@ -1,8 +1,9 @@
 """Error against evaluations: every deterministic scheduler of diffusers with every sigma setting of its own, and ours.
 
-Error: as in `defaults`, from the same latents. A scheduler that stops above sigma = 0 is compared with the reference
-where it stops. Each takes as many steps as fit the budget of evaluations. The network hears the exact t(sigma); the
-best are also run with the timesteps that a user gets, often rounded to whole numbers, and the better of the two counts.
+Error: as in `defaults`, but from latents of its own, the same for all. A scheduler that stops above sigma = 0 is
+compared with the reference where it stops. Each takes as many steps as fit the budget of evaluations. The network hears
+the exact t(sigma); the best are also run with the timesteps that a user gets, often rounded to whole numbers, and the
+better of the two counts.
 
 The state is float64 and the network float32, whose rounding (1e-6) is far below the errors. All settings are screened
 on a few of the samples; those that did best there are measured on all, as ours are.
