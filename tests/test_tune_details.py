@@ -9,12 +9,12 @@ from safetensors import safe_open
 
 import odesampler as ods
 from odesampler.solvers import Multistep
-from odesampler.tuning import fitting, sampler
+from odesampler.tuning import encoder, fitting, sampler
 from odesampler.tuning.fitting import Clock, Goals, Recomputed, Stage, descend
 from odesampler.tuning.resumable import Resumable
 from odesampler.tuning.shapes import FreeTable, Knots
 from tests.problems import geometric, mixture, noise
-from tests.test_tune import QUICK, ring
+from tests.test_tune import QUICK, mixture8, ring, two_kinds
 
 NODES = geometric(4)
 SHAPE = FreeTable(Multistep(), Knots(tuple(NODES), 0.1, 3.0))
@@ -103,3 +103,29 @@ def test_where_a_model_starts_at_infinity_the_grid_is_measured_along_its_own_noi
     [x] = seen
     assert x.square().mean().sqrt().item() == pytest.approx(sampler.TOP, rel=0.5)
     assert math.isinf(model.range[1])
+
+
+def many_kinds(count):
+    model = two_kinds()
+    return ods.Model(model.network, model.schedule, data_shape=(8,), null_cond={"label": 0}, labels=("a",) * count)
+
+
+@pytest.mark.parametrize("classes", [2, 3, 6])
+def test_classes_in_turn_are_all_tuned_on_validated_and_tested(classes):
+    label, how = [i % classes for i in range(24)], {"iterations": 0, "reference_steps": 20, "held_out": ()}
+    seeds = ods.tune(many_kinds(classes), 3, num_samples=24, cond={"label": label}, **how).measured["seeds"]
+    for kind in ("train", "validation"):
+        assert {label[seed] for seed in seeds[kind]} == {*range(classes)}
+    assert [len(some) for some in seeds.values()] == [16, 8, 8]
+
+
+@pytest.mark.parametrize("classes", [2, 3, 4])
+def test_classes_of_images_in_turn_are_in_every_part(classes, monkeypatch):
+    parts, real = [], encoder._searched
+    monkeypatch.setattr(encoder, "_searched", lambda task, *a: [parts.append(task.images()), real(task, *a)][1])
+    label, images = [i % classes for i in range(24)], mixture8().sample(24, seed=3)
+    how = {"iterations": 0, "reference_steps": 20, "held_out": ()}
+    ods.tune(many_kinds(classes), 3, task="encode", images=images, cond={"label": label}, **how)
+    for rows in parts[0].values():
+        assert {label[i] for i in rows} == {*range(classes)}
+    assert sorted(i for rows in parts[0].values() for i in rows) == [*range(24)]

@@ -67,7 +67,7 @@ def tune(
         model: The model. Its weights are neither changed nor differentiated.
         num_steps: Transitions, 2 or more, of one evaluation each.
         task: "sample"; or "encode": the reversible solver whose latents are best without their memory.
-        num_samples: Latents, 96 by default; every third is for validation.
+        num_samples: Latents, 96 by default; every third is for validation, of each class too.
         seed: Of the first latent, as for `sample`; the next has seed + 1.
         x: Latents instead, (num_samples, *shape), as for `sample`.
         images: To encode, with task="encode": (num_samples, *shape), 8 or more, as for `encode`. Every second is tuned
