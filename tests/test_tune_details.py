@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -129,3 +130,42 @@ def test_classes_of_images_in_turn_are_in_every_part(classes, monkeypatch):
     for rows in parts[0].values():
         assert {label[i] for i in rows} == {*range(classes)}
     assert sorted(i for rows in parts[0].values() for i in rows) == [*range(24)]
+
+
+def tested(errors):
+    test = torch.tensor(errors, dtype=torch.float64)
+    return sampler.Found("", ods.Euler(), ods.Grid((2.0, 0.0)), None, test, test, test)
+
+
+def test_what_is_worse_on_latents_not_seen_is_warned_of_by_the_median_or_the_mean(monkeypatch):
+    usual, said = tested([1.0, 1.0, 1.0]), "worse on the test latents than the untuned "
+    assert sampler._worse(tested([1.3, 1.3, 0.1]), usual, usual) == f"{said}default (1.3 times its error)"
+    assert sampler._worse(tested([0.9, 0.9, 9.0]), usual, usual) == f"{said}default (1.94 times its error)"
+    assert sampler._worse(tested([0.5]), usual, tested([0.2])) == f"{said}best of the race (2.5 times its error)"
+    assert not sampler._worse(tested([0.5] * 3), usual, usual)
+    errors = [9.0, 3.0, 2.0]  # the default's, the best of the race's and those of what was taken
+
+    def altered(task, found, *_):
+        return tuple(replace(f, test=torch.full((4,), e)) for f, e in zip(found, errors, strict=True))
+
+    monkeypatch.setattr(sampler, "_tested", altered)
+    assert "test latents" not in ods.tune(ring(), 3, **{**QUICK, "iterations": 0}).warning
+    errors.reverse()
+    assert f"{said}default (4.5 times its error)" in ods.tune(ring(), 3, **{**QUICK, "iterations": 0}).warning
+
+
+def test_an_encoder_whose_latents_or_round_trips_are_worse_says_so(monkeypatch):
+    def missed(trip, latent):
+        return encoder.Missed(torch.tensor(trip), torch.tensor(latent), torch.zeros(2, 1))
+
+    before = missed([0.1, 0.1], [0.1, 0.1])
+    said = "worse on the test images than the default: latent (1.2 times its error)"
+    assert encoder._worse(missed([0.01, 0.01], [0.12, 0.12]), before) == said
+    assert encoder._worse(missed([0.2, 0.2], [0.01, 0.01]), before) == said.replace("latent (1.2", "round trip (2")
+    assert not encoder._worse(before, before)
+    monkeypatch.setattr(encoder, "_searched", lambda task, *_: ({**encoder._first(task), "grid_delta": 9.0}, 1))
+    monkeypatch.setattr(encoder, "_refusal", lambda *_: "")
+    images = mixture8().sample(8, seed=3)
+    recipe = ods.tune(many_kinds(2), 4, task="encode", images=images, iterations=1, reference_steps=40)
+    assert recipe.measured["ratio"] > 1
+    assert "worse on the test images than the default: round trip (" in recipe.warning

@@ -24,7 +24,7 @@ from odesampler.tuning.race import FEW, Entry, entrants, errors_of, first_of, pl
 from odesampler.tuning.report import Case, Tuning
 from odesampler.tuning.resumable import Resumable
 from odesampler.tuning.shapes import FreeTable, Knots, MovedKnots
-from odesampler.tuning.task import Task, as_json, scale_as_json, summary, unclear
+from odesampler.tuning.task import Task, as_json, scale_as_json, summary, times, unclear
 from odesampler.tuning.weight_tables import table_of
 
 STARTS = 3  # of the race, whose knots are fitted
@@ -118,7 +118,7 @@ def tuned_sampler(task: Task, others: Mapping[str, Task], saved: Resumable, cloc
         fingerprint=model.fingerprint(),
         start=usual.name,
         measured=as_json(measured),
-        warning=_warning(held, refused, unclear(floor, facts["test"]["median"])),
+        warning=_warning(held, refused, _worse(taken, usual, best), unclear(floor, facts["test"]["median"])),
         report=report,
     )
 
@@ -244,9 +244,18 @@ def _errors(found: Found) -> dict[str, dict[str, float]]:
     return {name: summary(error) for name, error in _sets(found).items()}
 
 
-def _warning(held: Mapping[str, Any], refused: str, unclear: str = "") -> str:
-    said = [f"{refused}; this is the best untuned solver"] if refused else []
-    return "; ".join([*said, *warning_of(held), *([unclear] if unclear else [])])
+def _worse(taken: Found, usual: Found, best: Found) -> str:
+    """What is to be said where what was taken is worse on the test latents than what was not tuned; else nothing."""
+    for than, other in (("default", usual), ("best of the race", best)):
+        ratio = times(_errors(taken)["test"], _errors(other)["test"])
+        if not ratio <= 1:
+            return f"worse on the test latents than the untuned {than} ({ratio:.3g} times its error)"
+    return ""
+
+
+def _warning(held: Mapping[str, Any], refused: str, worse: str = "", unclear: str = "") -> str:
+    said = [refused and f"{refused}; this is the best untuned solver", worse, *warning_of(held), unclear]
+    return "; ".join(filter(None, said))
 
 
 def _report(

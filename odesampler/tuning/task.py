@@ -216,6 +216,11 @@ def summary(error: Tensor) -> dict[str, float]:
     }
 
 
+def times(after: Mapping[str, float], before: Mapping[str, float]) -> float:
+    """How many times another error one is, both as of `summary`: by the median or the mean, where it is more."""
+    return max(after[kind] / before[kind] for kind in ("median", "geometric_mean"))
+
+
 def unclear(floor: float, error: float) -> str:
     """What is to be said where the reference is not much more exact than the errors measured from it; else nothing."""
     if floor < ROUNDING or floor * reference.CLEAR <= error:
