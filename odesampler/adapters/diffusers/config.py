@@ -6,6 +6,7 @@ x_t = alpha x0 + std noise,     v = alpha noise - std x0,     at the times that 
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -138,6 +139,9 @@ class Configured(SchedulerMixin, ConfigMixin):  # type: ignore[misc]  # the two 
         register: Any = self.register_to_config
         tuned = solver if solver is None or isinstance(solver, Tuned) else find_solver(solver)
         if isinstance(tuned, Tuned):
+            tuned.check_task(encoding=rising)
+            if tuned.warning:  # for which model it was is not known here
+                warnings.warn(tuned.warning, stacklevel=5)
             grid = [*tuned.grid.sigmas]
             register(solver=spec_of(tuned.solver), grid=[str(s) if math.isinf(s) else s for s in grid])  # as JSON can
         elif solver is not None:
