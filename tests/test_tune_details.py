@@ -132,17 +132,17 @@ def test_classes_of_images_in_turn_are_in_every_part(classes, monkeypatch):
     assert sorted(i for rows in parts[0].values() for i in rows) == [*range(24)]
 
 
-def tested(errors):
+def missing(errors):
     test = torch.tensor(errors, dtype=torch.float64)
     return sampler.Found("", ods.Euler(), ods.Grid((2.0, 0.0)), None, test, test, test)
 
 
 def test_what_is_worse_on_latents_not_seen_is_warned_of_by_the_median_or_the_mean(monkeypatch):
-    usual, said = tested([1.0, 1.0, 1.0]), "worse on the test latents than the untuned "
-    assert sampler._worse(tested([1.3, 1.3, 0.1]), usual, usual) == f"{said}default (1.3 times its error)"
-    assert sampler._worse(tested([0.9, 0.9, 9.0]), usual, usual) == f"{said}default (1.94 times its error)"
-    assert sampler._worse(tested([0.5]), usual, tested([0.2])) == f"{said}best of the race (2.5 times its error)"
-    assert not sampler._worse(tested([0.5] * 3), usual, usual)
+    usual, said = missing([1.0, 1.0, 1.0]), "worse on the test latents than the untuned "
+    assert sampler._worse(missing([1.3, 1.3, 0.1]), usual, usual) == f"{said}default (1.3 times its error)"
+    assert sampler._worse(missing([0.9, 0.9, 9.0]), usual, usual) == f"{said}default (1.94 times its error)"
+    assert sampler._worse(missing([0.5]), usual, missing([0.2])) == f"{said}best of the race (2.5 times its error)"
+    assert not sampler._worse(missing([0.5] * 3), usual, usual)
     errors = [9.0, 3.0, 2.0]  # the default's, the best of the race's and those of what was taken
 
     def altered(task, found, *_):

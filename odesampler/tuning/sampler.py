@@ -86,7 +86,7 @@ def tuned_sampler(task: Task, others: Mapping[str, Task], saved: Resumable, cloc
     with frozen(task.model):
         made, done = _fitted(task, _starts(entries), goals[0], goals[1], saved, clock)
     tuned = _as_found(task, made, sets, truths)
-    refused = _refusal(tuned, best)
+    refused = _refusal(tuned, best) if done else _nothing(clock)
     taken = replace(best, name=f"{best.name}, as it is") if refused else tuned
     usual, best, taken = _tested(task, (usual, best, taken), sets["test"], truths["test"][0])
     held = measured_held_out(others, taken.plan, usual.plan, saved)
@@ -227,6 +227,11 @@ def _refusal(tuned: Found, best: Found) -> str:
     if not tuned.score < GAIN * best.score:
         return f"what was fitted is no better on the validation samples: {tuned.score:.1e}, untuned {best.score:.1e}"
     return ""
+
+
+def _nothing(clock: Clock) -> str:
+    """Why not a single iteration was done."""
+    return "nothing was fitted" + (", since the budget was spent before" if clock.cut else "")
 
 
 def _tested(task: Task, found: tuple[Found, Found, Found], samples: Samples, truth: Tensor) -> tuple[Found, ...]:

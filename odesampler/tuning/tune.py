@@ -77,8 +77,8 @@ def tune(
         coefficients: Fit the weights of the steps too, not only the grid.
         iterations: Of the fit, 500 by default; with task="encode" settings that are tried, 60. The same number gives
             the same recipe.
-        budget: Seconds of processor time after which the fit ends, wherever it is; `measured` then says so. What comes
-            before and after it is not bound.
+        budget: Seconds of processor time, all of it counted, after which the fit ends, wherever it is; `measured` then
+            says so. What comes before and after the fit is not cut short.
         held_out: What to report besides: settings such as {"cond": {"label": 3}, "guidance_scale": 2}, whose `cond` is
             for 16 samples; conditions that it does not name are those tuned with. By default the classes that were not
             tuned on, four samples or more of each and sixteen classes at most, and another guidance scale; () for none.
@@ -166,6 +166,8 @@ def _checked_rest(coefficients: bool, max_batch: AnyBatch, out: str | Path | Non
         raise ValueError('max_batch="auto" has no effect with gradients: give a number')
     if out is not None and not checked_name(out).parent.is_dir():
         raise ValueError(f"the folder of {out} does not exist")
+    if out is not None and Path(out).is_dir():
+        raise ValueError(f"{out} is a folder: give the name of a file")
     return max_batch
 
 

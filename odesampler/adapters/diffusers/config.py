@@ -139,11 +139,8 @@ class Configured(SchedulerMixin, ConfigMixin):  # type: ignore[misc]  # the two 
         register: Any = self.register_to_config
         tuned = solver if solver is None or isinstance(solver, Tuned) else find_solver(solver)
         if isinstance(tuned, Tuned):
-            tuned.check_task(encoding=rising)
-            if tuned.warning:  # for which model it was is not known here
-                warnings.warn(tuned.warning, stacklevel=5)
             grid = [*tuned.grid.sigmas]
-            register(solver=spec_of(tuned.solver), grid=[str(s) if math.isinf(s) else s for s in grid])  # as JSON can
+            register(**_kept(tuned, rising))
         elif solver is not None:
             found = fixed_grid(solver)  # type: ignore[arg-type]  # no Tuned; raises, as does `reading`
             if rising and found.stochastic:
@@ -230,6 +227,14 @@ class Configured(SchedulerMixin, ConfigMixin):  # type: ignore[misc]  # the two 
         shape = (-1,) + (1,) * (like.ndim - 1)
         alpha, std = (f(sigma).to(like.device, like.dtype).reshape(shape) for f in (schedule.alpha, schedule.std))
         return alpha, std
+
+
+def _kept(tuned: Tuned, rising: bool) -> dict[str, Any]:
+    """What a config keeps of a recipe, as JSON can; what the recipe has to say is said now."""
+    tuned.check_task(encoding=rising)
+    if tuned.warning:  # the network is not known here, so not whether it was tuned for it
+        warnings.warn(tuned.warning, stacklevel=6)
+    return {"solver": spec_of(tuned.solver), "grid": [str(s) if math.isinf(s) else s for s in tuned.grid]}
 
 
 def _taken_over(config: Any, config_of: str | None) -> dict[str, Any]:
