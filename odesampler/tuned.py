@@ -170,7 +170,9 @@ class Tuned(Loop):
             task = held.get("task", "sample")  # files of earlier versions have none
             if task not in TASKS:
                 raise ValueError(f"its task is {task!r}, this version knows {' and '.join(TASKS)}")
+            if isinstance(solver, Fitted) and solver.sigmas != tuple(s for s in grid if s < math.inf):
+                raise ValueError("its table of weights is for other sigmas than those of its grid")
             rest = {k: held[k] for k in ("model", "fingerprint", "start", "warning", "measured", "version")}
-        except (KeyError, TypeError, ValueError) as error:
+        except (KeyError, TypeError, ValueError, RecursionError) as error:
             raise ValueError(f"{path} is no tuned solver, or a damaged one: {error}") from error
         return cls(solver, grid, task=task, **rest)

@@ -1,6 +1,7 @@
 """Tuned solvers in pipelines of diffusers: the config holds all of them."""
 
 import json
+from dataclasses import replace
 from itertools import pairwise
 
 import pytest
@@ -55,8 +56,19 @@ def test_a_number_of_steps_that_it_was_not_tuned_for_is_refused():
 def test_upward_it_walks_the_same_grid_but_for_the_step_into_zero():
     pipe = sd()
     made = recipe(from_pipeline(pipe))
-    scheduler = OdeScheduler.from_config(pipe.scheduler.config, solver=made, rising=True)
+    with pytest.warns(UserWarning, match="upward its table says nothing"):
+        scheduler = OdeScheduler.from_config(pipe.scheduler.config, solver=made, rising=True)
     scheduler.set_timesteps(4)
     assert len(scheduler.timesteps) == 3
     assert isinstance(pipe, StableDiffusionPipeline)
     assert bool((torch.as_tensor(scheduler.timesteps).diff() > 0).all())
+
+
+def test_what_a_recipe_has_to_say_is_said_in_a_pipeline_too():
+    pipe = sd()
+    made = recipe(from_pipeline(pipe))
+    with pytest.warns(UserWarning, match="worse than the default"):
+        OdeScheduler.from_config(pipe.scheduler.config, solver=replace(made, warning="worse than the default"))
+    encoder = replace(made, solver=ods.ALF(), grid=made.grid_to_encode, task="encode")
+    with pytest.warns(UserWarning, match="tuned to encode: samples end at its sigma_min"):
+        OdeScheduler.from_config(pipe.scheduler.config, solver=encoder)

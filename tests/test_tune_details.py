@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -9,12 +10,12 @@ from safetensors import safe_open
 
 import odesampler as ods
 from odesampler.solvers import Multistep
-from odesampler.tuning import fitting, sampler
+from odesampler.tuning import encoder, fitting, sampler
 from odesampler.tuning.fitting import Clock, Goals, Recomputed, Stage, descend
 from odesampler.tuning.resumable import Resumable
 from odesampler.tuning.shapes import FreeTable, Knots
 from tests.problems import geometric, mixture, noise
-from tests.test_tune import QUICK, ring
+from tests.test_tune import QUICK, mixture8, ring, two_kinds
 
 NODES = geometric(4)
 SHAPE = FreeTable(Multistep(), Knots(tuple(NODES), 0.1, 3.0))
@@ -103,3 +104,67 @@ def test_where_a_model_starts_at_infinity_the_grid_is_measured_along_its_own_noi
     [x] = seen
     assert x.square().mean().sqrt().item() == pytest.approx(sampler.TOP, rel=0.5)
     assert math.isinf(model.range[1])
+
+
+def many_kinds(count):
+    model = two_kinds()
+    return ods.Model(model.network, model.schedule, data_shape=(8,), null_cond={"label": 0}, labels=("a",) * count)
+
+
+@pytest.mark.parametrize("classes", [2, 3, 6])
+def test_classes_in_turn_are_all_tuned_on_validated_and_tested(classes):
+    label, how = [i % classes for i in range(24)], {"iterations": 0, "reference_steps": 20, "held_out": ()}
+    seeds = ods.tune(many_kinds(classes), 3, num_samples=24, cond={"label": label}, **how).measured["seeds"]
+    for kind in ("train", "validation"):
+        assert {label[seed] for seed in seeds[kind]} == {*range(classes)}
+    assert [len(some) for some in seeds.values()] == [16, 8, 8]
+
+
+@pytest.mark.parametrize("classes", [2, 3, 4])
+def test_classes_of_images_in_turn_are_in_every_part(classes, monkeypatch):
+    parts, real = [], encoder._searched
+    monkeypatch.setattr(encoder, "_searched", lambda task, *a: [parts.append(task.images()), real(task, *a)][1])
+    label, images = [i % classes for i in range(24)], mixture8().sample(24, seed=3)
+    how = {"iterations": 0, "reference_steps": 20, "held_out": ()}
+    ods.tune(many_kinds(classes), 3, task="encode", images=images, cond={"label": label}, **how)
+    for rows in parts[0].values():
+        assert {label[i] for i in rows} == {*range(classes)}
+    assert sorted(i for rows in parts[0].values() for i in rows) == [*range(24)]
+
+
+def missing(errors):
+    test = torch.tensor(errors, dtype=torch.float64)
+    return sampler.Found("", ods.Euler(), ods.Grid((2.0, 0.0)), None, test, test, test)
+
+
+def test_what_is_worse_on_latents_not_seen_is_warned_of_by_the_median_or_the_mean(monkeypatch):
+    usual, said = missing([1.0, 1.0, 1.0]), "worse on the test latents than the untuned "
+    assert sampler._worse(missing([1.3, 1.3, 0.1]), usual) == f"{said}default (1.3 times its error)"
+    assert sampler._worse(missing([0.9, 0.9, 9.0]), usual) == f"{said}default (1.94 times its error)"
+    assert not sampler._worse(missing([0.5] * 3), usual)
+    errors = [9.0, 3.0, 2.0]  # the default's, the best of the race's and those of what was taken
+
+    def altered(task, found, *_):
+        return tuple(replace(f, test=torch.full((4,), e)) for f, e in zip(found, errors, strict=True))
+
+    monkeypatch.setattr(sampler, "_tested", altered)
+    assert "test latents" not in ods.tune(ring(), 3, **{**QUICK, "iterations": 0}).warning
+    errors.reverse()
+    assert f"{said}default (4.5 times its error)" in ods.tune(ring(), 3, **{**QUICK, "iterations": 0}).warning
+
+
+def test_an_encoder_whose_latents_or_round_trips_are_worse_says_so(monkeypatch):
+    def missed(trip, latent):
+        return encoder.Missed(torch.tensor(trip), torch.tensor(latent), torch.zeros(2, 1))
+
+    before = missed([0.1, 0.1], [0.1, 0.1])
+    said = "worse on the test images than the default: latent (1.2 times its error)"
+    assert encoder._worse(missed([0.01, 0.01], [0.12, 0.12]), before) == said
+    assert encoder._worse(missed([0.2, 0.2], [0.01, 0.01]), before) == said.replace("latent (1.2", "round trip (2")
+    assert not encoder._worse(before, before)
+    monkeypatch.setattr(encoder, "_searched", lambda task, *_: ({**encoder._first(task), "grid_delta": 9.0}, 1))
+    monkeypatch.setattr(encoder, "_refusal", lambda *_: "")
+    images = mixture8().sample(8, seed=3)
+    recipe = ods.tune(many_kinds(2), 4, task="encode", images=images, iterations=1, reference_steps=40)
+    assert recipe.measured["ratio"] > 1
+    assert "worse on the test images than the default: round trip (" in recipe.warning

@@ -110,7 +110,14 @@ def test_a_solver_with_a_name_is_kept_by_it(tmp_path):
 
 @pytest.mark.parametrize(
     "text",
-    ["", "[]", "{}", '{"format": "odesampler.tuned/9"}', '{"format": "odesampler.tuned/1", "sigmas": [1, 2, 0]}'],
+    [
+        "",
+        "[]",
+        "{}",
+        "[" * 100_000,
+        '{"format": "odesampler.tuned/9"}',
+        '{"format": "odesampler.tuned/1", "sigmas": [1, 2, 0]}',
+    ],
 )
 def test_a_file_that_is_none_is_refused(tmp_path, text):
     (tmp_path / "r.json").write_text(text)
@@ -128,6 +135,18 @@ def test_a_damaged_table_is_refused(tmp_path):
     held["fitted"]["weights"][2][0] *= 1.01
     (tmp_path / "r.json").write_text(json.dumps(held))
     with pytest.raises(ValueError, match=r"damaged one: .*not consistent"):
+        Tuned.load(tmp_path / "r.json")
+
+
+@pytest.mark.parametrize("damage", ["moved", "cut", "reversed", "no table"])
+def test_a_table_that_is_not_of_its_grid_is_refused_and_not_walked_by_another_method(damage, tmp_path):
+    tuned().save(tmp_path / "r.json")
+    held = json.loads((tmp_path / "r.json").read_text())
+    sigmas = held["sigmas"]
+    others = {"moved": [*sigmas[:2], 1.01 * sigmas[2], *sigmas[3:]], "cut": sigmas[:-1], "reversed": sigmas[::-1]}
+    held |= {"sigmas": others[damage]} if damage in others else {"fitted": {}}
+    (tmp_path / "r.json").write_text(json.dumps(held))
+    with pytest.raises(ValueError, match=r"damaged one: its table of weights is for other sigmas"):
         Tuned.load(tmp_path / "r.json")
 
 

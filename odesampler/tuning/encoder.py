@@ -31,7 +31,7 @@ from odesampler.tuned import Tuned
 from odesampler.tuning.fitting import Clock, counted
 from odesampler.tuning.report import Case, Tuning
 from odesampler.tuning.resumable import Resumable
-from odesampler.tuning.task import Task, as_json, scale_as_json, summary, unclear
+from odesampler.tuning.task import Task, as_json, scale_as_json, summary, times, unclear
 
 COORDINATES = ("flow_asinh", "angle_asinh", "asinh", "flow", "angle")
 FACTORS = (3.0, 1.7, 1.3, 1.1)  # of a setting, each until none of them helps
@@ -102,6 +102,7 @@ def tuned_encoder(task: Task, others: Mapping[str, Task], saved: Resumable, cloc
     }
     warning = [
         refused and f"{refused}; this is the default",
+        _worse(after["test"], before["test"]),
         unclear(floor, measured["test"]["latent"]["median"]),
     ]
     return Tuned(solver, plan.grid, warning="; ".join(filter(None, warning)), report=report, **told)
@@ -115,6 +116,13 @@ def _refusal(after: Missed, before: Missed) -> str:
     if not after.loss < before.loss + math.log(GAIN):
         return "what was found is no better on the validation images"
     return ""
+
+
+def _worse(after: Missed, before: Missed) -> str:
+    """What is to be said where one of the two errors is worse on the test images; else nothing."""
+    both = {key: times(_said(after)[key], _said(before)[key]) for key in ("round_trip", "latent")}
+    lost = [f"{key.replace('_', ' ')} ({v:.3g} times its error)" for key, v in both.items() if not v <= 1]
+    return f"worse on the test images than the default: {', '.join(lost)}" if lost else ""
 
 
 def _searched(

@@ -24,7 +24,7 @@ from odesampler.tuning.race import FEW, Entry, entrants, errors_of, first_of, pl
 from odesampler.tuning.report import Case, Tuning
 from odesampler.tuning.resumable import Resumable
 from odesampler.tuning.shapes import FreeTable, Knots, MovedKnots
-from odesampler.tuning.task import Task, as_json, scale_as_json, summary, unclear
+from odesampler.tuning.task import Task, as_json, scale_as_json, summary, times, unclear
 from odesampler.tuning.weight_tables import table_of
 
 STARTS = 3  # of the race, whose knots are fitted
@@ -86,7 +86,7 @@ def tuned_sampler(task: Task, others: Mapping[str, Task], saved: Resumable, cloc
     with frozen(task.model):
         made, done = _fitted(task, _starts(entries), goals[0], goals[1], saved, clock)
     tuned = _as_found(task, made, sets, truths)
-    refused = _refusal(tuned, best)
+    refused = _refusal(tuned, best) if done else _nothing(clock)
     taken = replace(best, name=f"{best.name}, as it is") if refused else tuned
     usual, best, taken = _tested(task, (usual, best, taken), sets["test"], truths["test"][0])
     held = measured_held_out(others, taken.plan, usual.plan, saved)
@@ -118,7 +118,7 @@ def tuned_sampler(task: Task, others: Mapping[str, Task], saved: Resumable, cloc
         fingerprint=model.fingerprint(),
         start=usual.name,
         measured=as_json(measured),
-        warning=_warning(held, refused, unclear(floor, facts["test"]["median"])),
+        warning=_warning(held, refused, _worse(taken, usual), unclear(floor, facts["test"]["median"])),
         report=report,
     )
 
@@ -229,6 +229,11 @@ def _refusal(tuned: Found, best: Found) -> str:
     return ""
 
 
+def _nothing(clock: Clock) -> str:
+    """Why not a single iteration was done."""
+    return "nothing was fitted" + (", since the budget was spent before" if clock.cut else "")
+
+
 def _tested(task: Task, found: tuple[Found, Found, Found], samples: Samples, truth: Tensor) -> tuple[Found, ...]:
     errors = errors_of(task.model, [f.plan for f in found], samples, truth, max_batch=task.max_batch)
     return tuple(replace(f, test=error) for f, error in zip(found, errors, strict=True))
@@ -244,9 +249,15 @@ def _errors(found: Found) -> dict[str, dict[str, float]]:
     return {name: summary(error) for name, error in _sets(found).items()}
 
 
-def _warning(held: Mapping[str, Any], refused: str, unclear: str = "") -> str:
-    said = [f"{refused}; this is the best untuned solver"] if refused else []
-    return "; ".join([*said, *warning_of(held), *([unclear] if unclear else [])])
+def _worse(taken: Found, usual: Found) -> str:
+    """What is to be said where what was taken is worse on the test latents than the default; else nothing."""
+    ratio = times(_errors(taken)["test"], _errors(usual)["test"])
+    return "" if ratio <= 1 else f"worse on the test latents than the untuned default ({ratio:.3g} times its error)"
+
+
+def _warning(held: Mapping[str, Any], refused: str, worse: str = "", unclear: str = "") -> str:
+    said = [refused and f"{refused}; this is the best untuned solver", worse, *warning_of(held), unclear]
+    return "; ".join(filter(None, said))
 
 
 def _report(

@@ -47,17 +47,30 @@ class Task:
     progress: bool
 
     def rows(self, validation: bool) -> list[int]:
-        """The latents to tune on, or those to validate on: every third."""
-        return [i for i in range(self.shape[0]) if (i % 3 == 2) == validation]
+        """The latents to tune on, or those to validate on: every third, and of the same conditions every third too."""
+        return [i for i, turn in enumerate(self._turns()) if (turn % 3 == 2) == validation]
 
     def images(self) -> dict[str, list[int]]:
         """The images to tune on, half of them; every fourth validates, and by every fourth nothing is chosen."""
-        those = range(self.shape[0])
+        those = [*enumerate(self._turns())]
         return {
-            "train": [i for i in those if i % 4 in (0, 2)],
-            "validation": [i for i in those if i % 4 == 1],
-            "test": [i for i in those if i % 4 == 3],
+            "train": [i for i, turn in those if turn % 4 in (0, 2)],
+            "validation": [i for i, turn in those if turn % 4 == 1],
+            "test": [i for i, turn in those if turn % 4 == 3],
         }
+
+    def _turns(self) -> list[int]:
+        """Numbers (n,) by which samples are split, one more from each to the next of the same conditions.
+
+        The place of a sample is none: of three classes in turn every third is one class.
+        """
+        last: dict[tuple[str, ...], int] = {}
+        found = []
+        for i in range(self.shape[0]):
+            same = tuple(_digest(values[i]) for values in self.cond.values())
+            last[same] = last.get(same, len(last) - 1) + 1  # the first of the next conditions: how many came before
+            found.append(last[same])
+        return found
 
     def samples(self, validation: bool) -> Samples:
         """The latents to tune or to validate on."""
@@ -174,6 +187,7 @@ class Task:
             "model": self.model.fingerprint(),
             "num_steps": self.num_steps,
             "seeds": [*self.seeds],
+            "split": self._turns(),
             "samples": None if self.given is None else _digest(self.given),
             "cond": {k: _digest(v) for k, v in self.cond.items()},
             "guidance_scale": scale_as_json(self.guidance_scale),
@@ -200,6 +214,11 @@ def summary(error: Tensor) -> dict[str, float]:
         "geometric_mean": error.log().mean().exp().item(),
         "largest": error.max().item(),
     }
+
+
+def times(after: Mapping[str, float], before: Mapping[str, float]) -> float:
+    """How many times another error one is, both as of `summary`: by the median or the mean, where it is more."""
+    return max(after[kind] / before[kind] for kind in ("median", "geometric_mean"))
 
 
 def unclear(floor: float, error: float) -> str:

@@ -74,7 +74,7 @@ def tune(
         model: The model. Its weights are neither changed nor differentiated.
         num_steps: Transitions, 2 or more, of one evaluation each.
         task: "sample"; or "encode": the reversible solver whose latents are best without their memory.
-        num_samples: Latents, 96 by default; every third is for validation.
+        num_samples: Latents, 96 by default; every third is for validation, of each class too.
         seed: Of the first latent, as for `sample`; the next has seed + 1.
         x: Latents instead, (num_samples, *shape), as for `sample`.
         images: To encode, with task="encode": (num_samples, *shape), 8 or more, as for `encode`. Every second is tuned
@@ -84,8 +84,8 @@ def tune(
         coefficients: Fit the weights of the steps too, not only the grid.
         iterations: Of the fit, 500 by default; with task="encode" settings that are tried, 60. The same number gives
             the same recipe.
-        budget: Seconds of processor time after which the fit ends, wherever it is; `measured` then says so. What comes
-            before and after it is not bound.
+        budget: Seconds of processor time, all of it counted, after which the fit ends, wherever it is; `measured` then
+            says so. What comes before and after the fit is not cut short.
         held_out: What to report besides: settings such as {"cond": {"label": 3}, "guidance_scale": 2}, whose `cond` is
             for 16 samples; conditions that it does not name are those tuned with. By default the classes that were not
             tuned on, four samples or more of each and sixteen classes at most, and another guidance scale; () for none.
@@ -173,6 +173,8 @@ def _checked_rest(coefficients: bool, max_batch: AnyBatch, out: str | Path | Non
         raise ValueError('max_batch="auto" has no effect with gradients: give a number')
     if out is not None and not checked_name(out).parent.is_dir():
         raise ValueError(f"the folder of {out} does not exist")
+    if out is not None and Path(out).is_dir():
+        raise ValueError(f"{out} is a folder: give the name of a file")
     return max_batch
 
 

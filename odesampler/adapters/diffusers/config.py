@@ -6,6 +6,7 @@ x_t = alpha x0 + std noise,     v = alpha noise - std x0,     at the times that 
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -137,7 +138,7 @@ class Configured(SchedulerMixin, ConfigMixin):  # type: ignore[misc]  # the two 
         tuned = solver if solver is None or isinstance(solver, Tuned) else find_solver(solver)
         if isinstance(tuned, Tuned):
             grid = [*tuned.grid.sigmas]
-            register(solver=spec_of(tuned.solver), grid=[str(s) if math.isinf(s) else s for s in grid])  # as JSON can
+            register(**_kept(tuned, rising))
         elif solver is not None:
             found = fixed_grid(solver)  # type: ignore[arg-type]  # no Tuned; raises, as does `reading`
             if rising and found.stochastic:
@@ -231,6 +232,14 @@ def _check_words(**given: str | None) -> None:
     for key, value in given.items():
         if value not in WORDS[key]:
             raise ValueError(f"scheduler config: {key}={value!r} is not one of {', '.join(map(str, WORDS[key]))}")
+
+
+def _kept(tuned: Tuned, rising: bool) -> dict[str, Any]:
+    """What a config keeps of a recipe, as JSON can; what the recipe has to say is said now."""
+    tuned.check_task(encoding=rising)
+    if tuned.warning:  # the network is not known here, so not whether it was tuned for it
+        warnings.warn(tuned.warning, stacklevel=6)
+    return {"solver": spec_of(tuned.solver), "grid": [str(s) if math.isinf(s) else s for s in tuned.grid]}
 
 
 def _taken_over(config: Any, config_of: str | None) -> dict[str, Any]:
