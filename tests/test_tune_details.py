@@ -155,7 +155,7 @@ def test_what_is_worse_on_latents_not_seen_is_warned_of_by_the_median_or_the_mea
 
 def test_an_encoder_whose_latents_or_round_trips_are_worse_says_so(monkeypatch):
     def missed(trip, latent):
-        return encoder.Missed(torch.tensor(trip), torch.tensor(latent), torch.zeros(2, 1))
+        return encoder.Missed(torch.tensor(trip), torch.tensor(latent), torch.zeros(2, 1), (2, 2))
 
     before = missed([0.1, 0.1], [0.1, 0.1])
     said = "worse on the test images than the default: latent (1.2 times its error)"

@@ -46,6 +46,7 @@ class Missed(NamedTuple):
     round_trip: Tensor
     latent: Tensor
     x: Tensor  # (n, *shape)
+    nfe: tuple[int, int]  # evaluations a sample, up and down
 
     @property
     def loss(self) -> float:
@@ -69,7 +70,7 @@ def tuned_encoder(task: Task, others: Mapping[str, Task], saved: Resumable, cloc
     names = [f"{spec_of(p.loop)} on {p.grid.name}" for p in (usual, plan)]
     measured: dict[str, Any] = {
         "task": "encode",
-        "evaluations": task.num_steps,
+        "evaluations": dict(zip(("encode", "decode"), after["test"].nfe, strict=True)),
         **{k: {"samples": len(m.latent), **_said(m)} for k, m in after.items()},
         "default": {"name": names[0], **{k: _said(m) for k, m in before.items()}},
         "ratio": math.exp(after["test"].loss - before["test"].loss),
@@ -215,11 +216,12 @@ def _missed(task: Task, plan: Plan, rows: list[int], truth: Tensor) -> Missed:
     model, images = task.model, task.given[rows]
     how: dict[str, Any] = {"cond": {k: v[rows] for k, v in task.cond.items()}, "max_batch": task.max_batch}
     up = replace(plan, loop=upward(plan.loop, None)[0])
-    there = execute(up, model, clean_end(plan, model, images), rising=True, **how).solved.state.x
-    back = execute(plan, model, State(there), **how).solved.state.x
-    latent = model.schedule.to_model_scale(there, plan.grid[0]).cpu()
-    x = model.schedule.to_model_scale(back, plan.grid[-1]).cpu()
-    return Missed(rms(x - images.cpu()).clamp(min=1e-300), rms(latent - truth[rows]).clamp(min=1e-300), x)
+    there = execute(up, model, clean_end(plan, model, images), rising=True, **how)
+    back = execute(plan, model, State(there.solved.state.x), **how)
+    latent = model.schedule.to_model_scale(there.solved.state.x, plan.grid[0]).cpu()
+    x = model.schedule.to_model_scale(back.solved.state.x, plan.grid[-1]).cpu()
+    nfe = int(there.nfe.max()), int(back.nfe.max())
+    return Missed(rms(x - images.cpu()).clamp(min=1e-300), rms(latent - truth[rows]).clamp(min=1e-300), x, nfe)
 
 
 def _latents(task: Task, part: int) -> Tensor:
