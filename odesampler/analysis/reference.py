@@ -96,7 +96,9 @@ def solved(
     found, _ = side_by_side(model, both, samples, max_batch=max_batch, progress=progress)
     failure = next((ran.failure for ran in found if ran.failure is not None), None)
     if failure is not None:
-        raise FloatingPointError(f"the reference solve ({how}) failed: {failure}; give another, or other reference_steps")
+        raise FloatingPointError(
+            f"the reference solve ({how}) failed: {failure}; give another, or other reference_steps"
+        )
     whole, half = (ran.x for ran in found)
     return _described(model, whole, how, rms(half - whole), samples, (both[0].guidance_scale, both[0].clip_denoised))
 
