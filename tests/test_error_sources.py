@@ -9,8 +9,8 @@ import torch
 
 import odesampler as ods
 from odesampler.analysis.error_sources import _moved, doubled
+from odesampler.analysis.errors import quantile, rms
 from odesampler.analysis.growth import growths
-from odesampler.analysis.reference import quantile, rms
 from odesampler.grid import Grid
 from odesampler.plan import make_plan
 from odesampler.registry import find_solver

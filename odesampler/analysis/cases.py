@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from odesampler.analysis.reference import quantile, rms
+from odesampler.analysis.errors import quantile, rms
 from odesampler.conventions import AnyConvention, upward
 from odesampler.guidance import AnyGuidance, rows_a_sample
 from odesampler.inputs import checked_cond

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from odesampler.analysis.reference import quantile
+from odesampler.analysis.errors import quantile
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,8 @@ from torch import Tensor
 
 from odesampler.analysis.cell import Cell
 from odesampler.analysis.comparison import Comparison
-from odesampler.analysis.reference import CLEAR, Reference, checked_reference, plans, rms, solved
+from odesampler.analysis.errors import rms
+from odesampler.analysis.reference import CLEAR, Reference, checked_reference, plans, solved
 from odesampler.analysis.settings import made_with
 from odesampler.analysis.side_by_side import Ran, Samples, side_by_side
 from odesampler.grid import Grid

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from odesampler.analysis.reference import quantile, rms
+from odesampler.analysis.errors import quantile, rms
 from odesampler.analysis.report import Report, Section, Table
 from odesampler.analysis.settings import made_with
 from odesampler.grid import check_num_steps

@@ -17,8 +17,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from odesampler.analysis.errors import quantile, rms
 from odesampler.analysis.normality import Measure, measures
-from odesampler.analysis.reference import CLEAR, grids_between, quantile, rms
+from odesampler.analysis.reference import CLEAR, grids_between
 from odesampler.analysis.report import Report, Section, Table
 from odesampler.analysis.settings import made_with, shown_cond
 from odesampler.grid import Grid

@@ -30,9 +30,9 @@ import torch
 from torch import Tensor
 
 from odesampler.analysis.cases import Case, Walked, missed_by_grey
+from odesampler.analysis.errors import rms
 from odesampler.analysis.estimate import SWEEPS, estimated
 from odesampler.analysis.growth import growths, own_grid
-from odesampler.analysis.reference import rms
 from odesampler.analysis.sources import ErrorSources, Other
 from odesampler.conventions import AnyConvention
 from odesampler.defaults import STEPS

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from odesampler.analysis.cases import Case
 from odesampler.analysis.defects import SETTLED, Accumulated, accumulated
-from odesampler.analysis.reference import rms
+from odesampler.analysis.errors import rms
 from odesampler.analysis.report import Report, Section, Table
 from odesampler.analysis.windows import Windows, width_of
 from odesampler.conventions import AnyConvention, upward

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from odesampler.analysis.reference import rms
+from odesampler.analysis.errors import rms
 from odesampler.analysis.report import Report, Section, Table
 
 if TYPE_CHECKING:

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from odesampler.analysis.bootstrap import FEWEST, Resamples, basis, interval
-from odesampler.analysis.reference import quantile
+from odesampler.analysis.errors import quantile
 from odesampler.analysis.report import Section, Table
 
 APART = 0.35  # orders: slopes that agree differ by less, and an order is not as stated where it is less by more

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy
 from torch import Tensor
 
-from odesampler.analysis.reference import quantile
+from odesampler.analysis.errors import quantile
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

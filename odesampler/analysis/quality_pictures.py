@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from odesampler.analysis.errors import quantile
 from odesampler.analysis.pictures import COLOURS, show
-from odesampler.analysis.reference import quantile
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

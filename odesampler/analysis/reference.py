@@ -16,6 +16,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from odesampler.analysis.errors import quantile, rms
 from odesampler.analysis.side_by_side import Samples, side_by_side
 from odesampler.grid import Grid, check_num_steps, make_grid
 from odesampler.guidance import AnyGuidance, checked_guidance
@@ -148,13 +149,3 @@ def _described(
     [latents], _ = samples.latents(model, [model.range[1]], finest_dtype(model.device))
     cond = {k: v.cpu() for k, v in samples.cond.items()}
     return Reference(x, how, difference, latents.cpu(), cond, *settings, model.fingerprint())
-
-
-def rms(difference: Tensor) -> Tensor:
-    """(batch,) root mean square over each sample, float64."""
-    return difference.double().flatten(1).square().mean(1).sqrt()
-
-
-def quantile(values: Tensor, q: float) -> float:
-    """The `q`-quantile of all values."""
-    return values.double().quantile(q).item()

@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 
 from odesampler.analysis.cases import missed_by_grey
+from odesampler.analysis.errors import quantile
 from odesampler.analysis.normality import measures
-from odesampler.analysis.reference import quantile
 from odesampler.analysis.report import Report, Rows, Section, Table
 from odesampler.analysis.ssim import ssim
 from odesampler.latent import Latent

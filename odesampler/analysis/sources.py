@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import Tensor
 
+from odesampler.analysis.errors import quantile, rms
 from odesampler.analysis.estimate import Estimate
 from odesampler.analysis.growth import Growth
-from odesampler.analysis.reference import quantile, rms
 from odesampler.analysis.report import Report, Rows, Section, Table
 
 if TYPE_CHECKING:

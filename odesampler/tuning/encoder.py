@@ -18,8 +18,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from odesampler.analysis import reference
-from odesampler.analysis.reference import grids_between, rms
+from odesampler.analysis.errors import quantile, rms
+from odesampler.analysis.reference import grids_between
 from odesampler.conventions import upward
 from odesampler.grid import Grid, make_grid
 from odesampler.plan import AnyGrid, AnySolver, Plan, clean_end, execute, make_plan
@@ -59,7 +59,7 @@ def tuned_encoder(task: Task, others: Mapping[str, Task], saved: Resumable, cloc
     """What `tune` finds to encode with."""
     model, usual = task.model, _plan(task, None, None)
     truth = saved.once("latents", lambda: _latents(task, 1))
-    floor: float = saved.fact("floor", lambda: reference.quantile(rms(_latents(task, 2) - truth), 0.5))
+    floor: float = saved.fact("floor", lambda: quantile(rms(_latents(task, 2) - truth), 0.5))
     sets = task.images()
     chosen, tried = _searched(task, usual, sets["train"], truth, saved, clock)
     plan = usual if chosen is None else _plan(task, *_meant(task, chosen))

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from odesampler.analysis.errors import quantile, rms
 from odesampler.analysis.pictures import COLOURS, MARKERS, SMALLEST, WIDE, WIDTH, plain
-from odesampler.analysis.reference import quantile, rms
 from odesampler.analysis.table_pictures import table_of_images
 
 if TYPE_CHECKING:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from odesampler import defaults
-from odesampler.analysis.reference import rms
+from odesampler.analysis.errors import rms
 from odesampler.analysis.side_by_side import Samples, side_by_side
 from odesampler.grid import Grid
 from odesampler.guidance import AnyGuidance

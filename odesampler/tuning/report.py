@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
-from odesampler.analysis.reference import quantile
+from odesampler.analysis.errors import quantile
 from odesampler.analysis.report import Report, Section, Table
 from odesampler.grid import Grid
 

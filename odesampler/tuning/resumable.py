@@ -14,10 +14,10 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from odesampler.files import written_whole
+from odesampler.tensor_file import read_tensors, write_tensors
 
 FORMAT = "odesampler.unfinished/1"
 EVERY = 20.0  # seconds between two writes of what changes all the time
@@ -49,16 +49,12 @@ class Resumable:
                 self._read(self.path)
 
     def _read(self, path: Path) -> None:
-        from safetensors import SafetensorError, safe_open
-
         try:
-            with safe_open(str(path), "pt") as file:
-                meta = file.metadata() or {}
-                self.tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118  # not a dict
+            self.tensors, meta = read_tensors(path)
             held, self.facts = json.loads(meta["question"]), json.loads(meta["facts"])
             if meta["format"] != FORMAT:
                 raise ValueError(f"its format is {meta['format']!r}, this version reads {FORMAT!r}")
-        except (SafetensorError, KeyError, OSError, ValueError) as error:
+        except (KeyError, OSError, ValueError) as error:
             raise ValueError(f"{path} is no checkpoint of this library, or a damaged one: {error}") from error
         if held != self.question:
             other = sorted(k for k in held.keys() | self.question.keys() if held.get(k) != self.question.get(k))
@@ -85,12 +81,9 @@ class Resumable:
         """Write the file; `sparing`: only if the last time was a while ago."""
         if self.path is None or (sparing and time.monotonic() - self._written < EVERY):
             return
-        from safetensors.torch import save
-
-        held = {k: v.detach().cpu().clone(memory_format=torch.contiguous_format) for k, v in self.tensors.items()}
         facts = {"format": FORMAT, "question": json.dumps(self.question), "facts": json.dumps(self.facts)}
         with written_whole(self.path) as file:
-            file.write(save(held, metadata=facts))
+            write_tensors(file, self.tensors, facts)
         self._written = time.monotonic()
 
     def done(self) -> None:

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from odesampler.analysis import reference
+from odesampler.analysis.errors import quantile
 from odesampler.analysis.side_by_side import Samples
 from odesampler.guidance import AnyGuidance, Guidance, checked_guidance, guided
 from odesampler.inputs import checked_cond
@@ -210,7 +211,7 @@ def scale_as_json(scale: AnyGuidance) -> Any:
 def summary(error: Tensor) -> dict[str, float]:
     """What a recipe says of errors (n,)."""
     return {
-        "median": reference.quantile(error, 0.5),
+        "median": quantile(error, 0.5),
         "geometric_mean": error.log().mean().exp().item(),
         "largest": error.max().item(),
     }

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from numbers import Integral
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +31,7 @@ from odesampler.inputs import (
 )
 from odesampler.model import Model
 from odesampler.noise import seeds_for
+from odesampler.precision import is_whole
 from odesampler.room import AnyBatch, check_max_batch
 from odesampler.tuned import Tuned, checked_name
 from odesampler.tuning.encoder import tuned_encoder
@@ -186,8 +186,7 @@ def _check_numbers(
         raise ValueError("one step leaves nothing to tune: num_steps must be 2 or more")
     if task not in ITERATIONS:
         raise ValueError(f"task must be one of {', '.join(ITERATIONS)}; got {task!r}")
-    whole = isinstance(iterations, Integral) and not isinstance(iterations, bool) and iterations >= 0
-    if iterations is not None and not whole:
+    if iterations is not None and not (is_whole(iterations) and iterations >= 0):
         raise ValueError(f"iterations must be a whole number of 0 or more; got {iterations!r}")
     number = isinstance(budget, (int, float)) and not isinstance(budget, bool)
     if budget is not None and not (number and 0 < budget < math.inf):
