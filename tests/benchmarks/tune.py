@@ -20,7 +20,7 @@ from odesampler import defaults
 from odesampler.tuning.tune import SAMPLES as SAMPLES_TUNED
 from tests.benchmarks import against_diffusers, exact_problems
 
-BUDGETS = {"digits": (5, 6, 8, 10, 20), "emoji": (6, 10), "exact": (10, 20)}
+BUDGETS = {"digits": (5, 6, 8, 10, 20), "emoji": (6, 10), "exact": (5, 6, 8, 10, 20)}
 SAMPLES = {
     "digits": (32, 8, 400),
     "emoji": (16, 3, 120),
