@@ -42,7 +42,10 @@ IN_SMALL = {  # the benchmarks that the pages name: the same, in small
         round_trips.saved(1, (2,)),
     ],
     "loop_overhead": lambda: [loop_overhead.table((1, 1, 4, 4), 1), loop_overhead.adaptive(2)],
-    "time_to_error": lambda: time_to_error.equal_steps(odesampler.load("digits"), 1, 4, 1),
+    "time_to_error": lambda: [
+        time_to_error.to_error(against_diffusers.Problem("digits", 8, 40), 1, [*against_diffusers.settings()][:1]),
+        time_to_error.equal_steps(odesampler.load("digits"), 1, 4, 1),
+    ],
     "heterogeneous": lambda: heterogeneous.table("mixtures", heterogeneous.mixtures(4), (1e-3,)),
     "throughput": lambda: [
         throughput.batches((2,), 1),

@@ -564,7 +564,6 @@ def test_a_budget_ends_it_and_that_is_said():
     assert clock.over()
 
 
-@pytest.mark.filterwarnings("ignore:worse on the test images")  # by the median of three, not by the mean
 def test_to_encode_the_latents_alone_become_better():
     model = mixture8().model(ods.VP.linear())
     images = mixture8().sample(24, seed=3)
