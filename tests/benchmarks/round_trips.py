@@ -21,7 +21,7 @@ def main() -> None:
     warnings.simplefilter("ignore", RuntimeWarning)  # of what is counted here
     for table in (sources(), estimates(), null_texts(), saved()):
         for name, cells in table.items():
-            print(f"  {name:36}" + "".join(f"{cell:>22}" for cell in cells), flush=True)
+            print(f"  {name:36}" + "".join(f"{cell:>26}" for cell in cells), flush=True)
 
 
 def held(count: int) -> tuple[Tensor, dict[str, Tensor]]:
