@@ -67,7 +67,6 @@ if TYPE_CHECKING:
     from odesampler.latent import Latent as Latent
     from odesampler.latent import Recipe as Recipe
     from odesampler.model import Model as Model
-    from odesampler.named_grids import flow_mu as flow_mu
     from odesampler.null_inversion import null_text as null_text
     from odesampler.observe import Trajectory as Trajectory
     from odesampler.polishing import polish as polish
@@ -104,6 +103,7 @@ if TYPE_CHECKING:
     from odesampler.solvers import StochasticMidpoint as StochasticMidpoint
     from odesampler.solvers import Torchdiffeq as Torchdiffeq
     from odesampler.solvers import TwoStep as TwoStep
+    from odesampler.spacing import flow_mu as flow_mu
     from odesampler.streaming.encode_many import encode_many as encode_many
     from odesampler.streaming.sample_many import sample_many as sample_many
     from odesampler.threshold import DynamicThreshold as DynamicThreshold
@@ -143,7 +143,7 @@ _HOMES = {
     "inversion": ("decode", "encode"),
     "latent": ("Latent", "Recipe"),
     "model": ("Model",),
-    "named_grids": ("flow_mu",),
+    "spacing": ("flow_mu",),
     "null_inversion": ("null_text",),
     "observe": ("Trajectory",),
     "polishing": ("polish",),

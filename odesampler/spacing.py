@@ -74,6 +74,35 @@ def flow_time(shift: float = 1.0) -> Variable:
     return Variable(lambda s: 1 / (1 + shift / s), lambda v: shift / (1 / v - 1))
 
 
+def flow_mu(
+    tokens: int, *, base_tokens: int = 256, most_tokens: int = 4096, base_shift: float = 0.5, max_shift: float = 1.15
+) -> float:
+    """The mu of flow models that shift time with the size of the image, as Flux and Stable Diffusion 3 do.
+
+    A line through (base_tokens, base_shift) and (most_tokens, max_shift); for `grid=f"shift(mu={mu})"`.
+
+    Args:
+        tokens: The network sees of an image: (height / 16) (width / 16) for Flux's pictures in pixels.
+        base_tokens: Of the small image, to which `base_shift` belongs.
+        most_tokens: Of the large one, to which `max_shift` belongs.
+        base_shift: mu there.
+        max_shift: mu there.
+
+    Raises:
+        ValueError: No tokens, or the two sizes are one.
+
+    Examples:
+        >>> ods.flow_mu(256), round(ods.flow_mu(4096), 6)
+        (0.5, 1.15)
+    """
+    if not tokens > 0 or base_tokens == most_tokens:
+        raise ValueError(
+            f"mu is a line over the number of tokens, 1 or more, through two different numbers; got tokens={tokens!r}, "
+            f"base_tokens={base_tokens}, most_tokens={most_tokens}"
+        )
+    return base_shift + (max_shift - base_shift) * (tokens - base_tokens) / (most_tokens - base_tokens)
+
+
 def clock(schedule: Schedule) -> Variable:
     """The model's own clock."""
     return Variable(schedule.t, schedule.sigma)

@@ -13,9 +13,10 @@ from scipy.stats import beta as beta_distribution
 
 import odesampler as ods
 from odesampler.grid import grids, make_grid
-from odesampler.named_grids import AYS, NAMED, flow_mu, named
+from odesampler.named_grids import AYS, NAMED, named
 from odesampler.names import parsed
 from odesampler.schedule import VE, VP, ContinuousVP, RectifiedFlow
+from odesampler.spacing import flow_mu
 
 SCHEDULES = {
     "table": VP.linear(),

@@ -25,9 +25,9 @@ from torch import Tensor
 
 from odesampler.adapters.diffusers.kinds import EDM, FLOWS, TABLES, facts_of
 from odesampler.adapters.diffusers.settings import Settings
-from odesampler.named_grids import flow_mu
 from odesampler.prediction import Prediction
 from odesampler.schedule import VE, VP, RectifiedFlow, Schedule
+from odesampler.spacing import flow_mu
 from odesampler.threshold import AnyThreshold, DynamicThreshold
 
 PREDICTIONS: dict[str, Prediction] = {
