@@ -99,7 +99,8 @@ def main() -> None:
         axes.set_title(title, fontsize=12)
     drawn(model, [list(row) for row in above])
     back(model, [list(row) for row in below])
-    for y, words in ((0.985, "The same latents"), (0.425, f"There and back, at most {EVALUATIONS} evaluations each way")):
+    titles = "The same latents", f"There and back, at most {EVALUATIONS} evaluations each way"
+    for y, words in zip((0.985, 0.425), titles, strict=True):
         figure.text(0.01, y, words, fontsize=13.5, weight="bold", va="top")
     figure.savefig(HERE / "front.png")
     print(f"written: {HERE / 'front.png'}")
