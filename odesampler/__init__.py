@@ -53,6 +53,8 @@ if TYPE_CHECKING:
     from odesampler.analysis.sources import ErrorSources as ErrorSources
     from odesampler.analysis.trajectory_plane import TrajectoryPlane as TrajectoryPlane
     from odesampler.analysis.trajectory_plane import trajectory_plane as trajectory_plane
+    from odesampler.captured import Captured as Captured
+    from odesampler.captured import capture as capture
     from odesampler.citation import cite as cite
     from odesampler.grid import Grid as Grid
     from odesampler.grid import concatenate as concatenate
@@ -87,6 +89,7 @@ if TYPE_CHECKING:
     from odesampler.solvers import RK4 as RK4
     from odesampler.solvers import Ancestral as Ancestral
     from odesampler.solvers import Bosh3 as Bosh3
+    from odesampler.solvers import Charted as Charted
     from odesampler.solvers import Churn as Churn
     from odesampler.solvers import Dopri5 as Dopri5
     from odesampler.solvers import Euler as Euler
@@ -136,6 +139,7 @@ _HOMES = {
     "analysis.trajectory_plane": ("TrajectoryPlane", "trajectory_plane"),
     "tuning.tune": ("tune",),
     "citation": ("cite",),
+    "captured": ("Captured", "capture"),
     "grid": ("Grid", "concatenate", "grids", "make_grid"),
     "guidance": ("Guidance",),
     "implicit": ("Implicit",),
@@ -151,8 +155,18 @@ _HOMES = {
     "registry": ("register", "solvers"),
     "sampling": ("Solution", "sample"),
     "schedule": ("ContinuousVP", "RectifiedFlow", "Schedule", "VE", "VP"),
-    "solvers": ("Ancestral", "Churn", "Euler", "Multistep", "Reversible", "Singlestep", "StochasticMidpoint"),
+    "solvers": (
+        "Ancestral",
+        "Charted",
+        "Churn",
+        "Euler",
+        "Multistep",
+        "Reversible",
+        "Singlestep",
+        "StochasticMidpoint",
+    ),
     "solvers.alf": ("ALF",),
+    "solvers.charted": ("Charted",),
     "solvers.edict": ("EDICT",),
     "solvers.fitted": ("Fitted",),
     "solvers.fixed_point": ("FixedPoint",),

@@ -54,7 +54,7 @@ class Tally:
 
 
 @dataclass
-class _Watch:
+class Watch:
     """Looks for NaN and infinity in the model's answers.
 
     Sums are kept and read together, since to read one costs an operation: on the CPU the first at once and then a few
@@ -62,10 +62,12 @@ class _Watch:
     The first that is not finite names where it happened.
     """
 
+    reads: bool = True  # False: nothing, until someone calls `check`
     kept: list[tuple[Sigma, Tensor]] = field(default_factory=list)  # where it was asked -> the sum of the answer
     seen: int = 0
 
     def see(self, answer: Tensor, sigma: Sigma) -> None:
+        """Take note of an answer (batch, *shape), asked for at `sigma`."""
         # Finite numbers may sum to infinity: those of half precision easily, those of float32 where nothing is right
         # any more. A sum in float64 would take five times as long.
         self.kept.append((sigma, answer.sum(dtype=torch.promote_types(answer.dtype, torch.float32))))
@@ -74,10 +76,17 @@ class _Watch:
             self.settle()
 
     def settle(self) -> None:
+        """Check what is kept, once."""
+        if self.reads:
+            try:
+                self.check()
+            finally:
+                self.kept = []
+
+    def check(self) -> None:
         """Raises: FloatingPointError: a total is not finite."""
-        kept, self.kept = self.kept, []
-        totals = torch.stack([total for _, total in kept]).tolist() if kept else []
-        for (sigma, _), total in zip(kept, totals, strict=True):
+        totals = torch.stack([total for _, total in self.kept]).tolist() if self.kept else []
+        for (sigma, _), total in zip(self.kept, totals, strict=True):
             if not math.isfinite(total):
                 raise FloatingPointError(
                     f"the model's answer has NaN or infinity at {_where(sigma)}; "
@@ -92,6 +101,7 @@ def run(
     noise: Noise | None = None,
     max_batch: AnyBatch = None,
     tally: Tally | None = None,
+    watch: Watch | None = None,
 ) -> list[T]:
     """Answer programs until all have returned, asking the model about all of them in one call a round.
 
@@ -104,6 +114,7 @@ def run(
         max_batch: The most rows to give the network at once; more are cut into chunks. None: no limit. "auto": no limit
             but memory; where it runs out, half as many are tried, and remembered (`room`).
         tally: Counts evaluations, if given.
+        watch: Looks at the answers; by default one that raises.
 
     Returns:
         What each program returned, in order.
@@ -123,7 +134,7 @@ def run(
     calls = _Calls.of(model, max_batch)
     joined: Program[Any] = programs[0] if len(programs) == 1 else together(*programs)
     conds = _joined_cond(cond, len(programs))
-    watch, tally = _Watch(), Tally() if tally is None else tally
+    watch, tally = Watch() if watch is None else watch, Tally() if tally is None else tally
     answer: Tensor | None = None
     while True:
         try:

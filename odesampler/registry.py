@@ -24,6 +24,7 @@ from odesampler.program import Invertible, Loop, Solver
 from odesampler.solvers.external import SCIPY_METHODS, Scipy, Torchdiffeq, torchdiffeq_methods
 
 T = TypeVar("T")
+OF_THE_LOOP = [field.name for field in fields(Adaptive) if field.name != "solver"]
 DRIVERS = ("adaptive", "torchdiffeq", "scipy")
 LOOPS = {"dpm_adaptive": "adaptive:dpm_solver_3"}  # plain names of loops -> what they are short for
 
@@ -139,7 +140,9 @@ def find_solver(solver: Solver | Loop | str) -> Solver | Loop:
     name, arguments = parsed(rest, "solver", solver)
     makers: dict[str, Callable[..., Loop]] = {"torchdiffeq": Torchdiffeq, "scipy": Scipy}
     if driver == "adaptive":
-        own: dict[str, Any] = {k: arguments.pop(k) for k in ("rtol", "atol", "max_steps") if k in arguments}
+        own: dict[str, Any] = {
+            k: arguments.pop(k) for k in ("rtol", "atol", "max_steps", "coordinate", "delta") if k in arguments
+        }
         return _called(lambda **options: Adaptive(_made(name, arguments, solver), **options), own, solver)
     if driver not in makers:
         raise ValueError(f"unknown solver {solver!r}: before the colon stands one of {', '.join(DRIVERS)}")

@@ -1,4 +1,4 @@
-"""What a solver is like, found out by trying it on an equation of our own."""
+"""What a solver is like, found out by trying it on equations of our own."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from odesampler.combine import question
-from odesampler.program import Course, Draw, Program, Sigma, Solver
+from odesampler.program import Course, Draw, Program, Sigma, Solver, State
 
 T = TypeVar("T")
 _SIGMAS = tuple(0.9**i for i in range(8))  # more steps than any starter takes
@@ -24,6 +24,15 @@ def carries(solver: Solver) -> bool:
     trial = solver.prepared(Course(torch.log, _SIGMAS))
     on, anew = (answered(_walk(trial, restart=restart), _wavy) for restart in (False, True))
     return not torch.allclose(on, anew, rtol=1e-12, atol=0)
+
+
+def reads_sigma(base: Solver) -> bool:
+    """Whether a step depends on what sigma is, not on differences alone, as of a method for any equation.
+
+    Found out by trying, with an eps that is moved up by 1 together with the step.
+    """
+    first, second = (one_step(base, s0, _moved(s0)).x for s0 in (1.0, 2.0))
+    return not torch.allclose(first, second, rtol=1e-9, atol=0)
 
 
 def answered(program: Program[T], eps: Callable[[Tensor, Sigma], Tensor]) -> T:
@@ -49,3 +58,18 @@ def _walk(solver: Solver, *, restart: bool) -> Program[Tensor]:
             state = yield from solver.init(state.x, s0)
         state = yield from solver.step(state, s0, s1)
     return state.x
+
+
+def _moved(s0: float) -> Callable[[Tensor, Sigma], Tensor]:
+    return lambda x, sigma: x * 0 + (sigma - s0 + 2) ** 2
+
+
+def one_step(base: Solver, s0: float, eps: Callable[[Tensor, Sigma], Tensor]) -> State:
+    """`base` stepped once from `s0`, by 0.19 down, from x = 0."""
+    s1 = s0 - 0.19
+    return answered(_stepped(base.prepared(Course(torch.log, (s0, s1))), s0, s1), eps)
+
+
+def _stepped(base: Solver, s0: float, s1: float) -> Program[State]:
+    state = yield from base.init(torch.zeros(1, 1, dtype=torch.float64), s0)
+    return (yield from base.step(state, s0, s1))

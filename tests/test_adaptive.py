@@ -7,11 +7,13 @@ import pytest
 import torch
 
 from odesampler.adaptive import Adaptive, Status, adaptive
+from odesampler.coordinates import COORDINATES
 from odesampler.drive import Tally, run
 from odesampler.exact import Gaussian, GaussianMixture
 from odesampler.integrate import on_grid, solve
 from odesampler.program import Solver, State
-from odesampler.solvers import Bosh3, Dopri5, Euler, Heun
+from odesampler.registry import find_solver, spec_of
+from odesampler.solvers import Bosh3, Dopri5, Euler, Heun, Singlestep
 from tests.problems import DETERMINISTIC, HIGH, LOW, Spy, gaussian, mixture, noise
 
 ADAPTIVE = [s for s in DETERMINISTIC if s.error_order is not None]
@@ -205,11 +207,14 @@ class Doubtful(Solver):
 
 
 @both_directions
-def test_a_step_is_accepted_only_if_its_estimated_error_is_within_the_tolerance(first, last):
+@pytest.mark.parametrize(
+    ("given", "clock"), [({"coordinate": "sigma"}, float), ({}, lambda sigma: math.asinh(sigma / 0.1))]
+)
+def test_a_step_is_accepted_only_if_its_estimated_error_is_within_the_tolerance(given, clock, first, last):
     reached = [first]
     watch = lambda step, sigma, x, rows: reached.append(sigma.item())  # noqa: E731
-    run(adaptive(Adaptive(Doubtful(), rtol=0.0, atol=1.0), noise(1), first, last, watch), model=gaussian())
-    sizes = [abs(b - a) for a, b in pairwise(reached)]
+    run(adaptive(Adaptive(Doubtful(), rtol=0.0, atol=1.0, **given), noise(1), first, last, watch), model=gaussian())
+    sizes = [abs(clock(b) - clock(a)) for a, b in pairwise(reached)]
     assert sizes[0] == 0, "the first step, much too long, was not rejected"
     assert 0.005 < max(sizes) <= 0.01 * (1 + 1e-9)
     assert reached[-1] == last
@@ -260,6 +265,62 @@ def test_gradients_flow_through_a_solve_whose_steps_depend_on_where_it_starts(so
 
 def test_gradients_are_numbers_where_a_step_errs_by_nothing_at_all():
     x = torch.zeros(2, 2, dtype=torch.float64, requires_grad=True)
-    got, _, _ = crossed(control(Heun(), 1e-4), x, HIGH, LOW, lambda x, sigma: 0 * x)
+    got, _, _ = crossed(control(Heun(), 1e-4, coordinate="sigma"), x, HIGH, LOW, lambda x, sigma: 0 * x)
     [gradient] = torch.autograd.grad(got.sum(), x)
     assert torch.equal(gradient, torch.ones_like(x))
+
+
+@both_directions
+@pytest.mark.parametrize("name", COORDINATES)
+@pytest.mark.parametrize("solver", [Dopri5(), Singlestep()], ids=repr)
+def test_in_every_coordinate_it_arrives_inside_the_range_at_the_same_place(solver, name, first, last):
+    spy, x = Spy(gaussian()), noise(8, scale=first)
+    got, status, _ = crossed(control(solver, 1e-6, coordinate=name), x, first, last, spy)
+    assert status.tolist() == [Status.ARRIVED] * 8
+    assert spy.asked_outside(LOW, HIGH) == []
+    torch.testing.assert_close(got, gaussian().trajectory(x, first, last), rtol=1e-4, atol=1e-4)
+
+
+def test_half_the_evaluations_of_steps_in_x_and_sigma():
+    """At an equal error of the worst sample, from sigma = 80 to 0.002."""
+    problem, x = stiff_and_soft(16)[0], noise(16, scale=80.0)
+    want, _, _ = crossed(control(Dopri5(), 1e-10), x, 80.0, 0.002, problem)
+
+    def rows(name, worst):
+        for tolerance in (10 ** (-k / 2) for k in range(2, 20)):
+            got, _, tally = crossed(control(Dopri5(), tolerance, coordinate=name), x, 80.0, 0.002, problem)
+            if (got - want).square().mean(1).sqrt().max() < worst:
+                return int(tally.nfe.sum())
+        raise AssertionError("no tolerance was tight enough")
+
+    for worst in (1e-2, 1e-3):
+        assert rows("angle_asinh", worst) < 0.6 * rows("sigma", worst)
+
+
+def test_a_solver_made_for_sigma_itself_takes_its_steps_there():
+    """Its middle stage lies in the middle in log sigma, whatever the clock."""
+    solver, seen = find_solver("dpm_solver_2"), []
+
+    def eps(x, sigma):
+        seen.append(sigma if isinstance(sigma, float) else sigma.flatten()[0].item())
+        return gaussian().eps(x, sigma)
+
+    crossed(control(solver, 1e-2), noise(1), HIGH, LOW, eps)
+    s0, probe, middle, s1 = seen[:4]  # the start, which is asked about once; Hairer's probe
+    assert s0 > probe
+    assert middle == pytest.approx((s0 * s1) ** 0.5)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"), [({"coordinate": "log"}, "coordinate must be one"), ({"delta": 0}, "delta")]
+)
+def test_an_unknown_coordinate_is_refused(given, message):
+    with pytest.raises(ValueError, match=message):
+        Adaptive(Dopri5(), **given)
+
+
+def test_its_name_says_the_coordinate():
+    loop = find_solver("adaptive:bosh3(rtol=0.01, coordinate='angle', delta=0.3)")
+    assert loop == Adaptive(Bosh3(), rtol=0.01, coordinate="angle", delta=0.3)
+    assert find_solver(spec_of(loop)) == loop
+    assert spec_of(Adaptive(Bosh3())) == "adaptive:bosh3"

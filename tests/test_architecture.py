@@ -34,7 +34,9 @@ CORE = {  # what each module of the core may import of ours
     "combine": {"program", "precision"},
     "trial": {"program", "combine"},
     "integrate": {"program", "combine", "trial"},
-    "adaptive": {"program", "combine"},
+    "frames": {"program"},
+    "coordinates": {"program", "combine", "frames"},
+    "adaptive": {"program", "combine", "coordinates", "trial"},
     "roots": {"program", "combine", "precision"},
     "implicit": {"precision", "program", "combine", "integrate", "roots", "trial"},
     "registry": {"program", "combine", "integrate", "adaptive", "names", "solvers", "tuned"},
@@ -67,7 +69,7 @@ CORE = {  # what each module of the core may import of ours
     "divergence": {"program", "drive", "model", "noise"},
     "exact": {"model", "prediction", "schedule"},
 }
-A_SOLVER = {"precision", "program", "combine", "trial", "solvers"}
+A_SOLVER = {"precision", "program", "combine", "trial", "frames", "coordinates", "solvers"}
 FACES = {"analysis", "tuning", "adapters", "cli", "zoo"}  # known to no one but each other
 OPTIONAL = {
     "diffusers",

@@ -13,6 +13,7 @@ from odesampler import registry
 from odesampler.cli import main
 from tests.benchmarks import (
     against_diffusers,
+    coordinates,
     defaults,
     exact_problems,
     gpu,
@@ -47,6 +48,7 @@ IN_SMALL = {  # the benchmarks that the pages name: the same, in small
         time_to_error.equal_steps(odesampler.load("digits"), 1, 4, 1),
     ],
     "heterogeneous": lambda: heterogeneous.table("mixtures", heterogeneous.mixtures(4), (1e-3,)),
+    "coordinates": lambda: coordinates.main(small=True),
     "throughput": lambda: [
         throughput.batches((2,), 1),
         throughput.memory((2,), (1,)),

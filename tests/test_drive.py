@@ -188,7 +188,7 @@ def test_nan_among_per_sample_sigmas_is_named_with_their_range():
     [
         (lambda: on_grid(Heun(), noise(), geometric(3)), 2, "k1 = yield euler, s1"),
         (lambda: on_grid(Reversible(), noise(), geometric(3)), 2, "k1 = yield euler, s1"),
-        (lambda: adaptive(Adaptive(Heun()), noise(), HIGH, LOW), 2, "k1 = yield x + probe * k0"),
+        (lambda: adaptive(Adaptive(Heun()), noise(), HIGH, LOW), 2, "f1 = yield from chart.slope(y + probe * f0,"),
         (lambda: adaptive(Adaptive(Heun()), noise(), HIGH, LOW), 3, "k1 = yield euler, s1"),
         (lambda: within(0, 9, "s", on_grid(Heun(), noise(), geometric(3))), 2, "k1 = yield euler, s1"),
     ],

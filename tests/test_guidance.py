@@ -329,7 +329,7 @@ class Embedded(torch.nn.Module):
 @pytest.mark.parametrize("scale", [1.0, 3.0])
 def test_null_conditions_kept_on_the_host_go_to_the_device_once(scale, given, monkeypatch):
     """A copy to it waits. On the meta device, where a read would raise."""
-    monkeypatch.setattr(drive._Watch, "settle", lambda self: self.kept.clear())
+    monkeypatch.setattr(drive.Watch, "settle", lambda self: self.kept.clear())
     null = {"label": 0.0, "prompt": torch.zeros(4), "mask": [1.0, 0.0]}
     model = Model(Embedded(), VP.linear(), null_cond=null).to("meta")
     eps, given = guided(model, scale), {k: v.to("meta") for k, v in given.items()}

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 import odesampler as ods
+from odesampler.coordinates import COORDINATES
 from odesampler.drive import run
 from odesampler.integrate import on_grid
 from odesampler.registry import find_solver
@@ -22,8 +23,7 @@ from odesampler.solvers import (
     Singlestep,
     TwoStep,
 )
-from odesampler.solvers.bases import reads_sigma
-from odesampler.solvers.coordinates import COORDINATES
+from odesampler.trial import reads_sigma
 from tests.problems import Spy, by_hand, mixture, noise, start
 
 SIGMAS = [3.0, 2.2, 1.9, 1.1, 0.7, 0.6, 0.3]  # steps of uneven length

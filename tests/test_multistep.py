@@ -11,10 +11,10 @@ from hypothesis import strategies as st
 from scipy.integrate import quad
 
 from odesampler.drive import run
+from odesampler.frames import VARIABLES, DataFrame, FlowFrame, NoiseFrame, VFrame
 from odesampler.integrate import OnGrid, on_grid, solve
 from odesampler.program import Course, State
 from odesampler.solvers import RK4, Ancestral, Euler, Multistep, Reversible
-from odesampler.solvers.frames import VARIABLES, DataFrame, FlowFrame, NoiseFrame, VFrame
 from odesampler.solvers.weights import RULES
 from tests.problems import Spy, by_hand, gaussian, geometric, mixture, mixture_ends, noise, slope, start
 

@@ -27,7 +27,7 @@ def missed(model, latent, x):
         ("heun", {"num_steps": 10}),
         ("dpmpp_2m", {"num_steps": 20}),
         ("unipc", {"num_steps": 20}),
-        ("adaptive:bosh3(rtol=0.01, atol=0.01)", {}),
+        ("adaptive:bosh3(rtol=0.003, atol=0.003)", {}),
         ("scipy:RK23", {}),
         ("torchdiffeq:rk4", {"num_steps": 10}),
     ],

@@ -15,10 +15,10 @@ from torch import nn
 import odesampler as ods
 from odesampler.cli import main
 from odesampler.drive import run
+from odesampler.frames import log
 from odesampler.integrate import OnGrid, solve
 from odesampler.program import State
 from odesampler.solvers import Euler, Fitted, Multistep, TwoStep
-from odesampler.solvers.frames import log
 from odesampler.solvers.weights import exact
 from odesampler.tuning import encoder, fitting, sampler
 from odesampler.tuning.fitting import Clock, Goals, Recomputed, by_table, frozen, gradient

@@ -90,7 +90,8 @@ def log_likelihood(
         model: The model; its network must be differentiable.
         images: (batch, *shape), float, in the model's data range.
         solver: As for `sample`: any that neither draws noise nor is exactly invertible. By default Dormand-Prince,
-            whose steps are accepted by the errors of x and of log p, which counts as one value more.
+            whose steps, in the coordinate "asinh", are accepted by the errors of x and of log p, which counts as one
+            value more.
         num_steps: As for `encode`.
         grid: As for `encode`.
         cond: As for `encode`: the likelihood given this condition.
@@ -141,7 +142,7 @@ def log_likelihood(
         guidance_scale=guidance_scale,
         state_dtype=state_dtype or finest_dtype(model.device),
     )
-    _refuse(plan)
+    plan = _carrying(plan)
     check_max_batch(max_batch, rows_a_sample(model, guidance_scale))
     coarser = _coarser(plan) if check or (check is None and _ours(plan)) else None
     conditions, streams = checked_cond(model, cond, len(images)), Streams(seeds_for(seed, len(images)))
@@ -204,8 +205,12 @@ def _check_levels(x_t: Tensor, estimate: _Estimate) -> None:
         )
 
 
-def _refuse(plan: Plan) -> None:
-    """Raises: ValueError: a solver that cannot carry a density along, or too short a way to infinity."""
+def _carrying(plan: Plan) -> Plan:
+    """`plan`, whose adaptive loop steps x itself: what is carried along does not grow with sigma, as x does.
+
+    Raises:
+        ValueError: A solver that cannot carry a density along, or too short a way to infinity.
+    """
     refuse_stochastic(plan)
     if plan.invertible is not None:
         raise ValueError(
@@ -218,6 +223,9 @@ def _refuse(plan: Plan) -> None:
             f"a likelihood takes {least} steps or more, so that half of them can tell what the steps leave open; "
             f"got num_steps={plan.grid.num_steps}"
         )
+    if isinstance(plan.loop, Adaptive) and plan.loop.coordinate not in ("sigma", "asinh"):
+        return replace(plan, loop=replace(plan.loop, coordinate="asinh"))
+    return plan
 
 
 def _ours(plan: Plan) -> bool:

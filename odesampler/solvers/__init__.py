@@ -8,6 +8,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING
 
 from odesampler.solvers.alf import ALF as ALF
+from odesampler.solvers.charted import Charted as Charted
 from odesampler.solvers.edict import EDICT as EDICT
 from odesampler.solvers.exponential import Singlestep as Singlestep
 from odesampler.solvers.external import Scipy as Scipy

@@ -17,9 +17,9 @@ from typing import Any
 
 from torch import Tensor
 
+from odesampler.coordinates import Coordinate, coordinate
+from odesampler.frames import plus, times
 from odesampler.program import Course, Invertible, Program, Sigma, State, euler_into_zero
-from odesampler.solvers.coordinates import Coordinate, coordinate
-from odesampler.solvers.frames import plus, times
 
 NOISE = 10.0  # from this sigma up the first slope is known: data are of the order of 1
 KNOWN = ("sigma", "asinh", "angle_asinh", "flow_asinh")  # in others it is the denoised image, however high sigma is

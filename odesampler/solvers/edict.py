@@ -15,8 +15,8 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from odesampler.frames import plus, times
 from odesampler.program import Invertible, Program, Sigma, State
-from odesampler.solvers.frames import plus, times
 
 
 @dataclass(frozen=True)

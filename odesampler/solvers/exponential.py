@@ -15,8 +15,8 @@ from dataclasses import dataclass
 from itertools import zip_longest
 from typing import ClassVar
 
+from odesampler.frames import FRAMES, Frame, log, times
 from odesampler.program import Program, Sigma, Solver, State
-from odesampler.solvers.frames import FRAMES, Frame, log, times
 from odesampler.solvers.weights import Points, Weights, bh2, combined, exact
 
 

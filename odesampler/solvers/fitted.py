@@ -15,8 +15,8 @@ from itertools import pairwise
 
 from torch import Tensor
 
+from odesampler.frames import NoiseFrame, log
 from odesampler.program import Program, Sigma, Solver, State, euler_into_zero
-from odesampler.solvers.frames import NoiseFrame, log
 from odesampler.solvers.weights import Weights, combined, exact
 
 ORDER = 2  # off the table

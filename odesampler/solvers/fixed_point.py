@@ -19,10 +19,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from odesampler.coordinates import Coordinate
 from odesampler.precision import finest_dtype
 from odesampler.program import Course, Invertible, Program, Sigma, State
 from odesampler.solvers.alf import ALF
-from odesampler.solvers.coordinates import Coordinate
 
 MOST = 2.0**61  # a sum of two such numbers is still one of 64 bits
 FRACTION = 20  # bits of kappa

@@ -20,9 +20,9 @@ import torch
 from torch import Tensor
 
 from odesampler.combine import remembering
+from odesampler.frames import FRAMES, VARIABLES, DataFrame, Frame, Variable, plus
 from odesampler.program import Course, Draw, Program, Sigma, Solver, State
 from odesampler.solvers.bases import checked_base
-from odesampler.solvers.frames import FRAMES, VARIABLES, DataFrame, Frame, Variable, plus
 from odesampler.solvers.runge_kutta import RK4, Heun
 from odesampler.solvers.stochastic import refuse_rising
 from odesampler.solvers.weights import RULES, Weights, combined

@@ -14,10 +14,11 @@ from typing import ClassVar
 
 from torch import Tensor
 
+from odesampler.coordinates import Coordinate, coordinate
 from odesampler.program import Course, Invertible, Program, Sigma, Solver, State
-from odesampler.solvers.bases import checked_base, reads_sigma
-from odesampler.solvers.coordinates import Coordinate, coordinate
+from odesampler.solvers.bases import checked_base
 from odesampler.solvers.runge_kutta import Euler, Heun
+from odesampler.trial import reads_sigma
 
 
 @dataclass(frozen=True)

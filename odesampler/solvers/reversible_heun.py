@@ -12,9 +12,9 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from odesampler.coordinates import coordinate
+from odesampler.frames import plus
 from odesampler.program import Invertible, Program, Sigma, State
-from odesampler.solvers.coordinates import coordinate
-from odesampler.solvers.frames import plus
 
 
 @dataclass(frozen=True)

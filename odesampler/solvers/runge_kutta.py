@@ -14,8 +14,8 @@ from typing import ClassVar
 
 from torch import Tensor
 
+from odesampler.frames import plus, times
 from odesampler.program import Program, Sigma, Solver, State
-from odesampler.solvers.frames import plus, times
 
 
 @dataclass(frozen=True)

@@ -16,10 +16,10 @@ import torch
 from torch import Tensor
 
 from odesampler.combine import within
+from odesampler.frames import DataFrame, times
 from odesampler.program import Course, Draw, Program, Sigma, Solver, State
 from odesampler.solvers.bases import checked_base
 from odesampler.solvers.exponential import Singlestep
-from odesampler.solvers.frames import DataFrame, times
 from odesampler.solvers.runge_kutta import Euler, Heun
 from odesampler.solvers.weights import combined
 

@@ -23,9 +23,9 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from odesampler.coordinates import coordinate
+from odesampler.frames import plus, times
 from odesampler.program import Invertible, Program, Sigma, State
-from odesampler.solvers.coordinates import coordinate
-from odesampler.solvers.frames import plus, times
 
 RULES: dict[str, Callable[[Any, Any, Any], Any]] = {  # u, of s0, s1 and h
     "leapfrog": lambda s0, s1, h: 1.0,

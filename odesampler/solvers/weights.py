@@ -18,17 +18,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from itertools import accumulate
 from typing import Any, TypeAlias
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from odesampler.frames import Frame, Variable, log, plus, times
 from odesampler.program import Sigma
-from odesampler.solvers.frames import Frame, Variable, log, plus, times
 
 Points: TypeAlias = Sequence[Sigma]
 Weights: TypeAlias = "list[Any]"  # one a point: a number, or a tensor that broadcasts against x
+LEAST = 1e-3  # of sums of weights by which it is safe to divide
 Rule: TypeAlias = Callable[[Frame, Variable, Sigma, Sigma, Points], Weights]
 
 # One step over all of sigma = 157 .. 0.01 is right to 1e-11.
@@ -89,11 +91,20 @@ RULES: dict[str, Rule] = {"exact": exact, "bh1": bh1, "bh2": bh2, "dpm": dpm, "e
 
 
 def combined(carried: Any, x: Tensor, weights: Weights, g: Sequence[Tensor]) -> Tensor:
-    """carried * x + sum_j weights_j g_j over as many g as there are weights, one operation a term that counts."""
+    """carried * x + sum_j weights_j g_j over as many g as there are weights, one operation a term that counts.
+
+    Where all weights sum to 1, as in the data and flow frames, what is summed so far is kept divided by its weights, so
+    that x need not be scaled first: one operation less.
+    """
+    counting = [(w, one) for w, one in zip(weights, g, strict=False) if isinstance(w, Tensor) or w != 0]
+    sums = [] if isinstance(carried, Tensor) else [*accumulate((w for w, _ in counting), initial=float(carried))]
+    if sums and not any(isinstance(s, Tensor) for s in sums) and abs(sums[-1] - 1) < 1e-12 and min(sums) > LEAST:
+        for (weight, one), so_far in zip(counting, sums[1:], strict=True):
+            x = torch.lerp(x, one, float(weight / so_far))
+        return x
     total = x if not isinstance(carried, Tensor) and carried == 1 else times(carried, x)
-    for weight, one in zip(weights, g, strict=False):
-        if isinstance(weight, Tensor) or weight != 0:
-            total = plus(total, weight, one)
+    for weight, one in counting:
+        total = plus(total, weight, one)
     return total
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from odesampler.sampling import sample
 from odesampler.streaming.facts import fact_of_seeds, facts_of
 from odesampler.streaming.runs import SHARD, Run, Write, carry_out, checked_size, place, planned
 from odesampler.streaming.shards import Shards, World
+from odesampler.streaming.transfer import to_host
 from odesampler.tensor_file import write_tensors
 
 KINDS = ("safetensors", "png")
@@ -103,7 +104,7 @@ def sample_many(
         part = list(seeds[items.start : items.stop])
         found = sample(model, len(items), seed=part, cond=mine, max_batch=max_batch, **how)
         late = [item for item, status in zip(items, found.status, strict=True) if status is not Status.ARRIVED]
-        x = (found.images if kind == "png" else found.x).cpu()  # here: there it would wait for the next shard's work
+        x = to_host(found.images if kind == "png" else found.x)
         return partial(_written, shards, i, kind, x, part), {"late": late}
 
     return carry_out(
@@ -111,8 +112,9 @@ def sample_many(
     )
 
 
-def _written(shards: Shards, i: int, kind: str, x: Tensor, seeds: Sequence[int]) -> list[Path]:
-    """The samples `x` of shard `i`, in files that are whole."""
+def _written(shards: Shards, i: int, kind: str, copied: Callable[[], Tensor], seeds: Sequence[int]) -> list[Path]:
+    """The samples of shard `i`, in files that are whole."""
+    x = copied()
     if kind == "png":
         return images.save_each(x, shards.path(i), first=shards.span(i).start, digits=8)
     path = shards.path(i, ".safetensors")

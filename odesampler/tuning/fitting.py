@@ -25,9 +25,9 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from odesampler.drive import Eps, run
+from odesampler.frames import plus
 from odesampler.model import Model
 from odesampler.program import Program
-from odesampler.solvers.frames import plus
 from odesampler.tuning.resumable import Resumable
 
 Shape: TypeAlias = Callable[[Tensor], tuple[Tensor, Tensor]]  # parameters -> sigmas above 0 (n,), weights (n, n)

@@ -20,11 +20,11 @@ import torch
 from torch import Tensor
 
 from odesampler.drive import Eps, run
+from odesampler.frames import FlowFrame, log
 from odesampler.grid import Grid
 from odesampler.integrate import on_grid
 from odesampler.program import Program, State
 from odesampler.room import AnyBatch
-from odesampler.solvers.frames import FlowFrame, log
 from odesampler.solvers.runge_kutta import RK4
 from odesampler.solvers.weights import exact
 

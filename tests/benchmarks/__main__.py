@@ -5,7 +5,7 @@ from importlib import import_module
 
 NAMES = (
     "import_time", "exact_problems", "defaults", "reversible", "inversion", "round_trips", "against_diffusers",
-    "loop_overhead", "time_to_error", "heterogeneous", "throughput", "gpu", "tune",
+    "loop_overhead", "time_to_error", "heterogeneous", "coordinates", "throughput", "gpu", "tune",
 )  # fmt: skip
 
 asked = [word for word in sys.argv[1:] if not word.startswith("--")]

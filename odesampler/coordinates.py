@@ -28,8 +28,8 @@ import torch
 from torch import Tensor
 
 from odesampler.combine import question
-from odesampler.program import Program, Sigma
-from odesampler.solvers.frames import DataFrame, FlowFrame, Frame, NoiseFrame, VFrame, times
+from odesampler.frames import DataFrame, FlowFrame, Frame, NoiseFrame, VFrame, times
+from odesampler.program import Program, Sigma, Solver, State
 
 T = TypeVar("T")
 
@@ -51,9 +51,9 @@ class Coordinate:
         """x, from y (batch, *shape) at `sigma`."""
         return times(self.frame.scale(sigma), y)
 
-    def slope(self, y: Tensor, sigma: Sigma) -> Program[Tensor]:
-        """dy / dtau at `y`, `sigma`."""
-        x = self.outward(y, sigma)
+    def slope(self, y: Tensor, sigma: Sigma, x: Tensor | None = None) -> Program[Tensor]:
+        """dy / dtau at `y`, `sigma`; `x`: what `y` is, if that is known."""
+        x = self.outward(y, sigma) if x is None else x
         eps = yield x, sigma
         return self.seen(eps, x, sigma)
 
@@ -61,11 +61,33 @@ class Coordinate:
         """dy / dtau, from eps (batch, *shape) at `x`, `sigma`."""
         return times(self.speed(sigma), self.frame.seen(eps, x, sigma))
 
-    def shown(self, program: Program[T], s0: Sigma, t0: Sigma, s1: Sigma, t1: Sigma) -> Program[T]:
+    def started(self, solver: Solver, x: Tensor, sigma: Sigma) -> Program[State]:
+        """`solver.init` for a method for any equation, which steps y and tau; what it remembers is in their terms."""
+        y, tau = self.inward(x, sigma), self.time(sigma)
+        state = yield from self.shown(solver.init(y, tau), sigma, tau, sigma, tau, (y, x))
+        return state._replace(x=x)
+
+    def stepped(self, solver: Solver, state: State, s0: Sigma, s1: Sigma) -> Program[State]:
+        """`solver.step` likewise, from a state and to one that hold x."""
+        y, t0, t1 = self.inward(state.x, s0), self.time(s0), self.time(s1)
+        step = solver.step(state._replace(x=y), t0, t1)
+        there = yield from self.shown(step, s0, t0, s1, t1, (y, state.x))
+        error = None if there.error is None else self.outward(there.error, s1)
+        return there._replace(x=self.outward(there.x, s1), error=error)
+
+    def shown(
+        self,
+        program: Program[T],
+        s0: Sigma,
+        t0: Sigma,
+        s1: Sigma,
+        t1: Sigma,
+        known: tuple[Tensor, Tensor] | None = None,
+    ) -> Program[T]:
         """Run a program that solves dy/dtau, asking about y and tau: it is told slopes, the model is asked for eps.
 
         Of the ends, given as sigma and tau, the model is told the very sigma: the way there and back through tau may
-        leave its range by a rounding.
+        leave its range by a rounding. Likewise of a point that is known as (y, x) it is told the very x.
         """
         slope: Tensor | None = None
         try:
@@ -73,7 +95,7 @@ class Coordinate:
                 y, tau, *_ = question(program.send(cast(Tensor, slope)))
                 sigma = s0 if tau is t0 else s1 if tau is t1 else self.sigma(tau)
                 try:
-                    slope = yield from self.slope(y, sigma)
+                    slope = yield from self.slope(y, sigma, known[1] if known and y is known[0] else None)
                 except Exception as error:
                     program.throw(error)
                     raise

@@ -1,0 +1,33 @@
+"""Transfers: what is made on a device comes to the host beside what is computed next.
+
+    device, this stream:   shard i | shard i + 1                 host:   launches i | launches i + 1
+    device, another:                | shard i to pinned memory                       | waits for i, writes it
+
+Pinned memory is what a GPU can write to while nobody waits. On other devices a copy is made when it is asked for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+
+def to_host(x: Tensor) -> Callable[[], Tensor]:
+    """Begin to copy `x` to the host; the result, called from any thread, waits for the copy and returns it."""
+    if x.device.type != "cuda":
+        return x.cpu
+    here, beside = torch.cuda.current_stream(x.device), torch.cuda.Stream(x.device)  # type: ignore[no-untyped-call]
+    there = torch.empty_like(x, device="cpu", memory_format=torch.contiguous_format, pin_memory=True)
+    beside.wait_stream(here)
+    with torch.cuda.stream(beside):
+        there.copy_(x, non_blocking=True)
+        x.record_stream(beside)  # its memory is not given to others before the copy is done
+        done = beside.record_event()
+
+    def copied() -> Tensor:
+        done.synchronize()
+        return there
+
+    return copied

@@ -1,0 +1,111 @@
+"""Transfers to the host: begun at once, waited for where the result is used."""
+
+from contextlib import contextmanager
+
+import pytest
+import torch
+
+import odesampler as ods
+from odesampler.streaming import sample_many as streaming
+from odesampler.streaming.transfer import to_host
+
+
+def test_elsewhere_than_on_a_gpu_it_is_the_tensor():
+    x = torch.randn(2, 3)
+    assert to_host(x)() is x
+
+
+class Device:
+    """Stands for torch.cuda: a tensor that says it is on a GPU, streams that note what they are told."""
+
+    def __init__(self):
+        self.said = []
+
+    def stream(self, name):
+        device = self
+
+        class Stream:
+            def wait_stream(self, other):
+                device.said.append(f"{name} waits for {other.name}")
+
+            def record_event(self):
+                device.said.append(f"event on {name}")
+                return Event()
+
+        class Event:
+            def synchronize(self):
+                device.said.append("host waits")
+
+        made = Stream()
+        made.name = name
+        return made
+
+    def tensor(self):
+        device = self
+
+        class There(torch.Tensor):
+            device = torch.device("cuda", 0)
+
+            def record_stream(self, stream):
+                device.said.append(f"memory kept for {stream.name}")
+
+        return torch.arange(6.0).reshape(2, 3).as_subclass(There)
+
+
+def test_on_a_gpu_the_copy_is_begun_on_a_stream_of_its_own_and_the_host_waits_at_the_end_only(monkeypatch):
+    """The order of calls, with a GPU that is none; the numbers are tested below where there is one."""
+    there = Device()
+
+    @contextmanager
+    def on(stream):
+        there.said.append(f"on {stream.name}")
+        yield
+
+    def empty_like(x, *, device, memory_format, pin_memory):
+        there.said.append(f"pinned: {pin_memory}, {device}")
+        return torch.zeros(x.shape)
+
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: there.stream("computing"))
+    monkeypatch.setattr(torch.cuda, "Stream", lambda device: there.stream("copying"))
+    monkeypatch.setattr(torch.cuda, "stream", on)
+    monkeypatch.setattr(torch, "empty_like", empty_like)
+    copied = to_host(there.tensor())
+    assert there.said == [
+        "pinned: True, cpu",
+        "copying waits for computing",
+        "on copying",
+        "memory kept for copying",
+        "event on copying",
+    ]
+    assert copied().tolist() == [[0, 1, 2], [3, 4, 5]]
+    assert there.said[-1] == "host waits"
+
+
+def test_a_shards_samples_are_waited_for_where_they_are_written_not_where_they_are_made(monkeypatch, tmp_path):
+    said = []
+
+    def begun(x):
+        said.append("begun")
+        return lambda: (said.append("waited"), x)[1]
+
+    def written(file, tensors):
+        said.append("written")
+        return write(file, tensors)
+
+    write = streaming.write_tensors
+    monkeypatch.setattr(streaming, "to_host", begun)
+    monkeypatch.setattr(streaming, "write_tensors", written)
+    run = ods.sample_many(ods.load("digits"), 3, tmp_path / "out", shard_size=3, num_steps=2)
+    assert run.complete
+    assert said == ["begun", "waited", "written"]
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="copies from a real GPU")
+def test_from_a_real_gpu_the_values_arrive():
+    x = torch.randn(64, 3, 32, 32, device="cuda")
+    want = x.cpu()
+    copied = to_host(x * 2)  # whose memory nobody else holds
+    torch.randn(64, 3, 32, 32, device="cuda")
+    found = copied()
+    assert found.is_pinned()
+    assert torch.equal(found, want * 2)
