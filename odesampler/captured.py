@@ -12,12 +12,15 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
+from odesampler.compiled import Compile, check_compile
 from odesampler.drive import Tally, Watch, run
+from odesampler.fused import fused
 from odesampler.guidance import AnyGuidance, rows_a_sample, usual_guidance, warn_of_nothing_to_guide_to
 from odesampler.inputs import checked_batch, checked_cond, checked_count, checked_shape
 from odesampler.integrate import OnGrid
@@ -47,6 +50,7 @@ def capture(
     clip_denoised: AnyThreshold = None,
     state_dtype: torch.dtype | None = None,
     max_batch: int | None = None,
+    fuse: Compile = False,
 ) -> Captured:
     """Make ready to draw `num_samples` images at a time, on a GPU as one CUDA graph.
 
@@ -62,6 +66,8 @@ def capture(
         clip_denoised: As for `sample`.
         state_dtype: As for `sample`.
         max_batch: As for `sample`, but a number.
+        fuse: Compile what lies between two calls of the network into one kernel (`fused`). True, or options of
+            torch.compile. It takes some seconds an evaluation, now, and a compiler.
 
     Returns:
         What draws them: call it with a seed. On a GPU it keeps the memory that a solve needs.
@@ -95,9 +101,10 @@ def capture(
         raise ValueError('max_batch="auto" tries what fits into memory, which a graph cannot: give a number, or none')
     warn_of_nothing_to_guide_to(model, cond, plan.guidance_scale)
     noise_for(noise, [0])
+    check_compile(fuse, "fuse")
     shape = (checked_count(num_samples, None), *checked_shape(model))
     _check_compiled(model)
-    return Captured(model, plan, shape, checked_cond(model, cond, shape[0]), noise, max_batch)
+    return Captured(model, plan, shape, checked_cond(model, cond, shape[0]), noise, max_batch, fuse)
 
 
 class Captured:
@@ -119,6 +126,7 @@ class Captured:
         cond: Mapping[str, Tensor],
         noise: str,
         max_batch: int | None,
+        fuse: Compile,
     ) -> None:
         self._model, self._plan, self._noise, self._max_batch = model, plan, noise, max_batch
         self._usual, self._cond = cond, {key: value.clone() for key, value in cond.items()}
@@ -126,8 +134,9 @@ class Captured:
         self._places = _Places()
         with torch.no_grad():
             if plan.stochastic:
-                self._solve()  # makes the places of its noise
-            self._launch = recorded(self._solve, model)
+                self._solve(model)  # makes the places of its noise
+            solve = partial(self._solve, model) if fuse is False else fused(self._solve, model, fuse)
+            self._launch = recorded(solve, model)
 
     def __repr__(self) -> str:
         grid = self._plan.grid
@@ -169,12 +178,12 @@ class Captured:
             raise ValueError(f"conditions have the shapes that were captured, {places}; got {given}")
         return cond
 
-    def _solve(self) -> tuple[Solved, Tally, Watch]:
+    def _solve(self, model: Model) -> tuple[Solved, Tally, Watch]:
         """From and to fixed places; nothing is read from the device."""
         tally, watch = Tally(), Watch(reads=False)
         self._places.asked = 0
-        program = program_of(self._plan, self._model, State(self._x), self._plan.grid.down())
-        eps = eps_of(self._plan, self._model)
+        program = program_of(self._plan, model, State(self._x), self._plan.grid.down())
+        eps = eps_of(self._plan, model)
         given: dict[str, Any] = {"cond": self._cond, "noise": self._places, "max_batch": self._max_batch}
         [solved] = run(program, model=eps, tally=tally, watch=watch, **given)
         return solved, tally, watch

@@ -31,11 +31,11 @@ def compiled(network: Callable[..., Tensor], compile: Compile) -> Callable[..., 
     return made
 
 
-def check_compile(compile: Compile) -> None:
+def check_compile(compile: Compile, name: str = "compile") -> None:
     """Raises: TypeError: neither yes nor no, nor options."""
     if not isinstance(compile, (bool, Mapping)):
         raise TypeError(
-            'compile must be True, False, or options of torch.compile such as {"mode": "reduce-overhead"}; '
+            f'{name} must be True, False, or options of torch.compile such as {{"mode": "reduce-overhead"}}; '
             f"got {compile!r}"
         )
 

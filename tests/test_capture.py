@@ -124,7 +124,7 @@ def test_no_solve_reads_what_is_on_the_device(solver):
     counts = Counted(draw._x.numel())
     on_device(draw._x, *draw._cond.values(), *(place for place, _ in draw._places._made))
     with torch.no_grad(), counts:
-        draw._solve()
+        draw._solve(MODEL)
     assert counts.device_names
     assert counts.device_waits == []
 

@@ -42,7 +42,11 @@ IN_SMALL = {  # the benchmarks that the pages name: the same, in small
         round_trips.null_texts(1, ((2, 3.0),)),
         round_trips.saved(1, (2,)),
     ],
-    "loop_overhead": lambda: [loop_overhead.table((1, 1, 4, 4), 1), loop_overhead.adaptive(2)],
+    "loop_overhead": lambda: [
+        loop_overhead.table((1, 1, 4, 4), 1),
+        loop_overhead.adaptive(2),
+        loop_overhead.fused((1, 1, 8, 8), ("ddim",), 1),
+    ],
     "time_to_error": lambda: [
         time_to_error.to_error(against_diffusers.Problem("digits", 8, 40), 1, [*against_diffusers.settings()][:1]),
         time_to_error.equal_steps(odesampler.load("digits"), 1, 4, 1),

@@ -16,6 +16,7 @@ times, without our driver: it looks for NaN among the answers, on a device once 
 (tests/test_loop_cost.py).
 """
 
+import re
 import warnings
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -24,6 +25,8 @@ import diffusers
 import torch
 import torchdiffeq
 from torch import Tensor
+from torch._inductor import config as inductor
+from torch._inductor.utils import run_and_get_code
 
 import odesampler as ods
 from odesampler import drive
@@ -37,6 +40,7 @@ from .diffusers_loop import denoised
 from .side_by_side import facts, in_turn
 
 STEPS = 50
+FUSED_STEPS = 20  # each is compiled
 SCHEDULE = ods.VP.linear()
 SHAPES = ((1, 3, 32, 32), (64, 3, 32, 32))
 THEIRS: dict[str, tuple[Any, dict[str, Any]]] = {
@@ -108,7 +112,30 @@ def main() -> None:
     with torch.no_grad():
         for shape in SHAPES:
             table(shape)
+            fused(shape)
         adaptive()
+
+
+def fused_cost(solver: str, x: Tensor) -> Cost:
+    """What an evaluation costs in `ods.capture(..., fuse=True)`: kernels, and the arrays that they load and store.
+
+    Read from the kernels as torch writes them for a CPU: each goes over the state in one loop. The first kernel asks
+    the first question and the last is the step into zero: one more evaluation costs what those in the middle do.
+    """
+    with inductor.patch(force_disable_caches=True), warnings.catch_warnings():  # else they are not written again
+        warnings.simplefilter("ignore", UserWarning)  # that caches are disabled
+        _, sources = run_and_get_code(lambda: drawn_fused(solver, x, 6))
+    kernels = [k for source in sources for k in re.findall(r"cpp_pybinding\(.*?'''\)", source, re.DOTALL)]
+    moved = [len(re.findall(r"loadu\(in_ptr|\.store\(out_ptr", k)) for k in kernels]
+    assert all(k.count("for(int64_t") == 1 for k in kernels)
+    middle = moved[4:-2]
+    return Cost(len(kernels) / len(sources), sum(middle) / len(middle), 0.0, 0.0)
+
+
+def drawn_fused(solver: str, x: Tensor, num_steps: int) -> ods.Captured:
+    """A fused solve around the network that costs nothing."""
+    model = ods.Model(Free(x), SCHEDULE, data_shape=tuple(x.shape[1:]))
+    return ods.capture(model, len(x), solver=solver, num_steps=num_steps, fuse=True)
 
 
 def table(shape: tuple[int, ...], repeats: int = 9) -> None:
@@ -129,6 +156,23 @@ def table(shape: tuple[int, ...], repeats: int = 9) -> None:
             print(
                 f"  {name:24}{cells[0]:>14}{cells[1]:>14}{cells[2]:>16}{cost.waits:8.1f}{cost.once:18.0f}", flush=True
             )
+
+
+def fused(shape: tuple[int, ...], solvers: tuple[str, ...] = tuple(SAME), repeats: int = 9) -> None:
+    """Print what fused solves cost, beside the same solves as they are; the times are of replays."""
+    print(f"state {shape}; ods.capture with and without fuse=True, {FUSED_STEPS} steps for the time")
+    x = torch.randn(shape)
+    for solver in solvers:
+        model = ods.Model(Free(x), SCHEDULE, data_shape=shape[1:])
+        plain = ods.capture(model, len(x), solver=solver, num_steps=FUSED_STEPS)
+        together = drawn_fused(solver, x, FUSED_STEPS)
+        seconds = in_turn({"plain": lambda p=plain: p(x=x), "fused": lambda f=together: f(x=x)}, repeats)
+        plain_us, fused_us = (1e6 * seconds[name] / plain(x=x).calls for name in ("plain", "fused"))
+        cost = fused_cost(solver, x)
+        print(
+            f"  {solver:24}{cost.operations:8.1f}{cost.traffic:8.1f}{fused_us:10.1f} us, plain {plain_us:.1f}",
+            flush=True,
+        )
 
 
 def adaptive(batch: int = 16, tolerance: float = 1e-3) -> None:

@@ -1,0 +1,114 @@
+"""Fused solves: whatever lies between two calls of the network becomes one kernel, compiled by torch.
+
+    f0 | network | f1 | network | ... | network | fn         each f: what solver, guidance and driver do in between
+
+The operations of a solve on a fixed grid are those of any other solve on it. They are recorded once, as torch.fx knows
+them, cut at the network's calls, and each piece is compiled: it reads and writes every array once, where operations one
+by one would read and write each result. The network stays as it is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from contextlib import nullcontext
+from dataclasses import replace
+from itertools import count
+from typing import Any, TypeAlias
+from weakref import WeakValueDictionary
+
+import torch
+from torch import Tensor, nn
+
+from odesampler.compiled import Compile, compiled
+from odesampler.drive import Tally, Watch
+from odesampler.model import Model
+from odesampler.program import Solved, State
+
+Solve: TypeAlias = "Callable[[Model], tuple[Solved, Tally, Watch]]"
+
+_NUMBERS = count()
+_ASKED: WeakValueDictionary[int, _Network] = WeakValueDictionary()  # numbers, since operations take no functions
+
+
+class _Network:
+    """The network of a model, as one operation."""
+
+    def __init__(self, model: Model) -> None:
+        self.called, self.autocast, self.number = model.network, model.autocast, next(_NUMBERS)
+        _ASKED[self.number] = self
+
+    def __call__(self, x_t: Tensor, t: Tensor, **cond: Tensor) -> Tensor:
+        answer: Tensor = _ask_operation()(self.number, x_t, t, ",".join(cond), list(cond.values()))
+        return answer
+
+    def answer(self, x_t: Tensor, t: Tensor, cond: Mapping[str, Tensor]) -> Tensor:
+        """As `Model.ask` would have it, under its autocast."""
+        with torch.autocast(x_t.device.type, self.autocast) if self.autocast else nullcontext():
+            out = self.called(x_t, t, **cond)
+        return out.clone() if out.untyped_storage().data_ptr() == x_t.untyped_storage().data_ptr() else out
+
+
+def fused(solve: Solve, model: Model, options: Compile) -> Callable[[], tuple[Solved, Tally, Watch]]:
+    """`solve` of `model`, recorded, with all but the network compiled. It must read and write at fixed places.
+
+    Args:
+        solve: What it does must depend on the grid alone, not on values.
+        model: The model.
+        options: Of torch.compile; True: none.
+
+    Returns:
+        What solves again. It is compiled: the first of them has been made.
+
+    Raises:
+        RuntimeError: Something in it reads a value.
+    """
+    from torch.fx.experimental.proxy_tensor import make_fx
+    from torch.fx.passes.split_module import split_module
+
+    network = _Network(model)
+    opaque = replace(model, network=network, dtype=model.network_dtype, autocast=None, compile=False)
+    solve(opaque)  # what is computed once and kept, on the host, is no part of the recording
+    found: list[tuple[Solved, Tally, Watch]] = []
+
+    def outcome() -> list[Tensor]:
+        found.append(solve(opaque))
+        solved, _, watch = found[-1]
+        return [solved.state.x, *(total for _, total in watch.kept)]
+
+    try:
+        graph = make_fx(outcome)()
+    except RuntimeError as error:
+        raise RuntimeError(
+            f"the solve of {model.name} could not be recorded: something between two calls of the network reads a value"
+        ) from error
+    network.called = compiled(model.network, model.compile)  # not before: what is compiled cannot be recorded
+    graph.graph.eliminate_dead_code()
+    calls, pieces = 0, dict[str, int]()
+    for node in graph.graph.nodes:
+        asks = node.op == "call_function" and node.target is _ask_operation().default
+        pieces[node.name] = 2 * calls + asks  # odd: a call of the network
+        calls += asks
+    whole = split_module(graph, nn.Module(), lambda node: pieces[node.name], keep_original_order=True)
+    for name, piece in whole.named_children():
+        if int(name.removeprefix("submod_")) % 2 == 0:
+            setattr(whole, name, compiled(piece, options))
+    whole()
+    _, tally, watch = found[-1]
+
+    def launch(network: _Network = network) -> tuple[Solved, Tally, Watch]:  # kept alive by this
+        x, *totals = whole()
+        kept = [(sigma, total) for (sigma, _), total in zip(watch.kept, totals, strict=True)]
+        return Solved(State(x)), tally, Watch(reads=False, kept=kept)
+
+    return launch
+
+
+def _ask_operation() -> Any:
+    """The operation, made when first needed."""
+    if not hasattr(torch.ops.odesampler, "ask"):
+        torch.library.custom_op("odesampler::ask", _ask, mutates_args=())
+    return torch.ops.odesampler.ask
+
+
+def _ask(number: int, x_t: Tensor, t: Tensor, names: str, values: list[Tensor]) -> Tensor:
+    return _ASKED[number].answer(x_t, t, dict(zip(names.split(","), values, strict=True)) if names else {})
