@@ -18,7 +18,6 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from odesampler.compiled import Compile, check_compile
 from odesampler.drive import Tally, Watch, run
 from odesampler.fused import fused
 from odesampler.guidance import AnyGuidance, rows_a_sample, usual_guidance, warn_of_nothing_to_guide_to
@@ -50,7 +49,7 @@ def capture(
     clip_denoised: AnyThreshold = None,
     state_dtype: torch.dtype | None = None,
     max_batch: int | None = None,
-    fuse: Compile = False,
+    fuse: bool = False,
 ) -> Captured:
     """Make ready to draw `num_samples` images at a time, on a GPU as one CUDA graph.
 
@@ -66,8 +65,8 @@ def capture(
         clip_denoised: As for `sample`.
         state_dtype: As for `sample`.
         max_batch: As for `sample`, but a number.
-        fuse: Compile what lies between two calls of the network into one kernel (`fused`). True, or options of
-            torch.compile. It takes some seconds an evaluation, now, and a compiler.
+        fuse: Compile what lies between two calls of the network into one kernel, see `fused`. That takes a compiler,
+            and some seconds for each evaluation, now.
 
     Returns:
         What draws them: call it with a seed. On a GPU it keeps the memory that a solve needs.
@@ -101,7 +100,6 @@ def capture(
         raise ValueError('max_batch="auto" tries what fits into memory, which a graph cannot: give a number, or none')
     warn_of_nothing_to_guide_to(model, cond, plan.guidance_scale)
     noise_for(noise, [0])
-    check_compile(fuse, "fuse")
     shape = (checked_count(num_samples, None), *checked_shape(model))
     _check_compiled(model)
     return Captured(model, plan, shape, checked_cond(model, cond, shape[0]), noise, max_batch, fuse)
@@ -126,7 +124,7 @@ class Captured:
         cond: Mapping[str, Tensor],
         noise: str,
         max_batch: int | None,
-        fuse: Compile,
+        fuse: bool,
     ) -> None:
         self._model, self._plan, self._noise, self._max_batch = model, plan, noise, max_batch
         self._usual, self._cond = cond, {key: value.clone() for key, value in cond.items()}
@@ -135,7 +133,7 @@ class Captured:
         with torch.no_grad():
             if plan.stochastic:
                 self._solve(model)  # makes the places of its noise
-            solve = partial(self._solve, model) if fuse is False else fused(self._solve, model, fuse)
+            solve = fused(self._solve, model) if fuse else partial(self._solve, model)
             self._launch = recorded(solve, model)
 
     def __repr__(self) -> str:

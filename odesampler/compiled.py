@@ -31,11 +31,11 @@ def compiled(network: Callable[..., Tensor], compile: Compile) -> Callable[..., 
     return made
 
 
-def check_compile(compile: Compile, name: str = "compile") -> None:
+def check_compile(compile: Compile) -> None:
     """Raises: TypeError: neither yes nor no, nor options."""
     if not isinstance(compile, (bool, Mapping)):
         raise TypeError(
-            f'{name} must be True, False, or options of torch.compile such as {{"mode": "reduce-overhead"}}; '
+            'compile must be True, False, or options of torch.compile such as {"mode": "reduce-overhead"}; '
             f"got {compile!r}"
         )
 

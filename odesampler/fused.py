@@ -18,8 +18,9 @@ from weakref import WeakValueDictionary
 
 import torch
 from torch import Tensor, nn
+from torch.fx import GraphModule
 
-from odesampler.compiled import Compile, compiled
+from odesampler.compiled import compiled
 from odesampler.drive import Tally, Watch
 from odesampler.model import Model
 from odesampler.program import Solved, State
@@ -48,13 +49,31 @@ class _Network:
         return out.clone() if out.untyped_storage().data_ptr() == x_t.untyped_storage().data_ptr() else out
 
 
-def fused(solve: Solve, model: Model, options: Compile) -> Callable[[], tuple[Solved, Tally, Watch]]:
+class _Piece(nn.Module):
+    """What lies between two calls of the network; compiled when it is first called.
+
+    By torch's compiler without what it does before each call of torch.compile, which takes longer than the piece: here
+    shapes, dtypes and devices are always the same.
+    """
+
+    def __init__(self, graph: GraphModule) -> None:
+        super().__init__()
+        self._graph, self._made = [graph], list[Callable[..., Any]]()  # in lists: no parts of the module
+
+    def forward(self, *inputs: Tensor) -> Any:
+        if not self._made:
+            import torch._inductor
+
+            self._made.append(torch._inductor.compile(self._graph[0], list(inputs)))
+        return self._made[0](*inputs)
+
+
+def fused(solve: Solve, model: Model) -> Callable[[], tuple[Solved, Tally, Watch]]:
     """`solve` of `model`, recorded, with all but the network compiled. It must read and write at fixed places.
 
     Args:
         solve: What it does must depend on the grid alone, not on values.
         model: The model.
-        options: Of torch.compile; True: none.
 
     Returns:
         What solves again. It is compiled: the first of them has been made.
@@ -90,8 +109,8 @@ def fused(solve: Solve, model: Model, options: Compile) -> Callable[[], tuple[So
         calls += asks
     whole = split_module(graph, nn.Module(), lambda node: pieces[node.name], keep_original_order=True)
     for name, piece in whole.named_children():
-        if int(name.removeprefix("submod_")) % 2 == 0:
-            setattr(whole, name, compiled(piece, options))
+        if isinstance(piece, GraphModule) and int(name.removeprefix("submod_")) % 2 == 0:
+            setattr(whole, name, _Piece(piece))
     whole()
     _, tally, watch = found[-1]
 
