@@ -10,8 +10,8 @@ batch, so only those under way are asked about. The step is cut at the end of th
 
 In x and sigma the right step falls with sigma, over four orders of magnitude, and the error that is allowed with |x|.
 In y and tau neither does: so a method for any equation, such as Runge-Kutta's, takes its steps there, and the control
-of every solver works there. It takes half as many evaluations (docs/speed.md). The control expects e / h^k to go on
-changing much as it did.
+of every solver works there. Dormand-Prince takes half as many evaluations (docs/speed.md). The control expects e / h^k
+to go on changing much as it did.
 
 References:
     Hairer, Norsett, Wanner 1993, Solving Ordinary Differential Equations I, II.4 (initial step; error norm).
@@ -118,7 +118,7 @@ def adaptive(
     """
     chart, k = coordinate(control.coordinate, control.delta), (control.solver.error_order or 0) + 1
     solver = control.solver
-    own = reads_sigma(solver)
+    own = solver.stochastic or reads_sigma(solver)  # how much noise a step adds is a matter of sigma
     init, step = (solver.init, solver.step) if own else (partial(chart.started, solver), partial(chart.stepped, solver))
     clock = _Clock(chart, start, stop)
     rows = torch.arange(len(x), device=x.device)

@@ -27,7 +27,7 @@ from typing import Any, TypeVar, cast
 import torch
 from torch import Tensor
 
-from odesampler.combine import question
+from odesampler.combine import for_rows, question
 from odesampler.frames import DataFrame, FlowFrame, Frame, NoiseFrame, VFrame, times
 from odesampler.program import Program, Sigma, Solver, State
 
@@ -92,10 +92,11 @@ class Coordinate:
         slope: Tensor | None = None
         try:
             while True:
-                y, tau, *_ = question(program.send(cast(Tensor, slope)))
+                y, tau, rows, *_ = question(program.send(cast(Tensor, slope)))
                 sigma = s0 if tau is t0 else s1 if tau is t1 else self.sigma(tau)
+                asking = self.slope(y, sigma, known[1] if known and y is known[0] else None)
                 try:
-                    slope = yield from self.slope(y, sigma, known[1] if known and y is known[0] else None)
+                    slope = yield from (asking if rows is None else for_rows(cast(Tensor, rows), asking))
                 except Exception as error:
                     program.throw(error)
                     raise

@@ -227,7 +227,8 @@ def _ends(low: float, high: float, loop: Loop, into_zero: bool) -> tuple[float, 
 
     Out of infinity goes one Euler step; to sigma = s its error is about 1 / (2 s^2), hence s from the tolerance.
     """
-    first = (high,) if math.isfinite(high) else (high, getattr(loop, "rtol", 1e-4) ** -0.5)
+    tolerance = getattr(loop, "rtol", 1e-4) or getattr(loop, "atol", 1e-4)
+    first = (high,) if math.isfinite(high) else (high, tolerance**-0.5)
     return (*first, low, 0.0) if into_zero else (*first, low)
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable
-from dataclasses import MISSING, fields, is_dataclass
+from dataclasses import MISSING, fields, is_dataclass, replace
 from difflib import get_close_matches
 from functools import cache, partial
 from importlib import import_module
@@ -140,9 +140,7 @@ def find_solver(solver: Solver | Loop | str) -> Solver | Loop:
     name, arguments = parsed(rest, "solver", solver)
     makers: dict[str, Callable[..., Loop]] = {"torchdiffeq": Torchdiffeq, "scipy": Scipy}
     if driver == "adaptive":
-        own: dict[str, Any] = {
-            k: arguments.pop(k) for k in ("rtol", "atol", "max_steps", "coordinate", "delta") if k in arguments
-        }
+        own: dict[str, Any] = {k: arguments.pop(k) for k in OF_THE_LOOP if k in arguments}
         return _called(lambda **options: Adaptive(_made(name, arguments, solver), **options), own, solver)
     if driver not in makers:
         raise ValueError(f"unknown solver {solver!r}: before the colon stands one of {', '.join(DRIVERS)}")
@@ -241,9 +239,10 @@ def loop_for(
             raise ValueError(f"{spec_of(found)} chooses its own steps, so {asks} would have no effect: leave it out")
         if tolerances:
             given = ", ".join(f"{k}={v}" for k, v in tolerances.items())
-            raise ValueError(
-                f"{spec_of(found)} has tolerances of its own: write {spec_of(found).split('(')[0]}({given})"
-            )
+            instead = f"{spec_of(found).split('(')[0]}({given})"
+            if isinstance(found, Adaptive):  # whose other settings are to stay
+                instead = spec_of(replace(found, **tolerances))
+            raise ValueError(f"{spec_of(found)} has tolerances of its own: write {instead}")
         return found
     if tolerances or (found.adaptive and num_steps is None):
         return Adaptive(found, **tolerances)

@@ -103,7 +103,8 @@ def sample(
         guidance_scale: As in diffusers, eps_u + scale * (eps_c - eps_u); 1 is off, and the default, unless the model
             says otherwise. An `ods.Guidance` can also rescale the result, and guide in an interval of sigma only.
         rtol: Relative tolerance: asks for per-sample adaptive steps instead of a fixed grid.
-        atol: Absolute tolerance, in units of x = x_t / alpha, likewise.
+        atol: Absolute tolerance, likewise, in units of x / sqrt(1 + sigma^2), x = x_t / alpha: of x_t itself where the
+            model is variance-preserving. See `ods.Adaptive`.
         clip_denoised: Clamp the predicted image, after guidance, to [-clip, clip]; or an `ods.DynamicThreshold`. Off by
             default.
         state_dtype: torch.float32 (default) or float64; the network's own dtype is the model's affair.

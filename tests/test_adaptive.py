@@ -11,9 +11,11 @@ from odesampler.coordinates import COORDINATES
 from odesampler.drive import Tally, run
 from odesampler.exact import Gaussian, GaussianMixture
 from odesampler.integrate import on_grid, solve
-from odesampler.program import Solver, State
+from odesampler.noise import Streams
+from odesampler.program import Draw, Request, Solver, State, column
 from odesampler.registry import find_solver, spec_of
 from odesampler.solvers import Bosh3, Dopri5, Euler, Heun, Singlestep
+from odesampler.trial import reads_sigma
 from tests.problems import DETERMINISTIC, HIGH, LOW, Spy, gaussian, mixture, noise
 
 ADAPTIVE = [s for s in DETERMINISTIC if s.error_order is not None]
@@ -309,6 +311,109 @@ def test_a_solver_made_for_sigma_itself_takes_its_steps_there():
     s0, probe, middle, s1 = seen[:4]  # the start, which is asked about once; Hairer's probe
     assert s0 > probe
     assert middle == pytest.approx((s0 * s1) ** 0.5)
+
+
+class Demanding(Solver):
+    """Heun's method with `demands` on what a step is given."""
+
+    order, evaluations, error_order = 2, 2, 1
+
+    def __init__(self, demands):
+        self.demands = demands
+
+    def step(self, state, s0, s1):
+        assert self.demands(state.x, s0)
+        h = s1 - s0
+        k0 = yield state.x, s0
+        k1 = yield state.x + h * k0, s1
+        return State(state.x + h / 2 * (k0 + k1), error=h / 2 * (k1 - k0))
+
+
+@pytest.mark.parametrize(
+    "demands",
+    [lambda x, s: x.shape[1:] == (2,), lambda x, s: s.ndim == x.ndim, lambda x, s: (s >= 4).all()],
+    ids=["shape", "tensor", "range"],
+)
+def test_a_solver_that_cannot_be_tried_takes_its_steps_in_sigma(demands):
+    """There it is given what it asks for; the start is at 20, where in the clock it would be at 6."""
+    x = noise(4, scale=20.0)
+    got, status, _ = crossed(control(Demanding(demands), 1e-4), x, 20.0, 5.0, gaussian())
+    assert status.tolist() == [Status.ARRIVED] * 4
+    torch.testing.assert_close(got, gaussian().trajectory(x, 20.0, 5.0), rtol=1e-3, atol=1e-3)
+
+
+class LikeDPMSolverPP2M(Solver):
+    """Its first step is Euler's; only the later ones tell that it goes by log sigma."""
+
+    order, evaluations, error_order = 2, 1, 1
+
+    def step(self, state, s0, s1):
+        k0 = yield state.x, s0
+        denoised, h = state.x - s0 * k0, torch.log(torch.as_tensor(s0 / s1))
+        before, h_before = state.memory or (denoised, torch.ones_like(denoised))
+        guess = denoised + h / (2 * h_before) * (denoised - before)
+        kept = (denoised, h * torch.ones_like(denoised))
+        return State(s1 / s0 * state.x + (1 - s1 / s0) * guess, kept, error=guess - denoised)
+
+
+class ErrorInUnitsOfSigma(Solver):
+    order, evaluations, error_order = 1, 1, 1
+
+    def step(self, state, s0, s1):
+        k0 = yield state.x, s0
+        return State(state.x + (s1 - s0) * k0, error=(s1 - s0) ** 2 * k0 / s0)
+
+
+@pytest.mark.parametrize("solver", [LikeDPMSolverPP2M(), ErrorInUnitsOfSigma()], ids=lambda s: type(s).__name__)
+def test_what_only_later_steps_or_only_errors_read_from_sigma_is_found_out(solver):
+    assert reads_sigma(solver)
+
+
+@pytest.mark.parametrize("solver", [Euler(), Heun(), Bosh3(), Dopri5()], ids=repr)
+def test_methods_for_any_equation_read_differences_only(solver):
+    assert not reads_sigma(solver)
+
+
+class Diffusing(Solver):
+    """Euler's method, and noise of the size of the step."""
+
+    order, evaluations, error_order, stochastic = 1, 2, 1, True
+
+    def step(self, state, s0, s1):
+        h = s1 - s0
+        k0 = yield state.x, s0
+        k1 = yield state.x + h * k0, s1
+        z = yield Draw(state.x)
+        return State(state.x + h * k0 + 1e-3 * h.abs() * z, error=h / 2 * (k1 - k0))
+
+
+def test_a_solver_that_draws_noise_takes_its_steps_in_sigma():
+    x = noise(4)
+    got, status, _ = crossed(control(Diffusing(), 1e-2), x, HIGH, LOW, gaussian(), noise=Streams([0, 1, 2, 3]))
+    assert status.tolist() == [Status.ARRIVED] * 4
+    torch.testing.assert_close(got, gaussian().trajectory(x, HIGH, LOW), rtol=0, atol=0.3)
+
+
+class AsksAboutOne(Solver):
+    """Heun's method for the first sample, Euler's for the others."""
+
+    order, evaluations, error_order = 1, 2, 1
+
+    def step(self, state, s0, s1):
+        h, one = s1 - s0, torch.arange(1)
+        k0 = yield state.x, s0
+        k1 = yield Request((state.x + h * k0)[one], column(s1, state.x)[one], one)
+        slope = torch.cat([(k0[:1] + k1) / 2, k0[1:]])
+        return State(state.x + h * slope, error=h * (slope - k0))
+
+
+def test_a_solver_may_ask_about_some_samples_only():
+    spy = Spy(gaussian())
+    assert not reads_sigma(AsksAboutOne()), "it is stepped in the coordinate"
+    _, status, tally = crossed(control(AsksAboutOne(), 1e-2), noise(3), HIGH, LOW, spy)
+    assert status.tolist() == [Status.ARRIVED] * 3
+    assert sum(spy.rows) == tally.nfe.sum()
+    assert spy.rows.count(1) > 1
 
 
 @pytest.mark.parametrize(

@@ -62,7 +62,28 @@ def test_on_a_trained_model_it_errs_less_than_the_base_at_equal_evaluations(base
     assert error(Charted(base)) < 0.9 * error(base)
 
 
-@pytest.mark.parametrize("base", [Multistep(), Singlestep(), Churn()], ids=repr)
+class OfPictures(ods.Solver):
+    order = evaluations = 1
+    differentiable = False
+
+    def step(self, state, s0, s1):
+        assert state.x.shape[1:] == (1, 8, 8)
+        k0 = yield state.x, s0
+        return ods.State(state.x + (s1 - s0) * k0)
+
+
+class AnotherEuler(OfPictures):
+    def step(self, state, s0, s1):
+        k0 = yield state.x, s0
+        return ods.State(state.x + (s1 - s0) * k0)
+
+
+def test_it_is_as_differentiable_as_its_base():
+    assert Charted(Heun()).differentiable
+    assert not Charted(AnotherEuler()).differentiable
+
+
+@pytest.mark.parametrize("base", [Multistep(), Singlestep(), Churn(), OfPictures()], ids=repr)
 def test_a_base_that_is_made_for_sigma_or_draws_noise_is_refused(base):
     with pytest.raises(ValueError, match="Charted needs a deterministic solver for any equation"):
         Charted(base)

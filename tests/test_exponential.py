@@ -219,7 +219,7 @@ def test_dpm_adaptive_asks_more_often_the_tighter_its_tolerance_and_comes_closer
     assert calls == sorted(calls)
     assert off[0] > 10 * off[1] > 300 * off[2]
     assert off[0] > 900 * off[2]
-    assert all(error < tolerance for error, tolerance in zip(off, (1e-2, 1e-4, 1e-6), strict=True))
+    assert all(error < 3 * tolerance for error, tolerance in zip(off, (1e-2, 1e-4, 1e-6), strict=True))
     assert off[2] < 1e-5
 
 

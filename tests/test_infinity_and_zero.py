@@ -12,6 +12,7 @@ from odesampler.integrate import BackAlong, OnGrid, solve
 from odesampler.model import Model
 from odesampler.prediction import PREDICTIONS
 from odesampler.program import Course, Solved, State
+from odesampler.sampling import sample
 from odesampler.schedule import VE, VP, RectifiedFlow
 from odesampler.solvers import RK4, Dopri5, Euler, Heun, Multistep, Reversible
 from tests.problems import BOTH_WAYS, DETERMINISTIC, Spy, gaussian, geometric, labelled, mixture, noise, slope
@@ -222,3 +223,13 @@ def test_the_last_step_of_those_that_arrived_keeps_each_its_own_conditions():
     want = at_low - 0.5 * model(at_low, 0.5, label=label)
     torch.testing.assert_close(done.state.x[1:], want[1:], rtol=0, atol=1e-12)
     assert torch.equal(done.state.x[0], at_low[0])
+
+
+@every_schedule
+def test_either_tolerance_tells_how_far_from_infinity_the_first_step_may_lead(schedule):
+    model = gaussian().model(schedule, "v")
+    x = torch.randn(4, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    how = {"x": x, "solver": "dopri5", "state_dtype": torch.float64}
+    fine = sample(model, rtol=1e-8, atol=1e-8, **how).x
+    for tolerances in ({"rtol": 1e-4, "atol": 0.0}, {"rtol": 0.0, "atol": 1e-4}):
+        torch.testing.assert_close(sample(model, **tolerances, **how).x, fine, rtol=0, atol=1e-3)

@@ -246,6 +246,7 @@ def test_the_step_out_of_infinity_is_right_on_average_to_second_order():
         ({"dequantise": 2}, "image 1 is up to 0.5 of a step"),
         ({"solver": "scipy:DOP853", "check": True}, "our own adaptive solvers; got scipy:DOP853"),
         ({"solver": "heun", "num_steps": 1}, "takes 2 steps or more"),
+        ({"solver": "adaptive:dopri5(coordinate='angle')"}, "'asinh' or 'sigma'; got adaptive:dopri5"),
         ({"seed": [1]}, "2 samples, got 1 seeds"),
     ],
 )

@@ -15,7 +15,7 @@ from odesampler.frames import VARIABLES, DataFrame, FlowFrame, NoiseFrame, VFram
 from odesampler.integrate import OnGrid, on_grid, solve
 from odesampler.program import Course, State
 from odesampler.solvers import RK4, Ancestral, Euler, Multistep, Reversible
-from odesampler.solvers.weights import RULES
+from odesampler.solvers.weights import RULES, combined
 from tests.problems import Spy, by_hand, gaussian, geometric, mixture, mixture_ends, noise, slope, start
 
 FRAMES = [NoiseFrame(), DataFrame(), DataFrame(0.5), DataFrame(1.0), VFrame(), VFrame(0.5), FlowFrame(), FlowFrame(3.0)]
@@ -337,3 +337,35 @@ def test_the_variable_log1p_is_sigma_below_a_tenth_and_its_logarithm_above():
     assert u(0.1) == pytest.approx(math.log(2), rel=1e-12)
     assert u(1e-6) == pytest.approx(1e-5, rel=1e-4)
     assert u(1e4) - u(1e3) == pytest.approx(math.log(10), rel=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("carried", "weights", "size"),
+    [
+        (0.4, [0.6], 1),
+        (0.05, [0.95], 157),
+        (3.0, [-2.5, 0.5], 157),
+        (0.5, [1.5, -1.0], 157),
+        (0.5, [-0.495, 0.995], 157),
+        (3.0, [-2.997, 0.997], 157),
+    ],
+)
+def test_a_sum_with_weights_that_sum_to_1_is_right_to_a_few_roundings(carried, weights, size):
+    """However small the sums on the way to 1, below 0 and above 1."""
+    x, *g = (noise(64, scale=size, seed=i) for i in range(len(weights) + 1))
+    want = carried * x + sum(w * one for w, one in zip(weights, g, strict=True))
+    for dtype in (torch.float32, torch.float64):
+        got = combined(carried, x.to(dtype), weights, [one.to(dtype) for one in g])
+        assert (got - want).abs().max() < 100 * torch.finfo(dtype).eps * size
+
+
+@pytest.mark.parametrize("solver", [Multistep(), Multistep("data", predictor=2, corrector=0)], ids=repr)
+@pytest.mark.parametrize(("of_x", "of_eps"), [(torch.float32, torch.float64), (torch.float64, torch.float32)])
+def test_eps_may_be_of_another_precision_than_x(solver, of_x, of_eps):
+    """By hand, where no model takes care of that."""
+
+    def end(of_x, of_eps):
+        eps = lambda x, s: mixture().eps(x.double(), s).to(of_eps)  # noqa: E731
+        return run(on_grid(solver, noise().to(of_x), [2.0, 1.0, 0.5, 0.2]), model=eps)[0].x.double()
+
+    torch.testing.assert_close(end(of_x, of_eps), end(torch.float64, torch.float64), rtol=1e-5, atol=1e-5)

@@ -99,6 +99,10 @@ def test_steps_or_tolerances_choose_the_loop():
         (("scipy:RK45", 20, None, None), "num_steps=20 would have no effect"),
         (("torchdiffeq:dopri5", 20, None, None), "num_steps=20 would have no effect"),
         (("adaptive:heun", None, 1e-3, None), "has tolerances of its own"),
+        (
+            ("adaptive:bosh3(coordinate='flow')", None, 1e-3, None),
+            r"write adaptive:bosh3\(rtol=0.001, coordinate='flow'\)",
+        ),
         (("euler", None, 1e-3, None), "estimates no error"),
     ],
 )

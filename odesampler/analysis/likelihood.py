@@ -90,8 +90,8 @@ def log_likelihood(
         model: The model; its network must be differentiable.
         images: (batch, *shape), float, in the model's data range.
         solver: As for `sample`: any that neither draws noise nor is exactly invertible. By default Dormand-Prince,
-            whose steps, in the coordinate "asinh", are accepted by the errors of x and of log p, which counts as one
-            value more.
+            whose steps are accepted by the errors of x and of log p, which counts as one value more. Adaptive steps are
+            taken in the coordinate "asinh", or in "sigma" where the solver says so.
         num_steps: As for `encode`.
         grid: As for `encode`.
         cond: As for `encode`: the likelihood given this condition.
@@ -209,7 +209,7 @@ def _carrying(plan: Plan) -> Plan:
     """`plan`, whose adaptive loop steps x itself: what is carried along does not grow with sigma, as x does.
 
     Raises:
-        ValueError: A solver that cannot carry a density along, or too short a way to infinity.
+        ValueError: A solver or a coordinate that cannot carry a density along, or too short a way to infinity.
     """
     refuse_stochastic(plan)
     if plan.invertible is not None:
@@ -223,9 +223,14 @@ def _carrying(plan: Plan) -> Plan:
             f"a likelihood takes {least} steps or more, so that half of them can tell what the steps leave open; "
             f"got num_steps={plan.grid.num_steps}"
         )
-    if isinstance(plan.loop, Adaptive) and plan.loop.coordinate not in ("sigma", "asinh"):
-        return replace(plan, loop=replace(plan.loop, coordinate="asinh"))
-    return plan
+    if not isinstance(plan.loop, Adaptive) or plan.loop.coordinate in ("sigma", "asinh"):
+        return plan
+    if plan.loop.coordinate != Adaptive.coordinate:
+        raise ValueError(
+            "a likelihood is carried along with x itself, so its steps are taken in the coordinate 'asinh' or 'sigma'; "
+            f"got {spec_of(plan.loop)}"
+        )
+    return replace(plan, loop=replace(plan.loop, coordinate="asinh"))
 
 
 def _ours(plan: Plan) -> bool:

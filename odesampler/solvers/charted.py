@@ -53,7 +53,7 @@ class Charted(Solver):
     def __post_init__(self) -> None:
         if not isinstance(self.base, Solver):
             raise TypeError(f"Charted takes a solver such as ods.RK4(); got {self.base!r}")
-        if self.base.stochastic or carries(self.base) or reads_sigma(self.base):
+        if self.base.stochastic or reads_sigma(self.base) or carries(self.base):
             raise ValueError(f"Charted needs a deterministic solver for any equation, such as RK4(); got {self.base}")
         coordinate(self.coordinate, self.delta)
 
@@ -72,6 +72,10 @@ class Charted(Solver):
     @property
     def start_evaluations(self) -> int:  # type: ignore[override]  # a fact of the base
         return self.base.start_evaluations
+
+    @property
+    def differentiable(self) -> bool:  # type: ignore[override]  # a fact of the base
+        return self.base.differentiable
 
     def prepared(self, course: Course) -> Charted:
         return replace(self, base=self.base.prepared(course))

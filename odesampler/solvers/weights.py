@@ -30,7 +30,7 @@ from odesampler.program import Sigma
 
 Points: TypeAlias = Sequence[Sigma]
 Weights: TypeAlias = "list[Any]"  # one a point: a number, or a tensor that broadcasts against x
-LEAST = 1e-3  # of sums of weights by which it is safe to divide
+LEAST = 0.05  # of sums of weights by which to divide: twenty times the rounding at most
 Rule: TypeAlias = Callable[[Frame, Variable, Sigma, Sigma, Points], Weights]
 
 # One step over all of sigma = 157 .. 0.01 is right to 1e-11.
@@ -98,7 +98,9 @@ def combined(carried: Any, x: Tensor, weights: Weights, g: Sequence[Tensor]) -> 
     """
     counting = [(w, one) for w, one in zip(weights, g, strict=False) if isinstance(w, Tensor) or w != 0]
     sums = [] if isinstance(carried, Tensor) else [*accumulate((w for w, _ in counting), initial=float(carried))]
-    if sums and not any(isinstance(s, Tensor) for s in sums) and abs(sums[-1] - 1) < 1e-12 and min(sums) > LEAST:
+    numbers = bool(sums) and not any(isinstance(s, Tensor) for s in sums)
+    alike = all(one.dtype == x.dtype for _, one in counting)  # the only ones that torch.lerp takes
+    if numbers and alike and abs(sums[-1] - 1) < 1e-12 and min(sums) > LEAST:
         for (weight, one), so_far in zip(counting, sums[1:], strict=True):
             x = torch.lerp(x, one, float(weight / so_far))
         return x
