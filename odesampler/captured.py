@@ -4,28 +4,30 @@
     each time:   fill the places,  launch,  copy the end
 
 Small networks and small batches keep a GPU waiting for Python, which launches kernels one by one. A graph is launched
-as a whole. What it does is fixed: the solver, the grid, the guidance, the number of samples. On other devices nothing
-is recorded, and each solve is made step by step, with the same result.
+as a whole. What it does is fixed: the solver, the grid, the guidance, the number of samples, and where everything lies
+in memory. On other devices nothing is recorded, and each solve is made step by step, with the same result.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
-from functools import partial
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from threading import Lock
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
-from odesampler.drive import Tally, Watch, run
+from odesampler import networks
+from odesampler.drive import Eps, Tally, Watch, run
 from odesampler.fused import fused
 from odesampler.guidance import AnyGuidance, rows_a_sample, usual_guidance, warn_of_nothing_to_guide_to
 from odesampler.inputs import checked_batch, checked_cond, checked_count, checked_shape
 from odesampler.integrate import OnGrid
 from odesampler.model import Model
 from odesampler.noise import AnySeed, Noise, noise_for, seeds_for
-from odesampler.plan import AnyGrid, AnySolver, Outcome, Plan, eps_of, make_plan, program_of
+from odesampler.plan import AnyGrid, AnySolver, Outcome, Plan, check_guided, eps_of, make_plan, program_of
 from odesampler.program import Solved, State
 from odesampler.registry import spec_of
 from odesampler.room import check_max_batch
@@ -34,6 +36,7 @@ from odesampler.threshold import AnyThreshold
 
 T = TypeVar("T")
 WARM = 2  # solves before the one that is recorded, in which libraries choose their kernels
+_ALONE = Lock()  # torch records one graph at a time
 
 
 def capture(
@@ -54,13 +57,14 @@ def capture(
     """Make ready to draw `num_samples` images at a time, on a GPU as one CUDA graph.
 
     Args:
-        model: The model. Compiled, if at all, without CUDA graphs of its own: compile=True.
+        model: The model. Compiled, if at all, without CUDA graphs of its own: compile=True. Its weights may change in
+            place, and are then the new ones here too; where they are moved or replaced it has to be captured again.
         num_samples: How many are drawn at once, always.
         solver: As for `sample`, one of ours.
         num_steps: As for `sample`.
         grid: As for `sample`.
         noise: As for `sample`. It is drawn before the launch: a stochastic solver's of all its steps is in memory.
-        cond: As for `sample`; what is taken where a call gives no conditions.
+        cond: As for `sample`; what is taken where a call gives no conditions at all.
         guidance_scale: As for `sample`.
         clip_denoised: As for `sample`.
         state_dtype: As for `sample`.
@@ -98,11 +102,13 @@ def capture(
         raise ValueError(f"capture takes a solver of ours on a fixed grid; got {spec_of(plan.loop)}: give num_steps")
     if check_max_batch(max_batch, rows_a_sample(model, plan.guidance_scale)) == "auto":
         raise ValueError('max_batch="auto" tries what fits into memory, which a graph cannot: give a number, or none')
-    warn_of_nothing_to_guide_to(model, cond, plan.guidance_scale)
     noise_for(noise, [0])
     shape = (checked_count(num_samples, None), *checked_shape(model))
+    usual = checked_cond(model, cond, shape[0])
+    given = {key: usual[key].clone() for key in cond or {}}  # the user's own tensors may change
+    check_guided(plan, model, usual)
     _check_compiled(model)
-    return Captured(model, plan, shape, checked_cond(model, cond, shape[0]), noise, max_batch, fuse)
+    return Captured(model, plan, shape, usual | given, bool(given), noise, max_batch, fuse)
 
 
 class Captured:
@@ -122,19 +128,21 @@ class Captured:
         plan: Plan,
         shape: tuple[int, ...],
         cond: Mapping[str, Tensor],
+        told: bool,  # whether the user gave any of `cond`
         noise: str,
         max_batch: int | None,
         fuse: bool,
     ) -> None:
         self._model, self._plan, self._noise, self._max_batch = model, plan, noise, max_batch
-        self._usual, self._cond = cond, {key: value.clone() for key, value in cond.items()}
-        self._x = torch.zeros(shape, dtype=plan.state_dtype, device=model.device)
-        self._places = _Places()
-        with torch.no_grad():
+        self._usual, self._told = cond, told
+        self._turn, self._places = Lock(), _Places()
+        with torch.inference_mode(False), torch.no_grad():  # places made in that mode could not be filled outside it
+            self._cond = {key: value.clone() for key, value in cond.items()}
+            self._x = torch.zeros(shape, dtype=plan.state_dtype, device=model.device)
             if plan.stochastic:
-                self._solve(model)  # makes the places of its noise
-            solve = fused(self._solve, model) if fuse else partial(self._solve, model)
-            self._launch = recorded(solve, model)
+                self._solve(lambda x, sigma, **_: torch.zeros_like(x))  # makes the places of its noise
+            self._again = fused(lambda model: self._solve(eps_of(plan, model)), model) if fuse else self._solve
+            self._launch = recorded(self._again, model)
 
     def __repr__(self) -> str:
         grid = self._plan.grid
@@ -145,12 +153,16 @@ class Captured:
     def __call__(
         self, *, seed: AnySeed = 0, x: Tensor | None = None, cond: Mapping[str, Any] | None = None
     ) -> Solution:
-        """Draw images; arguments and errors as for `sample`.
+        """Draw images; arguments and errors as for `sample`. Of several threads one draws at a time.
 
         Raises:
-            ValueError: Also other conditions, or of other shapes, than those of `capture`.
+            ValueError: Also other conditions, or of other shapes and kinds, than those of `capture`.
+            RuntimeError: The model is no longer where it was captured.
         """
         model, plan, count = self._model, self._plan, len(self._x)
+        if model.device != self._x.device:
+            raise RuntimeError(f"{model.name} was captured on {self._x.device} and is on {model.device}: capture again")
+        warn_of_nothing_to_guide_to(model, self._usual if cond is None and self._told else cond, plan.guidance_scale)
         drawn, top = noise_for(self._noise, seeds_for(seed, count)), plan.grid[0]
         if x is None:
             x_t = drawn.draw(self._x) * model.schedule.latent_scale(top)
@@ -159,29 +171,36 @@ class Captured:
             x_t = checked_batch(model, x, "x").to(self._x)
         given = self._usual if cond is None else self._same(checked_cond(model, cond, count))
         began = time.perf_counter()
-        with torch.no_grad():
+        with self._turn, torch.no_grad():
             self._x.copy_(model.schedule.from_model_scale(x_t, top))
             for key, value in given.items():
                 self._cond[key].copy_(value)
             self._places.fill(drawn)
-            solved, tally, watch = self._launch()
-            watch.check()
+            solved, tally, watch = (self._launch or self._again)()
+            end = State(solved.state.x.clone())  # the next launch writes to the same place
+            watch.check()  # which waits for the device: after it nobody reads the places
             nfe = torch.zeros(count, dtype=torch.int64) if tally.nfe is None else tally.nfe.cpu()
-            return to_solution(model, plan, Outcome(solved, nfe, tally.calls, time.perf_counter() - began, None))
+        outcome = Outcome(solved._replace(state=end), nfe, tally.calls, time.perf_counter() - began, None)
+        with torch.no_grad():
+            return to_solution(model, plan, outcome)
 
     def _same(self, cond: dict[str, Tensor]) -> dict[str, Tensor]:
         """Raises: ValueError: conditions that have no place here."""
         places, given = ({k: tuple(v.shape) for k, v in each.items()} for each in (self._cond, cond))
         if places != given:
             raise ValueError(f"conditions have the shapes that were captured, {places}; got {given}")
+        for key, value in cond.items():
+            place = self._cond[key].dtype
+            if not torch.can_cast(value.dtype, place):
+                raise ValueError(f"cond[{key!r}] was captured as {place}, which cannot hold {value.dtype}")
         return cond
 
-    def _solve(self, model: Model) -> tuple[Solved, Tally, Watch]:
-        """From and to fixed places; nothing is read from the device."""
+    def _solve(self, eps: Eps | None = None) -> tuple[Solved, Tally, Watch]:
+        """From fixed places; nothing is read from the device. `eps` is asked instead of the model, if given."""
         tally, watch = Tally(), Watch(reads=False)
         self._places.asked = 0
-        program = program_of(self._plan, model, State(self._x), self._plan.grid.down())
-        eps = eps_of(self._plan, model)
+        program = program_of(self._plan, self._model, State(self._x), self._plan.grid.down())
+        eps = eps_of(self._plan, self._model) if eps is None else eps
         given: dict[str, Any] = {"cond": self._cond, "noise": self._places, "max_batch": self._max_batch}
         [solved] = run(program, model=eps, tally=tally, watch=watch, **given)
         return solved, tally, watch
@@ -191,57 +210,79 @@ class _Places:
     """Noise in fixed places, in the order in which a solve asks for it; the first solve makes them."""
 
     def __init__(self) -> None:
-        self._made: list[tuple[Tensor, Any]] = []
+        self._made: list[tuple[Tensor, Tensor | None, Any]] = []
         self.asked = 0
 
     def draw(self, like: Tensor, rows: Tensor | None = None, span: Any = None) -> Tensor:
-        """The next place. On a fixed grid all samples are asked about together."""
+        """The next place."""
         if self.asked == len(self._made):
-            self._made.append((torch.zeros_like(like), span))
+            self._made.append((torch.zeros_like(like), rows, span))
         self.asked += 1
         return self._made[self.asked - 1][0]
 
     def fill(self, noise: Noise) -> None:
         """What the solve would be told, drawn beforehand."""
-        for place, span in self._made:
-            place.copy_(noise.draw(place, None, span))
+        for place, rows, span in self._made:
+            place.copy_(noise.draw(place, rows, span))
 
 
-def recorded(solve: Callable[[], T], model: Model) -> Callable[[], T]:
-    """`solve` as something to launch again and again: on a GPU a graph, with its results always in the same places.
+def recorded(solve: Callable[[], T], model: Model) -> Callable[[], T] | None:
+    """`solve` as a graph to launch again and again, its results always in the same places; None: not on a GPU.
 
     Raises:
         RuntimeError: Something in it cannot be recorded.
+        torch.cuda.OutOfMemoryError: There is no memory for it.
     """
     if model.device.type != "cuda":
-        return solve
-    with torch.cuda.device(model.device):
-        beside = torch.cuda.Stream()  # type: ignore[no-untyped-call]
-        beside.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(beside):
+        return None
+    with _ALONE, _casting_anew(), torch.cuda.device(model.device):
+        here, beside = torch.cuda.current_stream(), torch.cuda.Stream()  # type: ignore[no-untyped-call]
+        graph, own = torch.cuda.CUDAGraph(), torch.cuda.Stream()  # type: ignore[no-untyped-call]
+        beside.wait_stream(here)
+        with torch.cuda.stream(beside):  # a recording that fails does not bring back the stream that it was made in
             for _ in range(WARM):
                 solve()
-        torch.cuda.current_stream().wait_stream(beside)
-        graph = torch.cuda.CUDAGraph()
-        try:
-            with torch.cuda.graph(graph):
-                found = solve()
-        except RuntimeError as error:
-            raise RuntimeError(
-                f"the solve of {model.name} could not be recorded; its network may read a value from the device, or "
-                "copy one there, whenever it is asked"
-            ) from error
+            try:
+                # On a stream of this device: torch's own is that of the first recording. Other threads may go on.
+                with torch.cuda.graph(graph, stream=own, capture_error_mode="thread_local"):
+                    found = solve()
+            except torch.cuda.OutOfMemoryError:
+                raise
+            except RuntimeError as error:
+                raise RuntimeError(
+                    f"the solve of {model.name} could not be recorded; its network may read a value from the device, "
+                    "or copy one there, whenever it is asked"
+                ) from error
+        here.wait_stream(beside)
+    addresses = networks.addresses(model.network)
 
     def launch() -> T:
+        if networks.addresses(model.network) != addresses:
+            raise RuntimeError(
+                f"weights of {model.name} were moved or replaced since it was captured, and a graph reads them where "
+                "they were: capture again, or change them in place"
+            )
         graph.replay()
         return found
 
     return launch
 
 
+@contextmanager
+def _casting_anew() -> Iterator[None]:
+    """Under autocast weights are cast at every call: those it keeps for its block are freed while the graph lives."""
+    before = torch.is_autocast_cache_enabled()
+    torch.set_autocast_cache_enabled(False)
+    try:
+        yield
+    finally:
+        torch.set_autocast_cache_enabled(before)
+
+
 def _check_compiled(model: Model) -> None:
     """Raises: ValueError: the network brings CUDA graphs of its own."""
     options = model.compile if isinstance(model.compile, Mapping) else {}
     inner: Mapping[str, Any] = options.get("options") or {}
-    if options.get("mode") in ("reduce-overhead", "max-autotune") or inner.get("triton.cudagraphs"):
+    brings = options.get("mode") in ("reduce-overhead", "max-autotune") or options.get("backend") == "cudagraphs"
+    if brings or inner.get("triton.cudagraphs"):
         raise ValueError(f"a captured solve is one CUDA graph and holds no others: compile=True; got {model.compile!r}")

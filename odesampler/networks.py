@@ -32,6 +32,12 @@ def first_weight(network: Callable[..., Tensor]) -> tuple[nn.Module, str] | None
     return next(found, None)
 
 
+def addresses(network: Callable[..., Tensor]) -> list[int]:
+    """Where each of its parameters and buffers lies in memory."""
+    tensors = chain(network.parameters(), network.buffers()) if isinstance(network, nn.Module) else iter(())
+    return [tensor.data_ptr() for tensor in tensors]
+
+
 def answers_by_chance(network: Callable[..., Tensor]) -> bool:
     """Whether it has layers that, as it stands, answer the same question in other ways each time."""
     kinds = (nn.modules.dropout._DropoutNd, nn.modules.batchnorm._BatchNorm)

@@ -155,8 +155,7 @@ def execute(
     grid = plan.grid.up() if rising else plan.grid.down()
     if trajectory and not (plan.loop.takes_steps and plan.loop.observable):
         raise ValueError("a trajectory is recorded by our own solvers on a fixed grid: give num_steps, not tolerances")
-    if isinstance(guided(model, plan.guidance_scale), Guided):
-        check_sides(model.nothing(1), cond or {})
+    check_guided(plan, model, cond or {})
     how = checked_grad(grad, plan.loop)
     if grad and max_batch == "auto":
         raise ValueError(
@@ -204,6 +203,12 @@ def program_of(plan: Plan, model: Model, start: State, grid: Grid, observe: Obse
 def eps_of(plan: Plan, model: Model) -> Eps:
     """What the plan's solve asks: the model, guided and its image bounded as planned."""
     return thresholded(guided(model, plan.guidance_scale), plan.clip_denoised)
+
+
+def check_guided(plan: Plan, model: Model, cond: Mapping[str, Tensor]) -> None:
+    """Raises: ValueError: `cond` and the null conditions that the plan guides away from have not one shape."""
+    if isinstance(guided(model, plan.guidance_scale), Guided):
+        check_sides(model.nothing(1), cond)
 
 
 def refuse_stochastic(plan: Plan) -> None:

@@ -15,6 +15,23 @@ def test_elsewhere_than_on_a_gpu_it_is_the_tensor():
     assert to_host(x)() is x
 
 
+def test_from_a_device_that_is_no_gpu_of_cuda_it_is_copied_at_once():
+    """In the thread that computes: later, the copy would wait behind the next shard."""
+    said = []
+
+    class There(torch.Tensor):
+        device = torch.device("mps")
+
+        def cpu(self):
+            said.append("copied")
+            return torch.ones(2)
+
+    copied = to_host(torch.zeros(2).as_subclass(There))
+    assert said == ["copied"]
+    assert copied().tolist() == [1, 1]
+    assert said == ["copied"]
+
+
 class Device:
     """Stands for torch.cuda: a tensor that says it is on a GPU, streams that note what they are told."""
 
@@ -63,7 +80,12 @@ def test_on_a_gpu_the_copy_is_begun_on_a_stream_of_its_own_and_the_host_waits_at
 
     def empty_like(x, *, device, memory_format, pin_memory):
         there.said.append(f"pinned: {pin_memory}, {device}")
-        return torch.zeros(x.shape)
+        return torch.zeros(x.shape).as_subclass(Pinned)
+
+    class Pinned(torch.Tensor):
+        def copy_(self, source, *, non_blocking):
+            there.said.append(f"copy, the host waits: {not non_blocking}")
+            return self.as_subclass(torch.Tensor).copy_(source.as_subclass(torch.Tensor))
 
     monkeypatch.setattr(torch.cuda, "current_stream", lambda device: there.stream("computing"))
     monkeypatch.setattr(torch.cuda, "Stream", lambda device: there.stream("copying"))
@@ -74,6 +96,7 @@ def test_on_a_gpu_the_copy_is_begun_on_a_stream_of_its_own_and_the_host_waits_at
         "pinned: True, cpu",
         "copying waits for computing",
         "on copying",
+        "copy, the host waits: False",
         "memory kept for copying",
         "event on copying",
     ]

@@ -3,7 +3,8 @@
     device, this stream:   shard i | shard i + 1                 host:   launches i | launches i + 1
     device, another:                | shard i to pinned memory                       | waits for i, writes it
 
-Pinned memory is what a GPU can write to while nobody waits. On other devices a copy is made when it is asked for.
+Pinned memory is what a GPU can write to while nobody waits. From other devices a copy is made at once: later it would
+wait for what is computed next, and a second thread is more than some of them stand.
 """
 
 from __future__ import annotations
@@ -17,7 +18,8 @@ from torch import Tensor
 def to_host(x: Tensor) -> Callable[[], Tensor]:
     """Begin to copy `x` to the host; the result, called from any thread, waits for the copy and returns it."""
     if x.device.type != "cuda":
-        return x.cpu
+        copy = x.cpu()
+        return lambda: copy
     here, beside = torch.cuda.current_stream(x.device), torch.cuda.Stream(x.device)  # type: ignore[no-untyped-call]
     there = torch.empty_like(x, device="cpu", memory_format=torch.contiguous_format, pin_memory=True)
     beside.wait_stream(here)
