@@ -64,7 +64,7 @@ def test_other_loops_cost_so_many_times_as_much(costs, ours, theirs, operations,
     """What is wanted is 3 and 3 of diffusers, 2 and 2 of k-diffusion; docs/speed.md says why some are below that."""
     mine, other = costs[ours][ours], costs[ours][theirs]
     assert other.operations >= operations * mine.operations
-    assert other.traffic >= traffic * mine.traffic
+    assert other.traffic >= traffic * mine.traffic - 1e-9  # a slope, which rounds
     assert mine.waits == 0
 
 
