@@ -141,8 +141,8 @@ class Captured:
             self._x = torch.zeros(shape, dtype=plan.state_dtype, device=model.device)
             if plan.stochastic:
                 self._solve(lambda x, sigma, **_: torch.zeros_like(x))  # makes the places of its noise
-            self._again = fused(lambda model: self._solve(eps_of(plan, model)), model) if fuse else self._solve
-            self._launch = recorded(self._again, model)
+            self._fused = fused(lambda model: self._solve(eps_of(plan, model)), model) if fuse else None
+            self._launch = recorded(self._fused or self._solve, model)
 
     def __repr__(self) -> str:
         grid = self._plan.grid
@@ -176,7 +176,7 @@ class Captured:
             for key, value in given.items():
                 self._cond[key].copy_(value)
             self._places.fill(drawn)
-            solved, tally, watch = (self._launch or self._again)()
+            solved, tally, watch = (self._launch or self._fused or self._solve)()
             end = State(solved.state.x.clone())  # the next launch writes to the same place
             watch.check()  # which waits for the device: after it nobody reads the places
             nfe = torch.zeros(count, dtype=torch.int64) if tally.nfe is None else tally.nfe.cpu()
