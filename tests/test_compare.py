@@ -287,6 +287,7 @@ def test_batch_mates_and_other_solvers_do_not_matter():
         assert cell.nfe.tolist() == mates[cell.solver].nfe[1:3].tolist()
 
 
+@pytest.mark.filterwarnings("ignore:the smallest error found")
 def test_solvers_that_choose_their_own_steps_get_a_row_a_tolerance():
     found = ods.compare(
         MODEL, ["adaptive:dopri5", ods.Scipy("RK45"), "ddim"], 5, tolerances=[1e-2, 1e-5], num_samples=2
