@@ -83,7 +83,9 @@ def test_it_is_as_differentiable_as_its_base():
     assert not Charted(AnotherEuler()).differentiable
 
 
-@pytest.mark.parametrize("base", [Multistep(), Singlestep(), Churn(), OfPictures()], ids=repr)
+@pytest.mark.parametrize(
+    "base", [Multistep(), Singlestep(), Churn(), OfPictures()], ids=["multistep", "singlestep", "churn", "of pictures"]
+)
 def test_a_base_that_is_made_for_sigma_or_draws_noise_is_refused(base):
     with pytest.raises(ValueError, match="Charted needs a deterministic solver for any equation"):
         Charted(base)
