@@ -393,6 +393,7 @@ def test_the_picture_has_a_line_a_solver_and_grid_and_the_references_own_error()
         replace(found, cells=()).plot()
 
 
+@pytest.mark.filterwarnings("ignore:the smallest error found")
 def test_a_progress_bar_counts_the_steps_of_all_solves(capsys):
     ods.compare(MODEL, ["ddim", "heun", "adaptive:dopri5"], [5, 10], **QUICK, progress=True)
     err = capsys.readouterr().err

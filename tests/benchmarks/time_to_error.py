@@ -12,8 +12,10 @@ over turns.
 """
 
 import statistics
+import time
 import warnings
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import diffusers
@@ -90,23 +92,53 @@ def theirs(problem: Problem, setting: Setting, budget: int) -> float:
     return min(problem.measured(setting, budget, problem.samples, exact) for exact in (True, False))
 
 
+class Timed:
+    """A network, and the processor seconds that are spent in it."""
+
+    def __init__(self, network: Callable[..., Tensor]) -> None:
+        self.network, self.seconds = network, 0.0
+
+    def __call__(self, x_t: Tensor, t: Tensor, **cond: Tensor) -> Tensor:
+        began = time.process_time()
+        answer = self.network(x_t, t, **cond)
+        self.seconds += time.process_time() - began
+        return answer
+
+
 def equal_steps(model: ods.Model, batch: int, steps: int = 20, repeats: int = 31) -> None:
-    """Print the time of ours and of theirs for the same solver and number of steps."""
+    """Print the time of ours and of theirs for the same solver and number of steps, whole and outside the network.
+
+    The network takes nearly all of it, and not the same from run to run: what is outside tells the loops apart.
+    """
     x = torch.randn(batch, *model.data_shape, generator=torch.Generator().manual_seed(0))
     cond = {"label": torch.arange(batch) % len(model.labels)}
+    network = Timed(model.network)
+    model = replace(model, network=network)
     for ours, name in SAME.items():
         nfe = steps if ours != "heun" else 2 * steps - 1
         scheduler = Setting(name, *SCHEDULERS[name]).within(nfe, "epsilon")
+        inside: dict[str, list[float]] = {"ours": [], "theirs": []}
+
+        def run(who: str, solve: Callable[[], object], inside: dict[str, list[float]] = inside) -> None:
+            network.seconds = 0.0
+            solve()
+            inside[who].append(network.seconds)
+
         runs = {
             "ours": lambda s=ours: ods.sample(model, x=x, cond=cond, solver=s, num_steps=steps),
             "theirs": lambda s=scheduler: pipeline(model, s, x, cond),
-            "network": lambda n=nfe: [model.network(x, torch.full((batch,), 500.0), **cond) for _ in range(n)],
         }
-        took = turns(runs, repeats)
-        cells = "".join(f"{one} {1e3 * statistics.median(seconds):.1f} ms, " for one, seconds in took.items())
+        took = turns({who: lambda w=who, s=solve: run(w, s) for who, solve in runs.items()}, repeats)
+        outside = {who: [a - b for a, b in zip(took[who], inside[who][1:], strict=True)] for who in took}
+        cells = "".join(
+            f"{who} {1e3 * statistics.median(took[who]):.1f} ms, {1e3 * statistics.median(outside[who]):.2f} outside; "
+            for who in took
+        )
+        ratios = [ratio(each["theirs"], each["ours"]) for each in (took, outside)]
         print(
             f"  batch {batch:3}, {ours:9} {nfe:3} evaluations: {cells}"
-            f"theirs / ours {ratio(took['theirs'], took['ours']):.2f}"
+            f"theirs / ours {ratios[0]:.2f}, outside {ratios[1]:.2f}",
+            flush=True,
         )
 
 
