@@ -6,8 +6,8 @@ from itertools import pairwise
 import pytest
 import torch
 
-from odesampler.adaptive import Adaptive, Status, adaptive
-from odesampler.coordinates import COORDINATES
+from odesampler.adaptive import Adaptive, Status, _Clock, adaptive
+from odesampler.coordinates import COORDINATES, coordinate
 from odesampler.drive import Tally, run
 from odesampler.exact import Gaussian, GaussianMixture
 from odesampler.integrate import on_grid, solve
@@ -429,3 +429,17 @@ def test_its_name_says_the_coordinate():
     assert loop == Adaptive(Bosh3(), rtol=0.01, coordinate="angle", delta=0.3)
     assert find_solver(spec_of(loop)) == loop
     assert spec_of(Adaptive(Bosh3())) == "adaptive:bosh3"
+
+
+@pytest.mark.parametrize("name", COORDINATES)
+def test_no_rounding_of_the_clock_leads_outside_the_range(name):
+    """Just before either end, in float32, where a model must not be asked beyond it."""
+    for low, high in ((LOW, HIGH), (0.002, 80.0), (0.0292, 157.4), (1e-5, 999.0)):
+        for start, stop in ((high, low), (low, high)):
+            clock = _Clock(coordinate(name, 0.1), start, stop)
+            ends = torch.tensor([clock.first, clock.last])
+            just_inside = torch.nextafter(ends, ends.flip(0))
+            sigma = clock.sigma(torch.cat([ends, just_inside, torch.nextafter(just_inside, ends.flip(0))]))
+            assert torch.tensor(low) <= sigma.min()
+            assert sigma.max() <= torch.tensor(high)
+            assert sigma[1] == torch.tensor(stop)
