@@ -26,7 +26,10 @@ from odesampler.solvers.external import SCIPY_METHODS, Scipy, Torchdiffeq, torch
 T = TypeVar("T")
 OF_THE_LOOP = [field.name for field in fields(Adaptive) if field.name != "solver"]
 DRIVERS = ("adaptive", "torchdiffeq", "scipy")
-LOOPS = {"dpm_adaptive": "adaptive:dpm_solver_3"}  # plain names of loops -> what they are short for
+LOOPS = {"dpm_adaptive": "adaptive:dpm_solver_3"}  # plain names of loops -> the driver and the solver that they mean
+MEANT: dict[str, dict[str, Any]] = {
+    "dpm_adaptive": {"coordinate": "asinh"}
+}  # as k-diffusion's, which measures errors in x
 
 
 def _found() -> dict[str, Callable[..., Solver]]:
@@ -80,7 +83,10 @@ def solvers() -> SolverList:
     """
     ours = _listed()
     by_name = {name: facts for facts in ours for name in (facts.name, *facts.aliases)}
-    loops = [by_name[spec.partition(":")[2]]._replace(name=name, aliases=(spec,)) for name, spec in LOOPS.items()]
+    loops = [
+        by_name[spec.partition(":")[2]]._replace(name=name, aliases=(spec_of(find_solver(name)),))
+        for name, spec in LOOPS.items()
+    ]
     theirs = [("torchdiffeq", torchdiffeq_methods()), ("scipy", SCIPY_METHODS)]
     foreign = [
         Facts(f"{library}:{m}", (), None, None, find_solver(f"{library}:{m}").takes_steps is False, False, False, "")  # type: ignore[union-attr]
@@ -141,6 +147,7 @@ def find_solver(solver: Solver | Loop | str) -> Solver | Loop:
     makers: dict[str, Callable[..., Loop]] = {"torchdiffeq": Torchdiffeq, "scipy": Scipy}
     if driver == "adaptive":
         own: dict[str, Any] = {k: arguments.pop(k) for k in OF_THE_LOOP if k in arguments}
+        own = {**MEANT.get(solver.partition("(")[0], {}), **own}
         return _called(lambda **options: Adaptive(_made(name, arguments, solver), **options), own, solver)
     if driver not in makers:
         raise ValueError(f"unknown solver {solver!r}: before the colon stands one of {', '.join(DRIVERS)}")

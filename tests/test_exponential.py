@@ -187,8 +187,12 @@ def test_the_third_order_midpoint_of_diffusers_takes_the_last_stage_by_the_midpo
         ("dpmpp_3s", Singlestep("data", (1 / 3, 2 / 3), "dpm")),
         ("dpmpp_2s(fractions=(0.25,))", Singlestep("data", (0.25,), "dpm")),
         ("adaptive:dpm_solver_3(rtol=1e-3)", Adaptive(Singlestep("noise", rule="dpm"), rtol=1e-3)),
-        ("dpm_adaptive", Adaptive(Singlestep("noise", rule="dpm"))),
-        ("dpm_adaptive(rtol=0.05, atol=0.0078)", Adaptive(Singlestep("noise", rule="dpm"), rtol=0.05, atol=0.0078)),
+        ("dpm_adaptive", Adaptive(Singlestep("noise", rule="dpm"), coordinate="asinh")),
+        (
+            "dpm_adaptive(rtol=0.05, atol=0.0078)",
+            Adaptive(Singlestep("noise", rule="dpm"), 0.05, 0.0078, coordinate="asinh"),
+        ),
+        ("dpm_adaptive(coordinate='sigma')", Adaptive(Singlestep("noise", rule="dpm"), coordinate="sigma")),
     ],
 )
 def test_names_mean_what_the_papers_mean(name, solver):
@@ -198,7 +202,7 @@ def test_names_mean_what_the_papers_mean(name, solver):
 
 def test_dpm_adaptive_is_listed_and_its_name_is_taken():
     [facts] = [f for f in solvers() if f.name == "dpm_adaptive"]
-    assert facts.aliases == ("adaptive:dpm_solver_3",)
+    assert facts.aliases == ("adaptive:dpm_solver_3(coordinate='asinh')",)
     assert (facts.order, facts.evaluations, facts.error_estimate) == (3, 3, True)
     with pytest.raises(ValueError, match="free identifier"):
         ods.register("dpm_adaptive", Euler)
@@ -219,7 +223,7 @@ def test_dpm_adaptive_asks_more_often_the_tighter_its_tolerance_and_comes_closer
     assert calls == sorted(calls)
     assert off[0] > 10 * off[1] > 300 * off[2]
     assert off[0] > 900 * off[2]
-    assert all(error < 3 * tolerance for error, tolerance in zip(off, (1e-2, 1e-4, 1e-6), strict=True))
+    assert all(error < tolerance for error, tolerance in zip(off, (1e-2, 1e-4, 1e-6), strict=True))
     assert off[2] < 1e-5
 
 

@@ -28,6 +28,7 @@ def missed(model, latent, x):
         ("dpmpp_2m", {"num_steps": 20}),
         ("unipc", {"num_steps": 20}),
         ("adaptive:bosh3(rtol=0.003, atol=0.003)", {}),
+        ("adaptive:bosh3(rtol=0.01, atol=0.01, coordinate='sigma')", {}),
         ("scipy:RK23", {}),
         ("torchdiffeq:rk4", {"num_steps": 10}),
     ],

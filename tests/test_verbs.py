@@ -81,6 +81,7 @@ def test_evaluations_are_counted_per_sample_and_per_call():
 
 def test_steps_of_its_own_unless_a_number_is_given():
     assert len(set(ods.sample(MODEL, 3, solver="rk45").nfe.tolist())) > 1
+    assert ods.sample(MODEL, 3, solver="adaptive:rk45(coordinate='sigma')").nfe.min() > 60
     assert ods.sample(MODEL, 3, solver="rk45", num_steps=4).nfe.tolist() == [1 + 6 * 3 + 1] * 3
     assert ods.sample(MODEL, 3, solver="heun", rtol=1e-2, atol=1e-2).nfe.max() != 39
 
