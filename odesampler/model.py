@@ -26,12 +26,13 @@ from odesampler.codec import Codec
 from odesampler.compiled import Compile, check_compile, compiled, wants_padding
 from odesampler.data_range import check_data_range
 from odesampler.grid import parsed_grid
-from odesampler.precision import check_dtypes, finest_dtype, is_number
+from odesampler.precision import at_least_single, check_dtypes, finest_dtype, is_number
 from odesampler.prediction import Prediction
 from odesampler.room import Room
 from odesampler.schedule import Schedule
 from odesampler.standing import Standing
 
+_AS_IT_IS = nullcontext()
 Cond: TypeAlias = Mapping[str, Tensor]  # model inputs beside x and sigma, each (batch, ...)
 
 
@@ -168,20 +169,27 @@ class Model:
     @property
     def device(self) -> torch.device:
         """Where the network's parameters are; the CPU for a plain function."""
-        return networks.device_of(self.network)
+        weight = self._weight
+        return networks.device_of(self.network) if weight is None else weight.device
 
     @property
     def network_dtype(self) -> torch.dtype | None:
         """What the network is called with; None: the dtype of the state."""
-        if self.dtype is not None or self._weight is None:
-            return self.dtype
-        owner, name = self._weight
-        dtype: torch.dtype = getattr(owner, name).dtype
-        return dtype
+        weight = None if self.dtype is not None else self._weight
+        return self.dtype if weight is None else weight.dtype
+
+    @property
+    def _weight(self) -> Tensor | None:
+        """The first floating-point tensor of the network, as it is now."""
+        if self._where is None:
+            return None
+        owner, name = self._where
+        weight: Tensor = getattr(owner, name)
+        return weight
 
     @cached_property
-    def _weight(self) -> tuple[nn.Module, str] | None:
-        """Where the first floating-point tensor of the network is kept: to search for it takes long for every call."""
+    def _where(self) -> tuple[nn.Module, str] | None:
+        """Where that is kept: to search for it takes long for every call."""
         return networks.first_weight(self.network)
 
     @property
@@ -256,10 +264,10 @@ class Model:
     def ask(self, x_t: Tensor, t: float | Tensor, cond: Cond) -> Tensor:
         """The network's answer (batch, *shape) to x_t (batch, *shape) at t, one or (batch,), in the dtype of `x_t`."""
         dtype = self.network_dtype or x_t.dtype
-        clock = self._clock(t, x_t, torch.promote_types(dtype, torch.float32))
+        clock = self._clock(t, x_t, at_least_single(dtype))
         told = cond.keys() >= self.null_cond.keys() and cond.keys() >= self.cond.keys()
         given = cond if told else {**self.nothing(x_t.shape[0]), **cond}
-        casting = torch.autocast(x_t.device.type, self.autocast) if self.autocast else nullcontext()
+        casting = torch.autocast(x_t.device.type, self.autocast) if self.autocast else _AS_IT_IS
         plain = dtype == x_t.dtype and not self.channels_last  # a change to what it is would still be a call of torch
         with casting:
             out = self._called(x_t if plain else x_t.to(dtype, memory_format=self._format), clock, **given)
@@ -283,7 +291,7 @@ class Model:
         if isinstance(t, Tensor):
             return t.round().long() if self.round_t else t.to(dtype)
         value, kind = (round(t), torch.int64) if self.round_t else (t, dtype)
-        return torch.full(x_t.shape[:1], value, dtype=kind, device=x_t.device)
+        return x_t.new_full((x_t.shape[0],), value, dtype=kind)
 
     @cached_property
     def _called(self) -> Callable[..., Tensor]:

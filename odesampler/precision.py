@@ -7,10 +7,17 @@ from typing import Any, TypeGuard
 
 import torch
 
+_FINE = (torch.float32, torch.float64)  # told apart without a call of torch, which would be one at every evaluation
+
 
 def finest_dtype(device: torch.device) -> torch.dtype:
     """The finest floating dtype of `device`: float64, but on Apple's Metal, which has none, float32."""
     return torch.float32 if device.type == "mps" else torch.float64
+
+
+def at_least_single(dtype: torch.dtype) -> torch.dtype:
+    """`dtype`, or float32 if that is finer."""
+    return dtype if dtype in _FINE else torch.promote_types(dtype, torch.float32)
 
 
 def dtype_name(dtype: torch.dtype) -> str:

@@ -9,6 +9,7 @@ from torch.utils.weak import WeakIdKeyDictionary
 
 # What counts as being on a device, though it is on the CPU: given there, or computed from what is.
 DEVICE = WeakIdKeyDictionary()
+PATTERNS = ("aten.new_", "_like.")  # operations that take a tensor for its shape and type: they read nothing of it
 READS = ("_local_scalar_dense", "item", "nonzero", "equal.default", "is_nonzero", "masked_select")
 
 
@@ -32,10 +33,11 @@ class Counted(TorchDispatchMode):
         if any(v in DEVICE for v in read):
             self.device_names.append(str(func))
             on_device(*written)
-        if any(v.numel() >= self.size for v in (*read, *written)):
+        touched = written if any(p in str(func) for p in PATTERNS) else [*read, *written]
+        if any(v.numel() >= self.size for v in touched):
             self.big.append(str(func))
         if not func.is_view:
-            self.traffic += sum(v.numel() for v in (*read, *written) if v.numel() >= self.size) / self.size
+            self.traffic += sum(v.numel() for v in touched if v.numel() >= self.size) / self.size
         return out
 
     @property

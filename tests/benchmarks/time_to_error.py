@@ -105,7 +105,7 @@ class Timed:
         return answer
 
 
-def equal_steps(model: ods.Model, batch: int, steps: int = 20, repeats: int = 31) -> None:
+def equal_steps(model: ods.Model, batch: int, steps: int = 20, repeats: int = 101) -> None:
     """Print the time of ours and of theirs for the same solver and number of steps, whole and outside the network.
 
     The network takes nearly all of it, and not the same from run to run: what is outside tells the loops apart.
