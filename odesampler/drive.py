@@ -218,9 +218,9 @@ def _evaluate(calls: _Calls, asked: Request, cond: Cond, tally: Tally) -> Tensor
     x, sigma, rows, told = asked
     if isinstance(sigma, Tensor):
         sigma = column(sigma, x).flatten()
-    mine: dict[str, Any] = {k: v if rows is None else v[rows.to(v.device)] for k, v in cond.items()}
+    mine: Mapping[str, Any] = cond if rows is None else {k: v[rows.to(v.device)] for k, v in cond.items()}
     if told is not None:
-        mine["told"] = column(told, x).flatten() if isinstance(told, Tensor) else told
+        mine = {**mine, "told": column(told, x).flatten() if isinstance(told, Tensor) else told}
     answers = calls.answers(x, sigma, mine)
     tally.calls += len(answers)
     answer = answers[0] if len(answers) == 1 else torch.cat(answers)

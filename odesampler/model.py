@@ -12,7 +12,6 @@ import hashlib
 import json
 import math
 from collections.abc import Callable, Mapping
-from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
 from typing import Any, NamedTuple, TypeAlias
@@ -26,13 +25,12 @@ from odesampler.codec import Codec
 from odesampler.compiled import Compile, check_compile, compiled, wants_padding
 from odesampler.data_range import check_data_range
 from odesampler.grid import parsed_grid
-from odesampler.precision import at_least_single, check_dtypes, finest_dtype, is_number
+from odesampler.precision import at_least_single, autocasting, check_dtypes, finest_dtype, is_number
 from odesampler.prediction import Prediction
 from odesampler.room import Room
 from odesampler.schedule import Schedule
 from odesampler.standing import Standing
 
-_AS_IT_IS = nullcontext()
 Cond: TypeAlias = Mapping[str, Tensor]  # model inputs beside x and sigma, each (batch, ...)
 
 
@@ -267,10 +265,8 @@ class Model:
         clock = self._clock(t, x_t, at_least_single(dtype))
         told = cond.keys() >= self.null_cond.keys() and cond.keys() >= self.cond.keys()
         given = cond if told else {**self.nothing(x_t.shape[0]), **cond}
-        casting = torch.autocast(x_t.device.type, self.autocast) if self.autocast else _AS_IT_IS
         plain = dtype == x_t.dtype and not self.channels_last  # a change to what it is would still be a call of torch
-        with casting:
-            out = self._called(x_t if plain else x_t.to(dtype, memory_format=self._format), clock, **given)
+        out = self._called(x_t if plain else x_t.to(dtype, memory_format=self._format), clock, **given)
         if not isinstance(out, Tensor):
             raise TypeError(f"{self.name} answered with {type(out).__name__}; a network must answer with a tensor")
         if out.shape != x_t.shape:
@@ -295,7 +291,8 @@ class Model:
 
     @cached_property
     def _called(self) -> Callable[..., Tensor]:
-        return compiled(self.network, self.compile)
+        called = compiled(self.network, self.compile)
+        return called if self.autocast is None else autocasting(called, self.autocast)
 
     @property
     def _format(self) -> torch.memory_format:

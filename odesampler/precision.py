@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from numbers import Integral, Real
 from typing import Any, TypeGuard
 
 import torch
+from torch import Tensor
 
 _FINE = (torch.float32, torch.float64)  # told apart without a call of torch, which would be one at every evaluation
 
@@ -18,6 +20,16 @@ def finest_dtype(device: torch.device) -> torch.dtype:
 def at_least_single(dtype: torch.dtype) -> torch.dtype:
     """`dtype`, or float32 if that is finer."""
     return dtype if dtype in _FINE else torch.promote_types(dtype, torch.float32)
+
+
+def autocasting(network: Callable[..., Tensor], dtype: torch.dtype) -> Callable[..., Tensor]:
+    """`network`, under torch.autocast with `dtype`, on the device of its first argument."""
+
+    def called(x_t: Tensor, *args: Any, **cond: Any) -> Tensor:
+        with torch.autocast(x_t.device.type, dtype):
+            return network(x_t, *args, **cond)
+
+    return called
 
 
 def dtype_name(dtype: torch.dtype) -> str:
