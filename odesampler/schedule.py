@@ -117,7 +117,7 @@ class VP(Schedule):
 
     @cached_property
     def _hash(self) -> int:
-        """Taken once: of a thousand numbers it costs more than the rest of a step, and each evaluation looks it up."""
+        """Taken once: of a thousand numbers it costs as much as a step, and each solve looks up a grid by it."""
         return hash(self.alpha_bar)
 
     @classmethod

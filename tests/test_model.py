@@ -70,6 +70,26 @@ def test_a_plain_model_costs_its_network_its_clock_its_scale_and_nothing_else():
     assert sorted(counted.names) == ["mul", "neg", "new_full"]
 
 
+def test_what_a_sigma_means_is_looked_up_without_comparing_schedules(monkeypatch):
+    """A thousand numbers each: that took as long as a step, for every model but the first of a schedule."""
+    models = [Model(lambda x_t, t: x_t.neg(), VP.linear(), "eps") for _ in range(2)]
+    assert models[0].schedule == models[1].schedule
+    compared = []
+    monkeypatch.setattr(VP, "__eq__", lambda *schedules: compared.append(schedules) or True)
+    answers = [model(noise(), 1.5) for model in models * 2]
+    assert all(answer.equal(answers[0]) for answer in answers)
+    assert not compared
+
+
+def test_what_sigmas_mean_is_remembered_for_so_many_only(monkeypatch):
+    monkeypatch.setattr("odesampler.model.LEVELS", 3)
+    model, asked = Model(lambda x_t, t: x_t * t[:, None], VP.linear(), "eps"), [0.5 + i for i in range(5)] * 2
+    seen = [(model(noise(), sigma), len(model._levels)) for sigma in asked]
+    assert max(many for _, many in seen) == 3
+    for sigma, (answer, _) in zip(asked, seen, strict=True):
+        assert answer.equal(Model(lambda x_t, t: x_t * t[:, None], VP.linear(), "eps")(noise(), sigma))
+
+
 @pytest.mark.parametrize("sigma", [2.0, torch.tensor([2.0, 1.0, 3.0])], ids=["shared", "each"])
 def test_a_network_that_answers_in_another_shape_is_named_with_the_sigma(sigma):
     model = Model(lambda x_t, t: torch.cat([x_t, x_t], 1), VE(), name="two-headed")
