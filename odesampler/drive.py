@@ -25,7 +25,6 @@ from odesampler.room import AnyBatch, Room, attempted, check_max_batch, too_larg
 
 T = TypeVar("T")
 READ = 16  # answers that are looked at together, on the CPU
-SMALL = 4096  # numbers in an answer that waits for that as it is: half a megabyte of them at the most
 Eps: TypeAlias = Callable[..., Tensor]  # eps(x, sigma, **cond): a Model, or any function of that form
 
 
@@ -61,21 +60,20 @@ class Watch:
 
     Sums are kept and read together, since to read one costs an operation: on the CPU the first at once and then a few
     at a time, so that a solve which has gone wrong ends soon; elsewhere at the end, since it would wait for the device.
-    Small answers on the CPU wait as they are: right after a network, which leaves nothing else in the caches, a sum
-    takes several times as long as one of many. The first that is not finite names where it happened.
+    The first that is not finite names where it happened.
     """
 
     reads: bool = True  # False: nothing, until someone calls `check`
-    kept: list[tuple[Sigma, Tensor]] = field(default_factory=list)  # where it was asked -> the answer, or its sum ()
+    kept: list[tuple[Sigma, Tensor]] = field(default_factory=list)  # where it was asked -> the sum of the answer
     seen: int = 0
 
     def see(self, answer: Tensor, sigma: Sigma) -> None:
         """Take note of an answer (batch, *shape), asked for at `sigma`."""
-        on_host = answer.is_cpu  # to ask for its device costs as much as a small operation
-        waits = self.reads and on_host and answer.numel() <= SMALL
-        self.kept.append((sigma, answer if waits else _total(answer)))
+        # Finite numbers may sum to infinity: those of half precision easily, those of float32 where nothing is right
+        # any more. A sum in float64 would take five times as long.
+        self.kept.append((sigma, answer.sum(dtype=at_least_single(answer.dtype))))
         self.seen += 1
-        if self.seen % READ == 1 and on_host:
+        if self.seen % READ == 1 and answer.is_cpu:  # to ask for its device costs as much as a small operation
             self.settle()
 
     def settle(self) -> None:
@@ -88,22 +86,13 @@ class Watch:
 
     def check(self) -> None:
         """Raises: FloatingPointError: a total is not finite."""
-        totals = torch.stack([_total(kept) for _, kept in self.kept]).tolist() if self.kept else []
+        totals = torch.stack([total for _, total in self.kept]).tolist() if self.kept else []
         for (sigma, _), total in zip(self.kept, totals, strict=True):
             if not math.isfinite(total):
                 raise FloatingPointError(
                     f"the model's answer has NaN or infinity at {_where(sigma)}; "
                     "if this is half precision, try autocast=torch.bfloat16 or a float32 network"
                 )
-
-
-def _total(answer: Tensor) -> Tensor:
-    """The sum () of an answer (batch, *shape); of a sum itself.
-
-    Finite numbers may sum to infinity: those of half precision easily, those of float32 where nothing is right any
-    more. A sum in float64 would take five times as long.
-    """
-    return answer.sum(dtype=at_least_single(answer.dtype)) if answer.ndim else answer
 
 
 def run(

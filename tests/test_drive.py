@@ -292,10 +292,8 @@ def test_gradients_flow_through_a_run_to_the_model():
     assert slope.item() == pytest.approx(((problem[0] - problem[1]) / 2e-5).item(), rel=1e-5)
 
 
-@pytest.mark.parametrize("small", [0, drive.SMALL], ids=["summed at once", "kept and summed later"])
 @pytest.mark.parametrize("bad", range(1, 40))
-def test_the_first_answer_that_is_not_finite_is_named_and_the_solve_ends_within_sixteen_more(monkeypatch, bad, small):
-    monkeypatch.setattr(drive, "SMALL", small)
+def test_the_first_answer_that_is_not_finite_is_named_and_the_solve_ends_within_sixteen_more(bad):
     asked = []
 
     def model(x, sigma):
