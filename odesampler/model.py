@@ -31,7 +31,7 @@ from odesampler.room import Room
 from odesampler.schedule import Schedule
 from odesampler.standing import Standing
 
-LEVELS = 8192  # what a sigma means to the schedule, remembered for so many
+LEVELS = 8192  # what a sigma means, remembered for so many
 Cond: TypeAlias = Mapping[str, Tensor]  # model inputs beside x and sigma, each (batch, ...)
 
 
@@ -221,7 +221,7 @@ class Model:
         if told is not None:
             return self.place(x, sigma)._replace(t=self.place(x, told).t)
         if not isinstance(sigma, Tensor):
-            alpha, std, t = self._level(sigma)
+            alpha, std, t = _level(self.schedule, sigma)
             return Place(x if alpha == 0 else alpha * x, t, alpha, std, alpha == 0)
         s = sigma.to(finest_dtype(sigma.device)).flatten()
         shape = (-1,) + (1,) * (x.ndim - 1)
@@ -290,22 +290,6 @@ class Model:
         value, kind = (round(t), torch.int64) if self.round_t else (t, dtype)
         return x_t.new_full((x_t.shape[0],), value, dtype=kind)
 
-    def _level(self, sigma: float) -> tuple[float, float, float]:
-        """(alpha, std, t) at one sigma, on the host: the same few sigmas come back at every call."""
-        known = self._levels.get(sigma)
-        if known is None:
-            at = torch.tensor(sigma, dtype=torch.float64)
-            known = self.schedule.alpha(at).item(), self.schedule.std(at).item(), self.schedule.t(at).item()
-            if len(self._levels) == LEVELS:
-                self._levels.clear()
-            self._levels[sigma] = known
-        return known
-
-    @cached_property
-    def _levels(self) -> dict[float, tuple[float, float, float]]:
-        """This model's own: to find it among those of equal schedules would compare their tables at every call."""
-        return {}
-
     @cached_property
     def _called(self) -> Callable[..., Tensor]:
         called = compiled(self.network, self.compile)
@@ -322,3 +306,18 @@ class Model:
             raise ValueError(f"channels_last is for images, (channels, height, width); got data of {self.data_shape}")
         if isinstance(self.network, nn.Module):
             self.network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # not in torch's types
+
+
+def _level(schedule: Schedule, sigma: float) -> tuple[float, float, float]:
+    """(alpha, std, t) at one sigma: the same few come back at every call, and to compute them takes as long as a step.
+
+    The schedule keeps its own. One memory for all would compare equal schedules at each look-up, by a thousand numbers.
+    """
+    known = schedule.levels.get(sigma)
+    if known is None:
+        at = torch.tensor(sigma, dtype=torch.float64)
+        known = schedule.alpha(at).item(), schedule.std(at).item(), schedule.t(at).item()
+        if len(schedule.levels) == LEVELS:
+            schedule.levels.clear()
+        schedule.levels[sigma] = known
+    return known

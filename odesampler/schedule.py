@@ -60,6 +60,11 @@ class Schedule(ABC):
     def t(self, sigma: Tensor) -> Tensor:
         """The model's clock at `sigma`, the inverse of `Schedule.sigma`."""
 
+    @cached_property
+    def levels(self) -> dict[float, tuple[float, float, float]]:
+        """(alpha, std, t) at a sigma, on the host, for those who ask often to fill and to empty."""
+        return {}
+
     def to_model_scale(self, x: Tensor, sigma: float) -> Tensor:
         """`x_t` for the point `x` (batch, *shape) at `sigma`."""
         return x if math.isinf(sigma) else x * self.alpha(_scalar(sigma)).item()
@@ -78,8 +83,18 @@ class Schedule(ABC):
         return {"family": type(self).__name__, **asdict(self)}
 
 
+class _VariancePreserving(Schedule):
+    """alpha^2 + std^2 = 1."""
+
+    def alpha(self, sigma: Tensor) -> Tensor:
+        return (1 + sigma**2) ** -0.5
+
+    def std(self, sigma: Tensor) -> Tensor:
+        return (1 + sigma**-2) ** -0.5
+
+
 @dataclass(frozen=True, repr=False)
-class VP(Schedule):
+class VP(_VariancePreserving):
     """Variance preserving, from a table: alpha^2 + std^2 = 1, alpha^2 = alpha_bar[t] at t = 0 .. T - 1 (DDPM, Stable
     Diffusion, any beta table).
 
@@ -101,8 +116,7 @@ class VP(Schedule):
     def __post_init__(self) -> None:
         table = tuple(float(a) for a in self.alpha_bar)
         object.__setattr__(self, "alpha_bar", table)
-        falling = all(a > b for a, b in pairwise(table))
-        if len(table) < 2 or not falling or not (table[0] < 1 and table[-1] >= 0):
+        if len(table) < 2 or not all(a > b for a, b in pairwise(table)) or not (table[0] < 1 and table[-1] >= 0):
             raise ValueError(
                 f"alpha_bar must fall strictly from below 1 to 0 or above, over at least 2 entries; got {_brief(table)}"
             )
@@ -148,8 +162,7 @@ class VP(Schedule):
     def with_zero_snr(self) -> VP:
         """This table, its alpha shifted and scaled to end at 0. Lin et al. 2023, arXiv:2305.08891, Algorithm 1."""
         alpha = torch.tensor(self.alpha_bar, dtype=torch.float64).sqrt()
-        first, last = alpha[0], alpha[-1]
-        rescaled = ((alpha - last) * first / (first - last)) ** 2
+        rescaled = ((alpha - alpha[-1]) * alpha[0] / (alpha[0] - alpha[-1])) ** 2
         return VP((*rescaled[:-1].tolist(), 0.0))
 
     @cached_property
@@ -181,12 +194,6 @@ class VP(Schedule):
     def sigma_max(self) -> float:
         return self._table[-1].item()
 
-    def alpha(self, sigma: Tensor) -> Tensor:
-        return (1 + sigma**2) ** -0.5
-
-    def std(self, sigma: Tensor) -> Tensor:
-        return (1 + sigma**-2) ** -0.5
-
     def sigma(self, t: Tensor) -> Tensor:
         table = self._log_table(t.device)
         low = t.floor().long().clamp(0, len(table) - 2)
@@ -207,7 +214,7 @@ class VP(Schedule):
 
 
 @dataclass(frozen=True)
-class ContinuousVP(Schedule):
+class ContinuousVP(_VariancePreserving):
     """Variance preserving in continuous time, t in (0, 1]: alpha^2 = exp(-beta_min t - (beta_max - beta_min) t^2 / 2).
 
     Examples:
@@ -229,12 +236,6 @@ class ContinuousVP(Schedule):
     @property
     def sigma_max(self) -> float:
         return self.sigma(_scalar(1.0)).item()
-
-    def alpha(self, sigma: Tensor) -> Tensor:
-        return (1 + sigma**2) ** -0.5
-
-    def std(self, sigma: Tensor) -> Tensor:
-        return (1 + sigma**-2) ** -0.5
 
     def sigma(self, t: Tensor) -> Tensor:
         return torch.expm1(self.beta_min * t + (self.beta_max - self.beta_min) * t**2 / 2).sqrt()
