@@ -313,11 +313,11 @@ def _level(schedule: Schedule, sigma: float) -> tuple[float, float, float]:
 
     The schedule keeps its own. One memory for all would compare equal schedules at each look-up, by a thousand numbers.
     """
-    known = schedule.levels.get(sigma)
+    known = schedule.remembered.get(sigma)
     if known is None:
         at = torch.tensor(sigma, dtype=torch.float64)
         known = schedule.alpha(at).item(), schedule.std(at).item(), schedule.t(at).item()
-        if len(schedule.levels) == LEVELS:
-            schedule.levels.clear()
-        schedule.levels[sigma] = known
+        if len(schedule.remembered) == LEVELS:
+            schedule.remembered.clear()
+        schedule.remembered[sigma] = known
     return known

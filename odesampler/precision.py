@@ -25,7 +25,7 @@ def at_least_single(dtype: torch.dtype) -> torch.dtype:
 def autocasting(network: Callable[..., Tensor], dtype: torch.dtype) -> Callable[..., Tensor]:
     """`network`, under torch.autocast with `dtype`, on the device of its first argument."""
 
-    def called(x_t: Tensor, *args: Any, **cond: Any) -> Tensor:
+    def called(x_t: Tensor, /, *args: Any, **cond: Any) -> Tensor:
         with torch.autocast(x_t.device.type, dtype):
             return network(x_t, *args, **cond)
 

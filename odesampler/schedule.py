@@ -61,7 +61,7 @@ class Schedule(ABC):
         """The model's clock at `sigma`, the inverse of `Schedule.sigma`."""
 
     @cached_property
-    def levels(self) -> dict[float, tuple[float, float, float]]:
+    def remembered(self) -> dict[float, tuple[float, float, float]]:
         """(alpha, std, t) at a sigma, on the host, for those who ask often to fill and to empty."""
         return {}
 

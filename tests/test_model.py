@@ -87,7 +87,7 @@ def test_what_sigmas_mean_is_remembered_for_so_many_only(monkeypatch):
     [model, *_] = made.values()
     for sigma in [*made, *made]:
         assert model(noise(), sigma).equal(made[sigma](noise(), sigma))
-        assert len(model.schedule.levels) <= 3
+        assert len(model.schedule.remembered) <= 3
 
 
 @pytest.mark.parametrize("sigma", [2.0, torch.tensor([2.0, 1.0, 3.0])], ids=["shared", "each"])
