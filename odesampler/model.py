@@ -13,7 +13,7 @@ import json
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import Any, NamedTuple, TypeAlias
 
 import torch
@@ -31,7 +31,6 @@ from odesampler.room import Room
 from odesampler.schedule import Schedule
 from odesampler.standing import Standing
 
-LEVELS = 8192  # what a sigma means, remembered for so many
 Cond: TypeAlias = Mapping[str, Tensor]  # model inputs beside x and sigma, each (batch, ...)
 
 
@@ -168,27 +167,20 @@ class Model:
     @property
     def device(self) -> torch.device:
         """Where the network's parameters are; the CPU for a plain function."""
-        weight = self._weight
-        return networks.device_of(self.network) if weight is None else weight.device
+        return networks.device_of(self.network)
 
     @property
     def network_dtype(self) -> torch.dtype | None:
         """What the network is called with; None: the dtype of the state."""
-        weight = None if self.dtype is not None else self._weight
-        return self.dtype if weight is None else weight.dtype
-
-    @property
-    def _weight(self) -> Tensor | None:
-        """The first floating-point tensor of the network, as it is now."""
-        if self._where is None:
-            return None
-        owner, name = self._where
-        weight: Tensor = getattr(owner, name)
-        return weight
+        if self.dtype is not None or self._weight is None:
+            return self.dtype
+        owner, name = self._weight
+        dtype: torch.dtype = getattr(owner, name).dtype
+        return dtype
 
     @cached_property
-    def _where(self) -> tuple[nn.Module, str] | None:
-        """Where that is kept: to search for it takes long for every call."""
+    def _weight(self) -> tuple[nn.Module, str] | None:
+        """Where the first floating-point tensor of the network is kept: to search for it takes long for every call."""
         return networks.first_weight(self.network)
 
     @property
@@ -221,7 +213,7 @@ class Model:
         if told is not None:
             return self.place(x, sigma)._replace(t=self.place(x, told).t)
         if not isinstance(sigma, Tensor):
-            alpha, std, t = _level(self.schedule, sigma)
+            alpha, std, t = _levels(self.schedule, sigma)
             return Place(x if alpha == 0 else alpha * x, t, alpha, std, alpha == 0)
         s = sigma.to(finest_dtype(sigma.device)).flatten()
         shape = (-1,) + (1,) * (x.ndim - 1)
@@ -308,16 +300,8 @@ class Model:
             self.network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # not in torch's types
 
 
-def _level(schedule: Schedule, sigma: float) -> tuple[float, float, float]:
-    """(alpha, std, t) at one sigma: the same few come back at every call, and to compute them takes as long as a step.
-
-    The schedule keeps its own. One memory for all would compare equal schedules at each look-up, by a thousand numbers.
-    """
-    known = schedule.remembered.get(sigma)
-    if known is None:
-        at = torch.tensor(sigma, dtype=torch.float64)
-        known = schedule.alpha(at).item(), schedule.std(at).item(), schedule.t(at).item()
-        if len(schedule.remembered) == LEVELS:
-            schedule.remembered.clear()
-        schedule.remembered[sigma] = known
-    return known
+@lru_cache(maxsize=8192)
+def _levels(schedule: Schedule, sigma: float) -> tuple[float, float, float]:
+    """(alpha, std, t) at one sigma, on the host: the same few sigmas come back at every call."""
+    at = torch.tensor(sigma, dtype=torch.float64)
+    return schedule.alpha(at).item(), schedule.std(at).item(), schedule.t(at).item()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from numbers import Integral, Real
 from typing import Any, TypeGuard
 
@@ -23,13 +24,13 @@ def at_least_single(dtype: torch.dtype) -> torch.dtype:
 
 
 def autocasting(network: Callable[..., Tensor], dtype: torch.dtype) -> Callable[..., Tensor]:
-    """`network`, under torch.autocast with `dtype`, on the device of its first argument."""
+    """`network`, under torch.autocast with `dtype`, on the device of its first argument. Can be copied and pickled."""
+    return partial(_autocast, network, dtype)
 
-    def called(x_t: Tensor, /, *args: Any, **cond: Any) -> Tensor:
-        with torch.autocast(x_t.device.type, dtype):
-            return network(x_t, *args, **cond)
 
-    return called
+def _autocast(network: Callable[..., Tensor], dtype: torch.dtype, x_t: Tensor, /, *args: Any, **cond: Any) -> Tensor:
+    with torch.autocast(x_t.device.type, dtype):
+        return network(x_t, *args, **cond)
 
 
 def dtype_name(dtype: torch.dtype) -> str:

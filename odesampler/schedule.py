@@ -15,7 +15,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from itertools import pairwise
 from typing import Any
 
@@ -59,11 +59,6 @@ class Schedule(ABC):
     @abstractmethod
     def t(self, sigma: Tensor) -> Tensor:
         """The model's clock at `sigma`, the inverse of `Schedule.sigma`."""
-
-    @cached_property
-    def remembered(self) -> dict[float, tuple[float, float, float]]:
-        """(alpha, std, t) at a sigma, on the host, for those who ask often to fill and to empty."""
-        return {}
 
     def to_model_scale(self, x: Tensor, sigma: float) -> Tensor:
         """`x_t` for the point `x` (batch, *shape) at `sigma`."""
@@ -114,8 +109,7 @@ class VP(_VariancePreserving):
     alpha_bar: tuple[float, ...]  # (T,) signal power at the integer clock, falling
 
     def __post_init__(self) -> None:
-        table = tuple(float(a) for a in self.alpha_bar)
-        object.__setattr__(self, "alpha_bar", table)
+        object.__setattr__(self, "alpha_bar", table := _one_of_each(tuple(float(a) for a in self.alpha_bar)))
         if len(table) < 2 or not all(a > b for a, b in pairwise(table)) or not (table[0] < 1 and table[-1] >= 0):
             raise ValueError(
                 f"alpha_bar must fall strictly from below 1 to 0 or above, over at least 2 entries; got {_brief(table)}"
@@ -131,7 +125,7 @@ class VP(_VariancePreserving):
 
     @cached_property
     def _hash(self) -> int:
-        """Taken once: of a thousand numbers it costs as much as a step, and each solve looks up a grid by it."""
+        """Taken once: of a thousand numbers it costs more than the rest of a step, and each evaluation looks it up."""
         return hash(self.alpha_bar)
 
     @classmethod
@@ -328,3 +322,9 @@ def _scalar(value: float) -> Tensor:
 def _brief(values: Sequence[float]) -> str:
     shown = ", ".join(f"{v:g}" for v in values[:3])
     return f"[{shown}, ..., {values[-1]:g}] ({len(values)} entries)" if len(values) > 4 else str(list(values))
+
+
+@lru_cache(maxsize=256)
+def _one_of_each(table: tuple[float, ...]) -> tuple[float, ...]:
+    """`table`, or the equal one before it: to compare schedules, as look-ups do, is then to compare no numbers."""
+    return table

@@ -215,3 +215,11 @@ def test_bad_betas_are_refused(betas):
 def test_a_beta_of_one_before_the_end_is_refused():
     with pytest.raises(ValueError, match="fall strictly"):
         VP.from_betas([0.1, 1.0, 0.1])
+
+
+def test_equal_tables_are_one_so_that_comparing_schedules_compares_no_numbers():
+    """Each evaluation looks up what a sigma means by the schedule: a thousand numbers took as long as a step."""
+    one, other = VP.linear(), VP.linear()
+    assert one == other
+    assert one.alpha_bar is other.alpha_bar
+    assert one != VP.cosine()
