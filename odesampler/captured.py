@@ -23,7 +23,7 @@ from odesampler import networks
 from odesampler.drive import Eps, Tally, Watch, run
 from odesampler.fused import fused
 from odesampler.guidance import AnyGuidance, rows_a_sample, usual_guidance, warn_of_nothing_to_guide_to
-from odesampler.inputs import checked_batch, checked_cond, checked_count, checked_shape
+from odesampler.inputs import checked_cond, checked_count, checked_shape
 from odesampler.integrate import OnGrid
 from odesampler.model import Model
 from odesampler.noise import AnySeed, Noise, noise_for, seeds_for
@@ -31,7 +31,7 @@ from odesampler.plan import AnyGrid, AnySolver, Outcome, Plan, check_guided, eps
 from odesampler.program import Solved, State
 from odesampler.registry import spec_of
 from odesampler.room import check_max_batch
-from odesampler.sampling import Solution, to_solution
+from odesampler.sampling import Solution, first_x, to_solution
 from odesampler.threshold import AnyThreshold
 
 T = TypeVar("T")
@@ -163,16 +163,12 @@ class Captured:
         if model.device != self._x.device:
             raise RuntimeError(f"{model.name} was captured on {self._x.device} and is on {model.device}: capture again")
         warn_of_nothing_to_guide_to(model, self._usual if cond is None and self._told else cond, plan.guidance_scale)
-        drawn, top = noise_for(self._noise, seeds_for(seed, count)), plan.grid[0]
-        if x is None:
-            x_t = drawn.draw(self._x) * model.schedule.latent_scale(top)
-        else:
-            checked_count(count, x)
-            x_t = checked_batch(model, x, "x").to(self._x)
+        drawn = noise_for(self._noise, seeds_for(seed, checked_count(count, x)))
+        first = first_x(model, plan, count, drawn, x)
         given = self._usual if cond is None else self._same(checked_cond(model, cond, count))
         began = time.perf_counter()
         with self._turn, torch.no_grad():
-            self._x.copy_(model.schedule.from_model_scale(x_t, top))
+            self._x.copy_(first)
             for key, value in given.items():
                 self._cond[key].copy_(value)
             self._places.fill(drawn)

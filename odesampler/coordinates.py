@@ -29,6 +29,7 @@ from torch import Tensor
 
 from odesampler.combine import for_rows, question
 from odesampler.frames import DataFrame, FlowFrame, Frame, NoiseFrame, VFrame, times
+from odesampler.precision import is_number
 from odesampler.program import Program, Sigma, Solver, State
 
 T = TypeVar("T")
@@ -110,11 +111,11 @@ def coordinate(name: str, delta: float, scale: float = 1.0) -> Coordinate:
     Raises:
         ValueError: An unknown name; a delta or a scale that is not above 0 and finite.
     """
-    if name not in COORDINATES:
+    if not isinstance(name, str) or name not in COORDINATES:
         raise ValueError(f"coordinate must be one of {', '.join(COORDINATES)}; got {name!r}")
-    if not 0 < delta < math.inf:
+    if not (is_number(delta) and 0 < delta < math.inf):
         raise ValueError(f"delta must be above 0 and finite; got {delta!r}")
-    if not 0 < scale < math.inf:
+    if not (is_number(scale) and 0 < scale < math.inf):
         raise ValueError(f"scale must be above 0 and finite; got {scale!r}")
     return COORDINATES[name](float(delta), float(scale))
 

@@ -10,7 +10,6 @@ by one would read and write each result. The network stays as it is.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from contextlib import nullcontext
 from dataclasses import replace
 from itertools import count
 from typing import Any, TypeAlias
@@ -23,6 +22,7 @@ from torch.fx import GraphModule
 from odesampler.compiled import compiled
 from odesampler.drive import Tally, Watch
 from odesampler.model import Model
+from odesampler.precision import autocasting
 from odesampler.program import Solved, State
 
 Solve: TypeAlias = "Callable[[Model], tuple[Solved, Tally, Watch]]"
@@ -44,8 +44,8 @@ class _Network:
 
     def answer(self, x_t: Tensor, t: Tensor, cond: Mapping[str, Tensor]) -> Tensor:
         """As `Model.ask` would have it, under its autocast."""
-        with torch.autocast(x_t.device.type, self.autocast) if self.autocast else nullcontext():
-            out = self.called(x_t, t, **cond)
+        called = autocasting(self.called, self.autocast) if self.autocast else self.called
+        out = called(x_t, t, **cond)
         return out.clone() if out.untyped_storage().data_ptr() == x_t.untyped_storage().data_ptr() else out
 
 

@@ -114,10 +114,10 @@ def checked_count(num_samples: int | None, x: Tensor | None) -> int:
     return int(count)
 
 
-def checked_shape(model: Model) -> tuple[int, ...]:
-    """Raises: ValueError: the shape of the model's data is not known."""
+def checked_shape(model: Model, instead: str = "") -> tuple[int, ...]:
+    """Raises: ValueError: the shape of the model's data is not known; `instead` is what else could be given."""
     if model.data_shape is None:
-        raise ValueError(f"the shape of {model.name}'s data is not known: give Model(data_shape=...) or latents x")
+        raise ValueError(f"the shape of {model.name}'s data is not known: give Model(data_shape=...){instead}")
     return model.data_shape
 
 

@@ -20,7 +20,7 @@ from odesampler.codec import Codec
 from odesampler.guidance import AnyGuidance, usual_guidance, warn_of_nothing_to_guide_to
 from odesampler.inputs import checked_batch, checked_cond, checked_count, checked_shape
 from odesampler.model import Model
-from odesampler.noise import AnySeed, noise_for, seeds_for
+from odesampler.noise import AnySeed, Noise, noise_for, seeds_for
 from odesampler.observe import Trajectory
 from odesampler.plan import AnyGrid, AnySolver, Outcome, Plan, execute, make_plan
 from odesampler.program import State
@@ -98,7 +98,8 @@ def sample(
             belong together in any batch.
         noise: What stochastic solvers draw: "independent" from step to step, or increments of one path a sample,
             "brownian", so that with more steps the same images come out better. Churn's are always independent.
-        x: Latents to start from, (batch, *shape), in the model's own scale, about N(0, 1): instead of drawing them.
+        x: Latents to start from, (batch, *shape), in the model's own scale, about N(0, 1): instead of drawing them. The
+            noise of stochastic steps is the same as if they had been drawn.
         cond: Conditions, {"label": 3} or one value a sample; missing ones mean "none", or what the model usually takes.
         guidance_scale: As in diffusers, eps_u + scale * (eps_c - eps_u); 1 is off, and the default, unless the model
             says otherwise. An `ods.Guidance` can also rescale the result, and guide in an interval of sigma only.
@@ -149,17 +150,12 @@ def sample(
     )
     warn_of_nothing_to_guide_to(model, cond, plan.guidance_scale)
     count = checked_count(num_samples, x)
-    drawn, top = noise_for(noise, seeds_for(seed, count)), plan.grid[0]
-    if x is None:
-        like = torch.empty((count, *checked_shape(model)), dtype=plan.state_dtype, device=model.device)
-        x_t = drawn.draw(like) * model.schedule.latent_scale(top)
-    else:
-        x_t = checked_batch(model, x, "x").to(model.device, plan.state_dtype)
+    drawn = noise_for(noise, seeds_for(seed, count))
     outcome = execute(
         plan,
         model,
-        State(model.schedule.from_model_scale(x_t, top)),
-        cond=checked_cond(model, cond, len(x_t)),
+        State(first_x(model, plan, count, drawn, x)),
+        cond=checked_cond(model, cond, count),
         noise=drawn,
         max_batch=max_batch,
         progress="sampling" if progress else None,
@@ -167,6 +163,24 @@ def sample(
         grad=grad,
     )
     return to_solution(model, plan, outcome)
+
+
+def first_x(model: Model, plan: Plan, count: int, drawn: Noise, x: Tensor | None) -> Tensor:
+    """x (count, *shape) at the top of the grid: of the latents `x`, or of the first noise of each stream.
+
+    Where latents are given, a stochastic solver passes that noise over: they may have been drawn with it, and its steps
+    are to be independent of them.
+
+    Raises:
+        ValueError: `x` is no batch for the model; nothing says what shape a sample has.
+    """
+    top = plan.grid[0]
+    x_t = None if x is None else checked_batch(model, x, "x").to(model.device, plan.state_dtype)
+    if x_t is None or plan.stochastic:
+        shape = (count, *checked_shape(model, " or latents x")) if x_t is None else x_t.shape
+        first = drawn.draw(torch.empty(shape, dtype=plan.state_dtype, device=model.device))
+        x_t = first * model.schedule.latent_scale(top) if x_t is None else x_t
+    return model.schedule.from_model_scale(x_t, top)
 
 
 def to_solution(model: Model, plan: Plan, outcome: Outcome) -> Solution:

@@ -417,9 +417,16 @@ def test_a_solver_may_ask_about_some_samples_only():
 
 
 @pytest.mark.parametrize(
-    ("given", "message"), [({"coordinate": "log"}, "coordinate must be one"), ({"delta": 0}, "delta")]
+    ("given", "message"),
+    [
+        ({"coordinate": "log"}, "coordinate must be one of .*; got 'log'"),
+        ({"coordinate": ["angle"]}, r"coordinate must be one of .*; got \['angle'\]"),
+        ({"delta": 0}, "delta must be above 0 and finite; got 0"),
+        ({"delta": "0.1"}, "delta must be above 0 and finite; got '0.1'"),
+        ({"delta": None}, "delta must be above 0 and finite; got None"),
+    ],
 )
-def test_an_unknown_coordinate_is_refused(given, message):
+def test_what_is_no_coordinate_is_refused(given, message):
     with pytest.raises(ValueError, match=message):
         Adaptive(Dopri5(), **given)
 

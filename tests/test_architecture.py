@@ -35,7 +35,7 @@ CORE = {  # what each module of the core may import of ours
     "trial": {"program", "combine"},
     "integrate": {"program", "combine", "trial"},
     "frames": {"program"},
-    "coordinates": {"program", "combine", "frames"},
+    "coordinates": {"program", "combine", "frames", "precision"},
     "adaptive": {"program", "combine", "coordinates", "trial"},
     "roots": {"program", "combine", "precision"},
     "implicit": {"precision", "program", "combine", "integrate", "roots", "trial"},

@@ -117,9 +117,10 @@ def test_one_result_is_not_the_next_on_tape(tape):
     test_one_result_is_not_the_next()
 
 
-def test_latents_are_taken_too(tape):
-    draw, x = ods.capture(MODEL, 2, **HOW), torch.randn(2, 1, 8, 8)
-    assert torch.equal(draw(x=x).x, ods.sample(MODEL, x=x, **HOW).x)
+@pytest.mark.parametrize("solver", ["ddim", "ddpm"])
+def test_latents_are_taken_too(tape, solver):
+    draw, x = ods.capture(MODEL, 2, solver=solver, **HOW), torch.randn(2, 1, 8, 8)
+    assert torch.equal(draw(x=x, seed=5).x, ods.sample(MODEL, x=x, seed=5, solver=solver, **HOW).x)
     with pytest.raises(ValueError, match="num_samples=2, but x holds 3 latents"):
         draw(x=torch.randn(3, 1, 8, 8))
 
@@ -308,6 +309,11 @@ def test_what_is_captured_in_inference_mode_draws_outside_it_too(tape):
         draw = ods.capture(MODEL, 2, solver="ddpm", cond={"label": 1}, **HOW)
         inside = draw(seed=3).x
     assert torch.equal(draw(seed=3).x, inside)
+
+
+def test_a_model_of_unknown_shape_is_refused():
+    with pytest.raises(ValueError, match=r"shape of net's data is not known: give Model\(data_shape=...\)$"):
+        ods.capture(replace(MODEL, data_shape=None, name="net"), 2)
 
 
 @pytest.mark.parametrize("solver", ["ddpm", "heun"])

@@ -8,6 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import odesampler as ods
+from odesampler.noise import Streams
+from tests.problems import DRAWING
 
 RING = ods.exact.GaussianMixture.ring()
 MODEL = RING.model()
@@ -71,6 +73,15 @@ def test_neither_chunks_nor_the_order_of_the_batch_change_a_sample(chunk, order)
     whole = ods.sample(MODEL, 5, num_steps=6, state_dtype=torch.float64).x
     again = ods.sample(MODEL, 5, num_steps=6, seed=list(order), max_batch=chunk, state_dtype=torch.float64).x
     assert torch.allclose(again, whole[list(order)], atol=1e-12)
+
+
+@pytest.mark.parametrize("noise", ["independent", "brownian"])
+@pytest.mark.parametrize("solver", DRAWING, ids=repr)
+def test_latents_of_a_seed_give_its_samples_whether_they_are_drawn_or_given(solver, noise):
+    """Else a stochastic step would add the noise that the latents already are."""
+    x = Streams([4, 5, 6]).draw(torch.empty(3, 2)) * MODEL.schedule.latent_scale(MODEL.range[1])
+    how = {"solver": solver, "num_steps": 3, "seed": 4, "noise": noise}
+    assert torch.equal(ods.sample(MODEL, x=x, **how).x, ods.sample(MODEL, 3, **how).x)
 
 
 def test_evaluations_are_counted_per_sample_and_per_call():

@@ -255,7 +255,7 @@ def _samples(
     if x is not None:
         x = checked_batch(model, x, "x")
     count = checked_count(DEFAULT_SAMPLES if num_samples is None and x is None else num_samples, x)
-    shape = (count, *(checked_shape(model) if x is None else x.shape[1:]))
+    shape = (count, *(checked_shape(model, " or latents x") if x is None else x.shape[1:]))
     return Samples(seeds_for(seed, count), shape, x, checked_cond(model, cond, count))
 
 

@@ -47,10 +47,10 @@ class Samples:
         Each start has streams of its own with the same seeds, so that it gets what `sample` gives it alone.
         """
         noise = Streams([*self.seeds] * len(tops))
+        like = torch.empty((self.shape[0] * len(tops), *self.shape[1:]), dtype=dtype, device=model.device)
+        drawn = torch.split(noise.draw(like), self.shape[0])  # passed over where latents are given, as `sample` does
         if self.x_t is not None:
             return [self.x_t.to(model.device, dtype)] * len(tops), noise
-        like = torch.empty((self.shape[0] * len(tops), *self.shape[1:]), dtype=dtype, device=model.device)
-        drawn = torch.split(noise.draw(like), self.shape[0])
         return [z * model.schedule.latent_scale(top) for z, top in zip(drawn, tops, strict=True)], noise
 
 

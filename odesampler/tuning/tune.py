@@ -119,7 +119,7 @@ def tune(
     guided(model, scale)  # raises where this model cannot be guided so
     given = _given(model, task, x, images)
     count = checked_count(SAMPLES if num_samples is None and given is None else num_samples, given)
-    shape = checked_shape(model) if given is None else tuple(given.shape[1:])
+    shape = checked_shape(model, " or latents x") if given is None else tuple(given.shape[1:])
     if count < FEWEST[task]:
         raise ValueError(f"tuning needs {FEWEST[task]} samples or more, some of them to validate on; got {count}")
     warn_of_nothing_to_guide_to(model, cond, scale)
