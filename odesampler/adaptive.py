@@ -131,8 +131,8 @@ def adaptive(
     for i in range(1, control.max_steps + 1):
         tau1 = torch.where((clock.last - tau - h) * h > 0, tau + h, clock.last)
         s1 = clock.sigma(tau1)
-        tried = step(state, s, s1)
-        trial = yield from for_rows(rows, tried if i > 1 else knowing(k0, x, s, tried))
+        tried = step(state, s, s1) if i > 1 else knowing(k0, x, s, step(state, s, s1))
+        trial = yield from (tried if len(rows) == len(x) else for_rows(rows, tried))  # all: nothing has to be picked
         assert trial.error is not None  # Adaptive takes only solvers that estimate it
         e = _scaled(control, *(chart.inward(v, at) for v, at in ((trial.error, s1), (state.x, s), (trial.x, s1))))
         accept = e <= 1

@@ -113,6 +113,8 @@ def checked_grad(grad: AnyGrad, loop: Loop) -> str | None:
         return None
     if how not in WORDS:
         raise ValueError(f"grad must be False, True or one of {', '.join(WORDS)}; got {grad!r}")
+    if torch.is_inference_mode_enabled():
+        raise ValueError(f"grad={grad!r} asks for gradients, of which torch.inference_mode() keeps nothing: leave it")
     solver = getattr(loop, "solver", None)
     name = spec_of(solver if isinstance(solver, Solver) and loop.takes_steps else loop)
     if not loop.differentiable:

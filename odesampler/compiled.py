@@ -32,12 +32,16 @@ def compiled(network: Callable[..., Tensor], compile: Compile) -> Callable[..., 
 
 
 def check_compile(compile: Compile) -> None:
-    """Raises: TypeError: neither yes nor no, nor options."""
+    """Raises: TypeError: neither yes nor no, nor options. ValueError: an option that torch.compile does not have."""
     if not isinstance(compile, (bool, Mapping)):
         raise TypeError(
             'compile must be True, False, or options of torch.compile such as {"mode": "reduce-overhead"}; '
             f"got {compile!r}"
         )
+    known = [*signature(torch.compile).parameters][1:]  # the first is what is compiled
+    unknown = [] if isinstance(compile, bool) else [name for name in compile if name not in known]
+    if unknown:
+        raise ValueError(f"compile has the options of torch.compile, {', '.join(known)}; got {unknown[0]!r}")
 
 
 def wants_padding(compile: Compile) -> bool:

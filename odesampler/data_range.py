@@ -1,4 +1,4 @@
-"""The range of a model's data, (low, high), and images that leave it.
+"""The range of a model's data, (low, high), and images that leave it; the shape of one.
 
     overshoot of an image = what its values are below low or above high, all but the largest 1 in 100 of them
 
@@ -12,9 +12,12 @@ from __future__ import annotations
 
 import math
 import warnings
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
+
+from odesampler.precision import is_whole
 
 COUNTED = 0.99  # of an image's values; fewer than 100 all count
 WARNED = 0.1  # overshoot in widths of the range; more is said
@@ -30,6 +33,14 @@ def check_data_range(data_range: tuple[float, float] | None) -> None:
         raise ValueError(f"data_range is two finite numbers such as (-1, 1), or None; got {data_range!r}")
     if not data_range[0] < data_range[1]:
         raise ValueError(f"data_range is the least value of the data and then the greatest; got {data_range!r}")
+
+
+def check_data_shape(shape: Sequence[int] | None) -> None:
+    """Raises: ValueError: neither None nor whole numbers of 1 or more, at least one."""
+    if shape is None:
+        return
+    if not isinstance(shape, Sequence) or not shape or not all(is_whole(size) and size > 0 for size in shape):
+        raise ValueError(f"data_shape is that of one sample, such as (3, 32, 32), or None; got {shape!r}")
 
 
 def overshoot(images: Tensor, data_range: tuple[float, float]) -> Tensor:

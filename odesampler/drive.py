@@ -108,8 +108,8 @@ def run(
 
     Args:
         programs: Each on a batch of its own. Several run side by side, on one batch that joins theirs in order.
-        model: Called as `model(x, sigma, **cond)`, sigma a float where all rows share it, else (rows,); with a keyword
-            `told`, of the same form, where a request has one.
+        model: Called as `model(x, sigma, **cond)`, sigma a float where all rows share it, else (rows,); where a request
+            has `told` as `model(x, sigma, told, **cond)`, of the same form.
         cond: Conditions of the whole batch, or one mapping a program, each value batch first.
         noise: Streams for the samples of the whole batch; only stochastic solvers need them.
         max_batch: The most rows to give the network at once; more are cut into chunks. None: no limit. "auto": no limit
@@ -166,6 +166,7 @@ class _Calls:
     max_batch: AnyBatch
     room: Room
     pads: bool  # a compiled model: its calls are padded to a few sizes
+    width_at: Callable[[Sigma], int] | None = None  # rows for one sample at a sigma, where that differs
 
     @classmethod
     def of(cls, model: Eps, max_batch: AnyBatch) -> _Calls:
@@ -173,30 +174,31 @@ class _Calls:
         base, width = getattr(model, "base", None), getattr(model, "width", 1)
         max_batch = check_max_batch(max_batch, width)
         room, pads = (Room(), False) if base is None else (base.room, base.pads)
-        return cls(model, width, max_batch, room, pads)
+        return cls(model, width, max_batch, room, pads, getattr(model, "width_at", None))
 
-    def most(self, x: Tensor) -> int | None:
-        """The most samples in a call; None: any number."""
+    def most(self, x: Tensor, width: int) -> int | None:
+        """The most samples in a call, of `width` rows each; None: any number."""
         rows = self.room.rows(x.shape[1:], x.device) if self.max_batch == "auto" else self.max_batch
-        return None if rows is None else max(1, rows // self.width)
+        return None if rows is None else max(1, rows // width)
 
-    def answers(self, x: Tensor, sigma: float | Tensor, given: Mapping[str, Any]) -> list[Tensor]:
+    def answers(self, cond: Cond, x: Tensor, sigma: Sigma, *told: Sigma) -> list[Tensor]:
         """What the model answers about `x` (batch, *shape), in chunks; what is answered is not asked again."""
         answers, done, total = list[Tensor](), 0, x.shape[0]  # len() of a tensor takes longer than an operation on it
         if (self.max_batch is None and not self.pads) or total == 0:
-            return [self.model(x, sigma, **given)]
+            return [self.model(x, sigma, *told, **cond)]
+        width = self.width if self.width_at is None else self.width_at(sigma)
         while done < total:
-            most = self.most(x)
+            most = self.most(x, width)
             size = min(total - done, most or total)
             rows = bucket(size, most) if self.pads else size
             part = slice(done, done + size)
-            cond = {k: padded(_cut(v, part), rows) for k, v in given.items()}
-            ask = partial(self.model, padded(_cut(x, part), rows), padded(_cut(sigma, part), rows), **cond)
+            given = {k: padded(_cut(v, part), rows) for k, v in cond.items()}
+            ask = partial(self.model, *(padded(_cut(v, part), rows) for v in (x, sigma, *told)), **given)
             answer = attempted(ask, x.device) if self.max_batch == "auto" else ask()
             if isinstance(answer, str):
                 if rows == 1:
-                    raise too_large(x.shape[1:], self.width, x.device, answer)
-                self.room.halve(x.shape[1:], x.device, rows * self.width)
+                    raise too_large(x.shape[1:], width, x.device, answer)
+                self.room.halve(x.shape[1:], x.device, rows * width)
             else:
                 answers.append(answer[:size] if rows > size else answer)
                 done += size
@@ -208,9 +210,9 @@ def _evaluate(calls: _Calls, asked: Request, cond: Cond, tally: Tally) -> Tensor
     if isinstance(sigma, Tensor):
         sigma = column(sigma, x).flatten()
     mine: Mapping[str, Any] = cond if rows is None else {k: v[rows.to(v.device)] for k, v in cond.items()}
-    if told is not None:
-        mine = {**mine, "told": column(told, x).flatten() if isinstance(told, Tensor) else told}
-    answers = calls.answers(x, sigma, mine)
+    if isinstance(told, Tensor):
+        told = column(told, x).flatten()
+    answers = calls.answers(mine, x, sigma) if told is None else calls.answers(mine, x, sigma, told)
     tally.calls += len(answers)
     answer = answers[0] if len(answers) == 1 else torch.cat(answers)
     if answer.shape != x.shape:

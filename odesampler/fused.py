@@ -31,14 +31,16 @@ _NUMBERS = count()
 _ASKED: WeakValueDictionary[int, _Network] = WeakValueDictionary()  # numbers, since operations take no functions
 
 
-class _Network:
-    """The network of a model, as one operation."""
+class _Network(nn.Module):
+    """The network of a model, as one operation; a module, so that it has the device of the network."""
 
     def __init__(self, model: Model) -> None:
+        super().__init__()
         self.called, self.autocast, self.number = model.network, model.autocast, next(_NUMBERS)
+        self.answers = model.answers
         _ASKED[self.number] = self
 
-    def __call__(self, x_t: Tensor, t: Tensor, **cond: Tensor) -> Tensor:
+    def forward(self, x_t: Tensor, t: Tensor, /, **cond: Tensor) -> Tensor:
         answer: Tensor = _ask_operation()(self.number, x_t, t, ",".join(cond), list(cond.values()))
         return answer
 
@@ -46,7 +48,8 @@ class _Network:
         """As `Model.ask` would have it, under its autocast."""
         called = autocasting(self.called, self.autocast) if self.autocast else self.called
         out = called(x_t, t, **cond)
-        return out.clone() if out.untyped_storage().data_ptr() == x_t.untyped_storage().data_ptr() else out
+        shared = out.untyped_storage().data_ptr() == x_t.untyped_storage().data_ptr()
+        return out.clone() if shared else self.answers.own(out)
 
 
 class _Piece(nn.Module):
@@ -97,6 +100,8 @@ def fused(solve: Solve, model: Model) -> Callable[[], tuple[Solved, Tally, Watch
     try:
         graph = make_fx(outcome)()
     except RuntimeError as error:
+        if "tracing tensor" not in str(error):  # out of memory, or the network's own
+            raise
         raise RuntimeError(
             f"the solve of {model.name} could not be recorded: something between two calls of the network reads a value"
         ) from error

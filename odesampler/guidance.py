@@ -98,8 +98,13 @@ class Guided:
         """The model under all that wraps it."""
         return self.model
 
+    def width_at(self, sigma: float | Tensor) -> int:
+        """Rows for one sample there: one where all are outside the interval, which can be told of a number only."""
+        low, high = self.guidance.interval or (0.0, math.inf)
+        return self.width if isinstance(sigma, Tensor) or low <= sigma <= high else 1
+
     def __call__(
-        self, x: Tensor, sigma: float | Tensor, *, told: float | Tensor | None = None, **cond: Tensor
+        self, x: Tensor, sigma: float | Tensor, told: float | Tensor | None = None, /, **cond: Tensor
     ) -> Tensor:
         """Guided noise; arguments as for `Model.__call__`. Whether to guide is decided by `sigma`."""
         return self.away_from(self.model.nothing(len(x)), x, sigma, cond, told)
@@ -109,9 +114,8 @@ class Guided:
     ) -> Tensor:
         """As a call, with null conditions `null`, each (batch, ...), in place of the model's own."""
         model, interval = self.model, self.guidance.interval
-        low, high = interval or (0.0, math.inf)
-        if not isinstance(sigma, Tensor) and not low <= sigma <= high:
-            return model(x, sigma, told=told, **cond)
+        if self.width_at(sigma) == 1:
+            return model(x, sigma, told, **cond)
         place = model.place(x, sigma, told)
         null = {**null, **{k: v for k, v in cond.items() if k not in model.null_cond}}  # told on both sides
         check_sides(null, cond)
@@ -122,6 +126,7 @@ class Guided:
         conditional, unconditional = out.chunk(2)
         guided = self.guidance.combined(conditional, unconditional)
         if isinstance(sigma, Tensor) and interval is not None:
+            low, high = interval
             # Selected after asking: to ask only about those inside, their number would have to come from the device.
             inside = ((sigma >= low) & (sigma <= high)).to(x.device).reshape(-1, *[1] * (x.ndim - 1))
             guided = torch.where(inside, guided, conditional)

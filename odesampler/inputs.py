@@ -79,6 +79,8 @@ def checked_cond(model: Model, cond: Mapping[str, Any] | None, batch: int) -> di
     if not isinstance(cond, (Mapping, type(None))):
         raise TypeError(f'cond must be a mapping such as {{"label": 3}}; got {cond!r}')
     for key, value in (cond or {}).items():
+        if not isinstance(key, str):
+            raise TypeError(f'conditions have names, such as {{"label": 3}}; got {key!r}')
         if model.null_cond and key not in made:
             raise ValueError(f"{model.name} takes the conditions {', '.join(made)}; got {key!r}")
         try:
@@ -106,6 +108,8 @@ def checked_count(num_samples: int | None, x: Tensor | None) -> int:
     """Raises: ValueError: neither says how many samples, or they disagree."""
     if num_samples is None and x is None:
         raise ValueError("say how many samples to draw (num_samples), or give latents to start from (x)")
+    if num_samples is None and x is not None and len(x) == 0:
+        raise ValueError("x holds no latents: give one or more")
     count = len(x) if num_samples is None and x is not None else num_samples
     if not is_whole(count) or count < 1:
         raise ValueError(f"num_samples must be a whole number of 1 or more; got {num_samples!r}")

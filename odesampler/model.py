@@ -14,22 +14,23 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, NamedTuple, NoReturn, TypeAlias
 
 import torch
 from torch import Tensor, nn
 
 from odesampler import networks
 from odesampler import prediction as predictions
+from odesampler.answers import Answers
 from odesampler.codec import Codec
 from odesampler.compiled import Compile, check_compile, compiled, wants_padding
-from odesampler.data_range import check_data_range
+from odesampler.data_range import check_data_range, check_data_shape
 from odesampler.grid import parsed_grid
 from odesampler.precision import at_least_single, autocasting, check_dtypes, finest_dtype, is_number
 from odesampler.prediction import Prediction
 from odesampler.room import Room
 from odesampler.schedule import Schedule
-from odesampler.standing import Standing
+from odesampler.standing import Standing, check_values
 
 Cond: TypeAlias = Mapping[str, Tensor]  # model inputs beside x and sigma, each (batch, ...)
 
@@ -114,6 +115,7 @@ class Model:
     grid: str | None = None
     room: Room = field(default_factory=Room, init=False, repr=False)  # for max_batch="auto"
     standing: Standing = field(default_factory=Standing, init=False, repr=False)  # null_cond and cond, on the device
+    answers: Answers = field(default_factory=Answers, init=False, repr=False)  # whether they are to be copied
 
     def __post_init__(self) -> None:
         if not callable(self.network) or not isinstance(self.schedule, Schedule):
@@ -123,6 +125,9 @@ class Model:
             )
         predictions.check(self.prediction)
         check_data_range(self.data_range)
+        check_data_shape(self.data_shape)
+        check_values("null_cond", self.null_cond)
+        check_values("cond", self.cond)
         check_compile(self.compile)
         check_dtypes(self.dtype, self.autocast)
         if self.grid is not None:
@@ -195,15 +200,17 @@ class Model:
         return self
 
     def __call__(
-        self, x: Tensor, sigma: float | Tensor, *, told: float | Tensor | None = None, **cond: Tensor
+        self, x: Tensor, sigma: float | Tensor, told: float | Tensor | None = None, /, **cond: Tensor
     ) -> Tensor:
         """Predicted noise at `x` (batch, *shape), `sigma` (a number, or one a sample, (batch,)): dx/dsigma.
 
         At sigma = infinity `x` is x_t itself, its eps is known without asking, and the answer is the denoised image.
-        The network is told the clock of `sigma`, or that of another level, `told`: all else is taken at `sigma`.
+        The network is told the clock of `sigma`, or that of another level, `told`: all else is taken at `sigma`. None
+        of the three has a name, which a condition may have.
 
         Raises:
-            ValueError: The network's answer has not the shape of its question.
+            TypeError: The network's answer is no tensor of floating-point numbers.
+            ValueError: It has not the shape of its question, or the question was changed in place.
         """
         place = self.place(x, sigma, told)
         return self.eps(self.ask(place.x_t, place.t, cond), place)
@@ -258,22 +265,33 @@ class Model:
         clock = self._clock(t, x_t, at_least_single(dtype))
         told = cond.keys() >= self.null_cond.keys() and cond.keys() >= self.cond.keys()
         given = cond if told else {**self.nothing(x_t.shape[0]), **cond}
-        plain = dtype == x_t.dtype and not self.channels_last  # a change to what it is would still be a call of torch
-        out = self._called(x_t if plain else x_t.to(dtype, memory_format=self._format), clock, **given)
+        plain = dtype == x_t.dtype and self._format is None  # a change to what it is would still be a call of torch
+        if self.compile is not False:
+            given = {key: value.contiguous() for key, value in given.items()}  # other strides are compiled anew
+        asked = x_t if plain else x_t.to(dtype, memory_format=self._format or torch.preserve_format)
+        before = None if self.prediction == "eps" or x_t.is_inference() else x_t._version
+        out = self._called(asked, clock, **given)
+        if not isinstance(out, Tensor) or out.shape != x_t.shape or not out.is_floating_point():
+            self._refuse(out, x_t, t)
+        if before is not None and x_t._version != before:  # eps alone does not read it again
+            raise ValueError(f"{self.name} changed its question x_t in place: let the network work on a copy of it")
+        if plain and out.dtype == dtype:
+            return self.answers.own(out)
+        own = torch.contiguous_format if self.channels_last else torch.preserve_format  # states stay contiguous
+        answer = out.to(x_t.dtype, copy=self.compile is not False, memory_format=own)  # compiled: perhaps CUDA graphs
+        return self.answers.own(answer) if answer is out else answer
+
+    def _refuse(self, out: Any, x_t: Tensor, t: float | Tensor) -> NoReturn:
         if not isinstance(out, Tensor):
             raise TypeError(f"{self.name} answered with {type(out).__name__}; a network must answer with a tensor")
-        if out.shape != x_t.shape:
-            sigma = self.schedule.sigma(torch.as_tensor(t).flatten()[0]).item()
-            raise ValueError(
-                f"{self.name} was asked at sigma = {sigma:g} with x of shape {tuple(x_t.shape)} "
-                f"and answered with {tuple(out.shape)}; "
-                "a network must answer in the shape of its question (drop a learned variance first)"
-            )
-        if plain and out.dtype == dtype and self.compile is False:
-            return out
-        # States stay contiguous. CUDA graphs write every answer to the same place, where the next would replace it.
-        own = torch.contiguous_format if self.channels_last else torch.preserve_format
-        return out.to(x_t.dtype, copy=self.compile is not False, memory_format=own)
+        if not out.is_floating_point():
+            raise TypeError(f"{self.name} answered in {out.dtype}; a network must answer in floating-point numbers")
+        sigma = self.schedule.sigma(torch.as_tensor(t).flatten()[0]).item()
+        raise ValueError(
+            f"{self.name} was asked at sigma = {sigma:g} with x of shape {tuple(x_t.shape)} "
+            f"and answered with {tuple(out.shape)}; "
+            "a network must answer in the shape of its question (drop a learned variance first)"
+        )
 
     def _clock(self, t: float | Tensor, x_t: Tensor, dtype: torch.dtype) -> Tensor:
         """(batch,) t as the network takes it; one number in one operation."""
@@ -287,9 +305,12 @@ class Model:
         called = compiled(self.network, self.compile)
         return called if self.autocast is None else autocasting(called, self.autocast)
 
-    @property
-    def _format(self) -> torch.memory_format:
-        return torch.channels_last if self.channels_last else torch.preserve_format
+    @cached_property
+    def _format(self) -> torch.memory_format | None:
+        """How the network wants what it is given laid out; None: as it comes. What is compiled is so for one layout."""
+        if self.channels_last:
+            return torch.channels_last
+        return None if self.compile is False else torch.contiguous_format
 
     def _lay_out(self) -> None:
         if not self.channels_last:

@@ -20,6 +20,8 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor
 
+from odesampler.transfer import to_device
+
 AnySeed: TypeAlias = "int | Sequence[int] | Tensor"  # or an array of numpy's, which has the same methods
 
 LIMIT = 2**63
@@ -50,7 +52,7 @@ class Streams:
         noise = torch.empty((len(chosen), *like.shape[1:]), dtype=torch.float32, device="cpu")
         for one, i in zip(noise, chosen, strict=True):
             one.normal_(generator=self._generators[i])  # in float32 on the CPU, whatever torch's defaults are set to
-        return noise.to(like.device, like.dtype)
+        return to_device(noise, like.device).to(like.dtype)
 
 
 class BrownianPath:
@@ -85,7 +87,7 @@ class BrownianPath:
         chosen = range(len(self._seeds)) if rows is None else rows.tolist()
         ends = zip(*(_times(end, len(chosen)) for end in span), strict=True)
         drawn = [self._increment(self._seeds[i], a, b, like) for i, (a, b) in zip(chosen, ends, strict=True)]
-        return torch.stack(drawn).to(like.dtype).to(like.device)
+        return to_device(torch.stack(drawn).to(like.dtype), like.device)
 
     def _increment(self, seed: int, a: float, b: float, like: Tensor) -> Tensor:
         if a > b:

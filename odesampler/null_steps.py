@@ -38,7 +38,7 @@ class NullGuided:
         """The model under all that wraps it."""
         return self.guided.base
 
-    def __call__(self, x: Tensor, sigma: float | Tensor, **cond: Tensor) -> Tensor:
+    def __call__(self, x: Tensor, sigma: float | Tensor, /, **cond: Tensor) -> Tensor:
         """Guided noise; arguments as for `Model.__call__`, and "null.key" for some of the conditions."""
         if isinstance(sigma, Tensor):
             raise ValueError("null conditions belong to the steps of one grid: samples cannot have steps of their own")

@@ -43,3 +43,14 @@ class Standing:
                 one = torch.as_tensor(value, device=device)
             self.kept[id(value), str(device)] = value, one
         return one
+
+
+def check_values(what: str, values: Mapping[str, Any]) -> None:
+    """Raises: TypeError: no mapping of names, or a value that is neither a number nor a tensor nor made of numbers."""
+    if not isinstance(values, Mapping) or not all(isinstance(key, str) for key in values):
+        raise TypeError(f'{what} is a mapping from names, such as {{"label": 10}}; got {values!r}')
+    for key, value in values.items():
+        try:
+            torch.as_tensor(value)
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise TypeError(f"{what}[{key!r}] must be a number or a tensor; got {value!r}") from error

@@ -89,12 +89,17 @@ class Thresholded:
         """The model under all that wraps it; None: a plain function."""
         return getattr(self.model, "base", None)
 
-    def __call__(self, x: Tensor, sigma: float | Tensor, **cond: Any) -> Tensor:
+    def width_at(self, sigma: float | Tensor) -> int:
+        """Rows for one sample at `sigma`."""
+        inner = getattr(self.model, "width_at", None)
+        return self.width if inner is None else inner(sigma)
+
+    def __call__(self, x: Tensor, sigma: float | Tensor, /, *told: float | Tensor, **cond: Any) -> Tensor:
         """Noise that points at the bounded image; arguments as for `Model.__call__`.
 
         At sigma = infinity the model answers with the image, and so does this.
         """
-        answer = self.model(x, sigma, **cond)
+        answer = self.model(x, sigma, *told, **cond)
         if not isinstance(sigma, Tensor):
             if math.isinf(sigma):
                 return self.bounded(answer)

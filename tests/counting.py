@@ -72,6 +72,22 @@ def _tensors(values):
     return [v for v in tree_leaves(values) if isinstance(v, torch.Tensor)]
 
 
+class Uploads(TorchDispatchMode):
+    """What comes from the host, seen from the meta device. To read a value of that is an error anyway."""
+
+    def __init__(self):
+        super().__init__()
+        self.made, self.found = 0, []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        if any(value.is_meta for value in _tensors(out)):
+            self.made += 1
+            if not all(value.is_meta for value in _tensors((args, kwargs))):
+                self.found.append(str(func))
+        return out
+
+
 class Live(TorchDispatchMode):
     """How many bytes of tensors are alive at once, at most, of those made meanwhile. Views count as nothing."""
 

@@ -16,6 +16,7 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 import odesampler as ods
 from odesampler import captured as module
 from odesampler.program import Draw
+from tests.counting import Uploads
 from tests.problems import SOLVERS
 
 MODEL = ods.load("digits", dtype=torch.float64)
@@ -147,22 +148,6 @@ def test_a_replay_computes_with_weights_as_they_are(tape):
         for weight in model.network.parameters():
             weight.mul_(0.9)
     assert torch.equal(draw(seed=1).x, ods.sample(model, 2, seed=1, **HOW).x)
-
-
-class Uploads(TorchDispatchMode):
-    """What comes from the host, seen from the meta device. To read a value of that is an error anyway."""
-
-    def __init__(self):
-        super().__init__()
-        self.made, self.found = 0, []
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        out = func(*args, **(kwargs or {}))
-        if any(value.is_meta for value in tensors(out)):
-            self.made += 1
-            if not all(value.is_meta for value in tensors((args, kwargs))):
-                self.found.append(str(func))
-        return out
 
 
 class Made(TorchFunctionMode):

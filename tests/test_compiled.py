@@ -84,6 +84,23 @@ def test_forty_sizes_of_a_batch_are_a_handful_of_compilations_and_the_same_sampl
     assert len(backend.ran) == 40 * 4, "some calls were not compiled"
 
 
+def test_a_size_is_compiled_once_however_its_conditions_and_images_lie_in_memory():
+    """One label for all has stride 0, a list of them 1; adaptive steps pick rows, padding joins some."""
+    backend = Counting()
+    model = modelled({"backend": backend})
+    x = noise(4).repeat_interleave(2, 1)[:, ::2]
+    with torch.no_grad():
+        for batch in (1, 2, 3, 4):
+            ods.sample(model, batch, num_steps=2, cond={"label": 1})
+        ods.sample(model, 4, num_steps=2, cond={"label": [1, 2, 1, 1]})
+        ods.sample(model, 4, num_steps=2)
+        ods.sample(model, x=x, num_steps=2)
+        run(on_grid(Heun(), noise(3), geometric(2)), model=model, cond={"label": torch.arange(6)[::2] % 3})
+    sizes = {1, 2, 4}
+    assert set(backend.ran) == sizes
+    assert backend.compiled == len(sizes)
+
+
 def test_no_size_is_given_up_where_there_are_many():
     backend = Counting()
     model = modelled({"backend": backend})
@@ -209,6 +226,8 @@ def test_how_often_torch_may_compile_is_64_unless_the_user_says_otherwise(monkey
 def test_what_is_no_option_is_refused_at_once():
     with pytest.raises(TypeError, match="compile must be True, False, or options"):
         modelled("reduce-overhead")
+    with pytest.raises(ValueError, match=r"compile has the options of torch.compile, fullgraph, .*; got 'nonsense'"):
+        modelled({"nonsense": 1})
 
 
 def test_a_batch_of_nobody_is_not_padded():

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 import odesampler as ods
+from odesampler.fused import _Network
 from tests.benchmarks import loop_overhead
 from tests.benchmarks.loop_overhead import cost_of, fused_cost
 from tests.problems import SOLVERS
@@ -112,6 +113,30 @@ def test_nan_is_named_with_its_sigma(not_compiled):
 def test_a_solver_that_looks_at_values_cannot_be_recorded(not_compiled):
     with pytest.raises(RuntimeError, match="reads a value"):
         ods.capture(MODEL, 2, solver=ods.FixedPoint(), fuse=True, **HOW)
+
+
+def test_what_stands_for_the_network_is_on_its_device():
+    """Guidance makes null conditions there, and joins them with those that are given."""
+    model = ods.load("digits").to("meta")
+    opaque = replace(model, network=_Network(model))
+    assert opaque.device == torch.device("meta")
+    assert opaque.nothing(2)["label"].is_meta
+
+
+@pytest.mark.parametrize(
+    "error", [torch.cuda.OutOfMemoryError("CUDA out of memory"), RuntimeError("of the network's own")], ids=repr
+)
+def test_an_error_of_the_network_is_not_taken_for_one_of_the_recording(not_compiled, error):
+    def network(x_t, t):
+        calls.append(t)
+        if len(calls) == 5:
+            raise error
+        return x_t * 0.1
+
+    calls = []
+    with pytest.raises(type(error), match=str(error)):
+        ods.capture(ods.Model(network, ods.VP.linear(), data_shape=(2,)), 2, solver="ddim", num_steps=3, fuse=True)
+    assert len(calls) == 5
 
 
 @needs_a_compiler

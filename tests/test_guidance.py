@@ -159,6 +159,16 @@ def test_outside_the_interval_only_the_conditions_are_asked_about(sigma):
     torch.testing.assert_close(eps, mixture()(x, sigma) + (3 if inside else 1) * LABEL[:, None], rtol=0, atol=1e-13)
 
 
+@pytest.mark.parametrize("clip_denoised", [None, 1.0])
+def test_outside_the_interval_a_call_takes_as_many_samples_as_it_has_room_for(clip_denoised):
+    rows = []
+    handle = DIGITS.network.register_forward_pre_hook(lambda _, inputs: rows.append(len(inputs[0])))
+    how = {"guidance_scale": Guidance(3.0, interval=(0.5, 5.0)), "clip_denoised": clip_denoised, "cond": LABELLED}
+    ods.sample(DIGITS, 4, solver="ddim", grid=[20.0, 5.0, 0.4, 0.0], max_batch=4, **how)
+    handle.remove()
+    assert rows == [4, 4, 4, 4], "one call above, two inside, one below"
+
+
 def test_each_sample_is_guided_where_its_own_sigma_is_inside():
     sigma = torch.tensor([0.99, 1.0, 1.5, 2.0, 2.01], dtype=torch.float64)
     x, label = noise(5), torch.ones(5, dtype=torch.float64)

@@ -44,9 +44,16 @@ def test_of_two_conditions_the_one_that_is_given_is_kept_and_the_other_is_null()
         ({"dtype": torch.int32}, ValueError, "dtype must be a floating-point dtype; got torch.int32"),
         ({"autocast": torch.int8}, ValueError, "autocast must be torch.bfloat16 or torch.float16; got torch.int8"),
         ({"autocast": torch.float32}, ValueError, "autocast must be torch.bfloat16 or torch.float16.*Model.dtype"),
+        ({"data_shape": ()}, ValueError, r"data_shape is that of one sample, such as \(3, 32, 32\), or None; got \(\)"),
+        ({"data_shape": (3, 0)}, ValueError, r"data_shape is that of one sample.* got \(3, 0\)"),
+        ({"data_shape": 3}, ValueError, "data_shape is that of one sample.* got 3"),
+        ({"null_cond": ["label"]}, TypeError, r"null_cond is a mapping from names.* got \['label'\]"),
+        ({"null_cond": {3: 1}}, TypeError, "null_cond is a mapping from names.* got {3: 1}"),
+        ({"null_cond": {"label": "none"}}, TypeError, r"null_cond\['label'\] must be a number or a tensor; got 'none'"),
+        ({"cond": {"label": None}}, TypeError, r"cond\['label'\] must be a number or a tensor; got None"),
     ],
 )
-def test_a_precision_that_is_none_is_refused_when_the_model_is_made(how, error, message):
+def test_what_is_none_is_refused_when_the_model_is_made(how, error, message):
     with pytest.raises(error, match=message):
         Model(lambda x_t, t: x_t, VE(), **how)
 

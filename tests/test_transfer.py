@@ -1,4 +1,4 @@
-"""Transfers to the host: begun at once, waited for where the result is used."""
+"""Transfers: to the host begun at once, waited for where the result is used; to the device nobody waits."""
 
 from contextlib import contextmanager
 
@@ -6,8 +6,14 @@ import pytest
 import torch
 
 import odesampler as ods
+from odesampler import noise
+from odesampler.drive import Watch, run
+from odesampler.integrate import OnGrid, solve
+from odesampler.program import State
 from odesampler.streaming import sample_many as streaming
-from odesampler.streaming.transfer import to_host
+from odesampler.transfer import to_device, to_host
+from tests.counting import Uploads
+from tests.problems import DRAWING, geometric
 
 
 def test_elsewhere_than_on_a_gpu_it_is_the_tensor():
@@ -69,7 +75,8 @@ class Device:
         return torch.arange(6.0).reshape(2, 3).as_subclass(There)
 
 
-def test_on_a_gpu_the_copy_is_begun_on_a_stream_of_its_own_and_the_host_waits_at_the_end_only(monkeypatch):
+@pytest.mark.parametrize("full", [False, True], ids=["pinned", "no more can be pinned"])
+def test_on_a_gpu_the_copy_is_begun_on_a_stream_of_its_own_and_the_host_waits_at_the_end_only(monkeypatch, full):
     """The order of calls, with a GPU that is none; the numbers are tested below where there is one."""
     there = Device()
 
@@ -78,9 +85,11 @@ def test_on_a_gpu_the_copy_is_begun_on_a_stream_of_its_own_and_the_host_waits_at
         there.said.append(f"on {stream.name}")
         yield
 
-    def empty_like(x, *, device, memory_format, pin_memory):
+    def empty(shape, *, dtype, device, pin_memory=False):
         there.said.append(f"pinned: {pin_memory}, {device}")
-        return torch.zeros(x.shape).as_subclass(Pinned)
+        if pin_memory and full:
+            raise RuntimeError("CUDA error: out of memory")
+        return torch.zeros(shape, dtype=dtype).as_subclass(Pinned)
 
     class Pinned(torch.Tensor):
         def copy_(self, source, *, non_blocking):
@@ -90,10 +99,10 @@ def test_on_a_gpu_the_copy_is_begun_on_a_stream_of_its_own_and_the_host_waits_at
     monkeypatch.setattr(torch.cuda, "current_stream", lambda device: there.stream("computing"))
     monkeypatch.setattr(torch.cuda, "Stream", lambda device: there.stream("copying"))
     monkeypatch.setattr(torch.cuda, "stream", on)
-    monkeypatch.setattr(torch, "empty_like", empty_like)
+    monkeypatch.setattr(torch, "empty", empty)
     copied = to_host(there.tensor())
     assert there.said == [
-        "pinned: True, cpu",
+        *(["pinned: True, cpu", "pinned: False, cpu"] if full else ["pinned: True, cpu"]),
         "copying waits for computing",
         "on copying",
         "copy, the host waits: False",
@@ -102,6 +111,46 @@ def test_on_a_gpu_the_copy_is_begun_on_a_stream_of_its_own_and_the_host_waits_at
     ]
     assert copied().tolist() == [[0, 1, 2], [3, 4, 5]]
     assert there.said[-1] == "host waits"
+
+
+def test_noise_goes_to_a_gpu_from_pinned_memory_and_nobody_waits(monkeypatch):
+    """Likewise: the host draws the next noise while the device is still asked."""
+    said = []
+
+    class Pinned(torch.Tensor):
+        def copy_(self, source):
+            said.append("copied on the host")
+            return self
+
+        def to(self, device, *, non_blocking):
+            said.append(f"to {device}, the host waits: {not non_blocking}")
+            return self
+
+    def empty(shape, *, dtype, device, pin_memory):
+        said.append(f"pinned: {pin_memory}, {device}")
+        return torch.zeros(shape, dtype=dtype).as_subclass(Pinned)
+
+    monkeypatch.setattr(torch, "empty", empty)
+    to_device(torch.zeros(2), torch.device("cuda", 1))
+    assert said == ["pinned: True, cpu", "copied on the host", "to cuda:1, the host waits: False"]
+
+
+@pytest.mark.parametrize("kind", ["independent", "brownian"])
+@pytest.mark.parametrize("solver", DRAWING, ids=repr)
+def test_all_noise_of_a_solve_goes_that_way(monkeypatch, solver, kind):
+    """On the meta device, which stands for one: whatever else came from the host would be found."""
+    brought = []
+
+    def to_device(x, device):
+        brought.append(device.type)
+        return torch.empty(x.shape, dtype=x.dtype, device=device)
+
+    monkeypatch.setattr(noise, "to_device", to_device)
+    program = solve(OnGrid(solver), State(torch.zeros(2, 3, device="meta")), geometric(3))
+    with Uploads() as uploads:
+        run(program, model=lambda x, sigma: x * 0.1, noise=noise.noise_for(kind, [0, 1]), watch=Watch(reads=False))
+    assert uploads.found == []
+    assert {*brought} == {"meta"}
 
 
 def test_a_shards_samples_are_waited_for_where_they_are_written_not_where_they_are_made(monkeypatch, tmp_path):

@@ -208,6 +208,7 @@ BAD = [
     ({"num_samples": 2, "rtol": math.inf}, "rtol and atol must be finite"),
     ({"num_samples": 2, "num_steps": 10**9}, "from 1 to 1000000"),
     ({"num_samples": 2, "cond": {"label": object()}}, "one a sample"),
+    ({"x": torch.zeros(0, 2)}, "x holds no latents"),
 ]
 
 
@@ -228,11 +229,35 @@ def test_what_is_no_model_or_no_condition_is_a_type_error():
         lambda: ods.Model(MODEL.network, "linear"),
         lambda: ods.Model(3, ods.VP.linear()),
         lambda: ods.sample(MODEL, 2, cond=3),
+        lambda: ods.sample(MODEL, 2, cond={3: 1}),
         lambda: ods.sample(MODEL, 2, seed=1.5),
         lambda: ods.sample(ods.Model(lambda x_t, t: None, ods.VP.linear(), data_shape=(2,)), 2),
     ):
-        with pytest.raises(TypeError, match=r"(must|takes|integer)"):
+        with pytest.raises(TypeError, match=r"(must|takes|integer|have names)"):
             call()
+
+
+def test_a_condition_may_have_any_name():
+    """Also those that the model's own arguments have."""
+
+    def network(x_t, t, told, x, sigma):
+        seen.append((t.tolist(), told.tolist(), x.tolist(), sigma.tolist()))
+        return x_t * 0.1
+
+    seen = []
+    model = ods.Model(network, ods.VE(0.1, 10.0), data_shape=(2,), null_cond={"told": 0, "x": 0, "sigma": 0})
+    for scale in (1.0, 2.0):
+        ods.sample(
+            model, 1, solver="ddim", grid=[5.0, 2.0], cond={"told": 1, "x": 2, "sigma": 3}, guidance_scale=scale,
+            clip_denoised=1.0,
+        )  # fmt: skip
+    assert seen == [([5.0], [1], [2], [3]), ([5.0] * 2, [1, 0], [2, 0], [3, 0])]
+
+
+@pytest.mark.parametrize("grad", [True, "plain", "checkpointed"])
+def test_gradients_in_a_mode_that_keeps_none_are_refused(grad):
+    with torch.inference_mode(), pytest.raises(ValueError, match=r"torch.inference_mode\(\) keeps nothing: leave it"):
+        ods.sample(MODEL, 2, num_steps=2, grad=grad)
 
 
 def test_numbers_from_numpy_are_numbers():

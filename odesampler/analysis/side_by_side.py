@@ -132,10 +132,10 @@ class _Forgiving:
         self.where = torch.full((solves * batch,), math.nan, dtype=finest_dtype(device), device=device)  # (rows,) sigma
         self.calls = torch.zeros(solves, dtype=torch.int64, device=device)
 
-    def __call__(self, x: Tensor, sigma: float | Tensor, **cond: Tensor) -> Tensor:
+    def __call__(self, x: Tensor, sigma: float | Tensor, /, *told: float | Tensor, **cond: Tensor) -> Tensor:
         row = cond.pop(ROW)
         self.calls += torch.zeros_like(self.calls).index_fill_(0, row // self.batch, 1)
-        eps = self.eps(x, sigma, **cond)
+        eps = self.eps(x, sigma, *told, **cond)
         fine = eps.abs().flatten(1).amax(1) < HUGE  # NaN is not
         before = self.where[row]
         first = ~fine & before.isnan()

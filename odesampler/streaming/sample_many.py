@@ -22,8 +22,8 @@ from odesampler.sampling import sample
 from odesampler.streaming.facts import fact_of_seeds, facts_of
 from odesampler.streaming.runs import SHARD, Run, Write, carry_out, checked_size, place, planned
 from odesampler.streaming.shards import Shards, World
-from odesampler.streaming.transfer import to_host
 from odesampler.tensor_file import write_tensors
+from odesampler.transfer import to_host
 
 KINDS = ("safetensors", "png")
 

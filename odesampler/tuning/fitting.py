@@ -96,9 +96,9 @@ class Recomputed:
         self.eps = eps
         self.width, self.base = getattr(eps, "width", 1), getattr(eps, "base", None)  # as the driver asks of wrappers
 
-    def __call__(self, x: Tensor, sigma: float | Tensor, **cond: Any) -> Tensor:
+    def __call__(self, *place: Any, **cond: Any) -> Tensor:
         ask = partial(self.eps, **cond)
-        answer: Tensor = checkpoint(ask, x, sigma, use_reentrant=False, preserve_rng_state=False)
+        answer: Tensor = checkpoint(ask, *place, use_reentrant=False, preserve_rng_state=False)
         return answer
 
 

@@ -61,14 +61,14 @@ GRIDS = ("euler", "midpoint", "rk4")  # of torchdiffeq, whose rk4 is the 3/8 rul
 
 
 class Free:
-    """A network, or eps, that costs nothing, and counts."""
+    """A network, or eps, that costs nothing, and counts. No answer lies where the one before does."""
 
     def __init__(self, like: Tensor) -> None:
-        self.answer, self.evaluations = torch.zeros_like(like), 0
+        self.answers, self.evaluations = (torch.zeros_like(like), torch.zeros_like(like)), 0
 
     def __call__(self, *_: Any, **__: Any) -> Tensor:
         self.evaluations += 1
-        return self.answer
+        return self.answers[self.evaluations % 2]
 
 
 Run = Callable[[Free, Tensor, int], object]  # a solve, given the network, where to start, and the number of steps
@@ -97,7 +97,7 @@ def counted(run: Run, x: Tensor, num_steps: int) -> Counted:
     """A solve, counted after one that was not."""
     run(Free(x), x, num_steps)
     network, counts = Free(x), Counted(x.numel())
-    on_device(x, network.answer)
+    on_device(x, *network.answers)
     with counts:
         run(network, x, num_steps)
     counts.evaluations = network.evaluations

@@ -1,0 +1,128 @@
+"""Answers: networks that write each over the one before, or over their question; what is no answer."""
+
+import copy
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+import odesampler as ods
+from odesampler.model import Model
+from odesampler.schedule import VP
+from tests.problems import noise
+
+DIGITS = ods.load("digits", dtype=torch.float64)
+
+
+class OnePlace(nn.Module):
+    """Answers in a buffer of its own for each shape, as CUDA graphs and engines do."""
+
+    def __init__(self, network):
+        super().__init__()
+        self.network, self.places = network, {}
+
+    def forward(self, x_t, t, **cond):
+        answer = self.network(x_t, t, **cond)
+        place = self.places.setdefault(answer.shape, torch.empty_like(answer))
+        return place.copy_(answer).detach()  # another tensor each time, at the same place
+
+
+@pytest.mark.parametrize(
+    "how",
+    [
+        {"solver": "ddim", "max_batch": 2},
+        {"solver": "ddim", "max_batch": 3},  # chunks of 3 and 1, so of two shapes by turns
+        {"solver": "heun"},
+        {"solver": "dpmpp_2m"},
+        {"solver": "dopri5", "rtol": 1e-2},
+        {"solver": "heun", "guidance_scale": 2.0, "max_batch": 4},
+    ],
+    ids=repr,
+)
+@pytest.mark.parametrize("dtype", [None, torch.float64], ids=["plain", "dtype given"])
+def test_a_network_that_answers_in_one_place_draws_what_it_would_draw_otherwise(how, dtype):
+    how = {"cond": {"label": 1}, "state_dtype": torch.float64, **({} if "rtol" in how else {"num_steps": 5}), **how}
+    model = replace(DIGITS, network=OnePlace(DIGITS.network), dtype=dtype)
+    for seed in (1, 2):
+        assert torch.equal(ods.sample(model, 4, seed=seed, **how).x, ods.sample(DIGITS, 4, seed=seed, **how).x)
+
+
+def test_it_is_so_between_the_pieces_of_a_fused_solve_too(monkeypatch):
+    monkeypatch.setattr(torch._inductor, "compile", lambda graph, inputs: graph)
+    how = {"solver": "heun", "num_steps": 3, "state_dtype": torch.float64}
+    draw = ods.capture(replace(DIGITS, network=OnePlace(DIGITS.network)), 2, fuse=True, **how)
+    assert torch.equal(draw(seed=3).x, ods.sample(DIGITS, 2, seed=3, **how).x)
+
+
+class Copies(TorchDispatchMode):
+    def __init__(self):
+        super().__init__()
+        self.found = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.found += func.overloadpacket.__name__ in ("clone", "_to_copy")
+        return func(*args, **(kwargs or {}))
+
+
+def test_other_answers_are_copied_once_in_the_life_of_a_model():
+    model, x = Model(lambda x_t, t: x_t.neg(), VP.linear()), noise()
+    counts = []
+    for _ in range(4):
+        with Copies() as copies:
+            model(x, 1.5)
+        counts.append(copies.found)
+    assert counts == [1, 0, 0, 0]
+    assert model.answers.first is None, "nothing is kept"
+    with Copies() as copies:
+        model(noise(5), 1.5)
+    assert copies.found == 0
+
+
+def test_copies_of_a_model_find_out_for_themselves():
+    model = Model(lambda x_t, t: x_t.neg(), VP.linear())
+    model(noise(), 1.0)
+    other = copy.deepcopy(model)
+    model(noise(), 1.0)
+    assert (model.answers.again, other.answers.again) == (False, None)
+
+
+@pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated")  # which torch.func.jvp imports
+def test_torch_func_and_tensors_without_memory_pass():
+    model, x = Model(lambda x_t, t: x_t.sin(), VP.linear()), noise(4)
+    each = torch.func.vmap(lambda one: model(one[None], 1.5)[0])(x)
+    torch.testing.assert_close(each, model(x, 1.5))
+    [push] = torch.func.jvp(lambda x: model(x, 1.5), (x,), (x,))[1:]
+    assert push.shape == x.shape
+    hollow = Model(lambda x_t, t: x_t.sin(), VP.linear())
+    for _ in range(3):
+        assert hollow(x.to("meta"), 1.5).is_meta
+    assert hollow.answers.again is None
+
+
+@pytest.mark.parametrize("prediction", ["eps", "v", "denoised", "flow"])
+def test_a_network_that_changes_its_question_is_refused_where_that_is_read_again(prediction):
+    def spoils(x_t, t):
+        answer = x_t * 0.3
+        x_t.mul_(0.5)
+        return answer
+
+    made = [Model(network, VP.linear(), prediction, name="net") for network in (spoils, lambda x_t, t: x_t * 0.3)]
+    with torch.inference_mode():
+        x = noise()  # whose changes torch does not count
+    if prediction == "eps":
+        assert torch.equal(made[0](noise(), 1.5), made[1](noise(), 1.5))
+    else:
+        with pytest.raises(ValueError, match="net changed its question x_t in place: let the network work on a copy"):
+            made[0](noise(), 1.5)
+        made[1](noise(), 1.5)
+    with torch.inference_mode():
+        made[1](x, 1.5)
+
+
+@pytest.mark.parametrize("dtype", [torch.complex64, torch.int64, torch.bool])
+def test_an_answer_that_is_no_floating_point_number_is_refused(dtype):
+    model = Model(lambda x_t, t: x_t.to(dtype), VP.linear(), name="net")
+    with pytest.raises(TypeError, match=f"net answered in {dtype}; a network must answer in floating-point numbers"):
+        model(noise(), 1.5)
