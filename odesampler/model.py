@@ -31,6 +31,7 @@ from odesampler.prediction import Prediction
 from odesampler.room import Room
 from odesampler.schedule import Schedule
 from odesampler.standing import Standing, check_values
+from odesampler.traits import traits
 
 Cond: TypeAlias = Mapping[str, Tensor]  # model inputs beside x and sigma, each (batch, ...)
 
@@ -251,11 +252,12 @@ class Model:
     def fingerprint(self) -> str:
         """A short hash of schedule, prediction, range and weights, by which a latent knows its model.
 
-        Of weights and code what `networks.traits` reads: keep weights in a torch module.
+        Of weights and code what `traits` reads. A module whose answers depend on more than its weights says so itself:
+        what its method `odesampler_traits()` gives, numbers, words, tensors or functions, belongs to the hash.
         """
         facts = [self.schedule.describe(), self.prediction, self.range, self.data_shape, self.round_t]
         digest = hashlib.sha256(json.dumps(facts, default=str).encode())
-        for trait in networks.traits(self.network):
+        for trait in traits(self.network):
             digest.update(trait)
         return digest.hexdigest()[:16]
 

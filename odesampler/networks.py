@@ -1,15 +1,15 @@
 """Networks: what can be told of one without asking it. A torch module, or any function.
 
-    traits = name, shape, dtype and some 256 values of each weight, or the code of a function; the name of its class
+    device, dtype     of its first weight
+    addresses         of all of them
 
 Knows nothing of schedules, scales and models.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from itertools import chain
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -43,21 +43,3 @@ def answers_by_chance(network: Callable[..., Tensor]) -> bool:
     kinds = (nn.modules.dropout._DropoutNd, nn.modules.batchnorm._BatchNorm)
     modules = network.modules() if isinstance(network, nn.Module) else ()
     return any(m.training and isinstance(m, kinds) and getattr(m, "p", 1) > 0 for m in modules)
-
-
-def traits(network: Callable[..., Tensor]) -> Iterator[bytes]:
-    """What tells it from others, to be hashed.
-
-    Of each weight a few hundred evenly spaced values are read: two checkpoints differ in nearly all of them. Of code
-    only the names are known, and the byte code of a plain function.
-    """
-    if isinstance(network, nn.Module):
-        for name, tensor in network.state_dict().items():
-            flat = tensor.detach().flatten()
-            values = flat[:: max(1, len(flat) // 256)].to("cpu", torch.float64)
-            yield f"{name}{tuple(tensor.shape)}{tensor.dtype}".encode() + values.numpy().tobytes()
-    else:
-        code = getattr(network, "__code__", None)
-        yield b"" if code is None else code.co_code + repr(code.co_consts).split(" at 0x")[0].encode()
-    kind: Any = network if hasattr(network, "__qualname__") else type(network)
-    yield f"{kind.__module__}.{kind.__qualname__}".encode()

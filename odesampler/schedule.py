@@ -191,7 +191,7 @@ class VP(_VariancePreserving):
     def sigma(self, t: Tensor) -> Tensor:
         table = self._log_table(t.device)
         low = t.floor().long().clamp(0, len(table) - 2)
-        inside = torch.lerp(table[low], table[low + 1], t - low).exp()
+        inside = torch.lerp(table[low], table[low + 1], (t - low).to(table.dtype)).exp()
         if self._finite == len(self.alpha_bar):
             return inside
         beyond = table[-1].exp() / (self._finite - t)  # sigma_last / (1 - u), u in (0, 1] along the last interval

@@ -176,6 +176,7 @@ def test_a_classifier_guides_by_its_scale_and_gradients_go_through():
     torch.testing.assert_close(twice - bare, 2 * (once - bare))
     assert not torch.allclose(once, bare, atol=1e-2)
     model = guided_diffusion.from_network(network, **options)
+    torch.testing.assert_close(model(noise().float(), 1.0, label=torch.ones(6).long()), once.float())
     label = torch.tensor([0])
     assert torch.autograd.gradcheck(lambda x: model(x, 1.0, label=label), noise(1).requires_grad_())
 

@@ -49,8 +49,10 @@ CORE = {  # what each module of the core may import of ours
     "standing": set(),
     "compiled": set(),
     "networks": set(),
+    "traits": set(),
     "answers": set(),
     "model": {
+        "traits",
         "answers",
         "schedule",
         "prediction",

@@ -118,6 +118,15 @@ def test_any_shape_is_taken_elementwise_in_float64(schedule, shape):
 
 
 @every_schedule
+def test_a_clock_as_a_network_is_told_it_is_understood(schedule):
+    """In float32."""
+    sigma = torch.linspace(0.5, 2.0, 5, dtype=torch.float64)
+    told = schedule.t(sigma).float()
+    for t, want in ((told, sigma), (told[0], sigma[0])):
+        torch.testing.assert_close(schedule.sigma(t).double(), want, rtol=1e-5, atol=0)
+
+
+@every_schedule
 @given(share=shares)
 def test_both_scales_name_the_same_point(schedule, share):
     sigma, x = a_sigma(schedule, share).item(), torch.linspace(-2, 2, 5, dtype=torch.float64)

@@ -94,6 +94,10 @@ class Preconditioned(nn.Module):
             raise ValueError(f"sigma_data, the standard deviation of the data, must be above 0; got {sigma_data!r}")
         self.network, self.kind, self.sigma_data = network, kind, float(sigma_data)
 
+    def odesampler_traits(self) -> Any:
+        """What tells it from others with the same weights."""
+        return self.network, self.kind, self.sigma_data
+
     def forward(self, x: Tensor, sigma: Tensor, **cond: Any) -> Tensor:
         """The denoised image (batch, *shape), for x like it and sigma, one or (batch,).
 
@@ -217,6 +221,10 @@ class _Labelled(nn.Module):
     def __init__(self, net: Callable[..., Tensor], classes: int, null: bool) -> None:
         super().__init__()
         self.net, self.classes, self.null = net, classes, null
+
+    def odesampler_traits(self) -> Any:
+        """What tells it from others with the same weights."""
+        return self.net, self.classes, self.null
 
     def forward(self, x: Tensor, sigma: Tensor, label: Tensor | None = None) -> Tensor:
         if not self.classes:

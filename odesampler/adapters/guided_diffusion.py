@@ -105,6 +105,10 @@ class _Asked(nn.Module):
         super().__init__()
         self.network, self.scale, self.classes, self.null_label = network, scale, classes, null_label
 
+    def odesampler_traits(self) -> Any:
+        """What tells it from others with the same weights."""
+        return self.network, self.scale, self.classes, self.null_label
+
     def forward(self, x_t: Tensor, t: Tensor, label: Tensor | None = None, **cond: Any) -> Tensor:
         timesteps = t if self.scale == 1 else t * self.scale
         out = self.network(x_t, timesteps, **self._named(label), **cond)
@@ -137,6 +141,10 @@ class _Classified(nn.Module):
         super().__init__()
         self.network, self.classifier, self.strength = network, classifier, strength
         self.schedule, self.scale, self.null_label = schedule, scale, null_label
+
+    def odesampler_traits(self) -> Any:
+        """What tells it from others with the same weights."""
+        return self.classifier, self.strength, self.scale, self.null_label
 
     def forward(self, x_t: Tensor, t: Tensor, label: Tensor | None = None, **cond: Any) -> Tensor:
         eps: Tensor = self.network(x_t, t, label=label, **cond)

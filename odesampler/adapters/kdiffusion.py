@@ -203,6 +203,10 @@ class _With(nn.Module):
         super().__init__()
         self.denoiser, self.extra_args = denoiser, extra_args
 
+    def odesampler_traits(self) -> Any:
+        """What tells it from others with the same weights."""
+        return self.denoiser, self.extra_args
+
     def forward(self, x: Tensor, sigma: Tensor, **cond: Any) -> Tensor:
         return self.denoiser(x, sigma, **{**self.extra_args, **cond})
 

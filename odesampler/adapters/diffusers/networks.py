@@ -143,6 +143,10 @@ class Preconditioned(nn.Module):
         super().__init__()
         self.network, self.scales = network, scales
 
+    def odesampler_traits(self) -> Any:
+        """What tells it from others with the same weights."""
+        return self.scales.data, self.scales.sign
+
     def forward(self, x: Tensor, sigma: Tensor, **cond: Tensor) -> Tensor:
         own = dtype_of(self.network) or x.dtype
         s = sigma.to(x.dtype).reshape(-1, *[1] * (x.ndim - 1))
