@@ -88,7 +88,7 @@ def test_a_size_is_compiled_once_however_its_conditions_and_images_lie_in_memory
     """One label for all has stride 0, a list of them 1; adaptive steps pick rows, padding joins some."""
     backend = Counting()
     model = modelled({"backend": backend})
-    x = noise(4).repeat_interleave(2, 1)[:, ::2]
+    x = noise(4).T.contiguous().T
     with torch.no_grad():
         for batch in (1, 2, 3, 4):
             ods.sample(model, batch, num_steps=2, cond={"label": 1})
