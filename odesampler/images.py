@@ -5,6 +5,7 @@ A tensor is (batch, channels, height, width), float32, in [-1, 1], the data rang
 
 from __future__ import annotations
 
+import errno
 import math
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -112,6 +113,7 @@ def read(file: IO[bytes], name: str | Path, shape: tuple[int, ...] | None = None
 
     Raises:
         ValueError: As for `load`; the size is looked at before the pixels are.
+        OSError: The file cannot be read now, which says nothing of the picture.
 
     Examples:
         >>> paths = ods.images.save_each(torch.ones(1, 3, 8, 8), "read")
@@ -135,7 +137,9 @@ def read(file: IO[bytes], name: str | Path, shape: tuple[int, ...] | None = None
     except UnidentifiedImageError as error:
         raise ValueError(f"cannot read {name} as a picture: no format that Pillow knows, or damaged") from error
     except Exception as error:  # Pillow's readers raise nearly any kind where a file is damaged
-        raise ValueError(f"cannot read {name} as a picture: {error or type(error).__name__}") from error
+        if isinstance(error, MemoryError) or getattr(error, "errno", None) not in (None, errno.EINVAL):
+            raise  # of the machine; EINVAL is what a damaged file asks for, to be read before its beginning
+        raise ValueError(f"cannot read {name} as a picture: {str(error) or type(error).__name__}") from error
     if refusal is not None:
         raise ValueError(f"{name} {refusal}")
     data = torch.frombuffer(bytearray(converted.tobytes()), dtype=torch.uint8)

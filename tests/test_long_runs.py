@@ -12,7 +12,7 @@ from PIL import Image
 
 import odesampler as ods
 from odesampler import files
-from odesampler.streaming import sample_many, shards
+from odesampler.streaming import pictures, sample_many, shards
 from odesampler.streaming.pictures import PictureFiles
 from odesampler.streaming.shards import MANIFEST, Shards
 from tests.lockstep import work
@@ -215,6 +215,40 @@ def test_odd_entries_of_a_folder_are_skipped_and_a_name_of_any_bytes_is_taken(tm
     assert all("is no file" in why for why in run.skipped.values())
     assert ods.Latent.load(tmp_path / "out" / "00000.safetensors").x.shape[0] == 5
     assert encoded(folder, tmp_path / "out", shard_size=8).made == ()
+
+
+@pytest.mark.parametrize(
+    "trouble",
+    [OSError(errno.EACCES, "Permission denied"), OSError(errno.EIO, "Input/output error"), MemoryError()],
+    ids=["permission", "disk", "memory"],
+)
+@pytest.mark.parametrize("where", ["opening", "decoding"])
+def test_what_cannot_be_read_now_ends_the_run_by_name_and_is_read_by_the_next(
+    tmp_path, folder, monkeypatch, trouble, where
+):
+    patched, told = (pictures, "sha256") if where == "opening" else (Image.Image, "convert")
+    real, asked = getattr(patched, told), []
+
+    def fails(*args, **how):
+        asked.append(args)
+        if len(asked) == 4:
+            raise trouble
+        return real(*args, **how)
+
+    monkeypatch.setattr(patched, told, fails)
+    with pytest.raises(type(trouble), match=r"shard 1 of .*made, 1 .*00003\.png"):
+        encoded(folder, tmp_path / "out")
+    run = encoded(folder, tmp_path / "out")
+    assert run.made == (1, 2)
+    assert run.skipped == {}
+
+
+def test_a_reason_without_words_is_its_kind(tmp_path, folder, monkeypatch):
+    def fails(*args):
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(Image.Image, "convert", fails)
+    assert "as a picture: ZeroDivisionError" in str(encoded(folder, tmp_path / "out").skipped)
 
 
 def test_pictures_that_cannot_be_read_at_all_leave_no_list_of_checksums(tmp_path):

@@ -61,7 +61,7 @@ def encode_many(
         FileNotFoundError: A path that does not exist.
         ValueError: What cannot be meant, before the model is called; a folder that holds another run, or a picture that
             is not the one that was encoded.
-        OSError: The disk is full, or the folder cannot be written; what is done stands.
+        OSError: The disk is full, the folder cannot be written or a picture not be read now; what is done stands.
 
     Examples:
         >>> files = ods.images.save_each(ods.held_out("digits").images[:5], "pictures")

@@ -64,12 +64,12 @@ def carry_out(
     with tqdm(total=total, desc=progress, disable=progress is None) as bar, Beside() as beside:
 
         def finish(i: int, done: int, write: Write, noted: dict[str, Any]) -> None:
-            with shards.naming(i, done):
+            with shards.naming(i, "written", done):
                 shards.finish(i, write(), **noted)
             bar.update(len(shards.span(i)))
 
         for done, i in enumerate(missing):
-            with shards.naming(i, done):
+            with shards.naming(i, "made", done):
                 write, noted = make(i, shards.span(i))
             beside.begin(partial(finish, i, done, write, {"place": where(), **noted}))
     records = shards.end()

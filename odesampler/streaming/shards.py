@@ -126,16 +126,17 @@ class Shards:
             file.write(json.dumps({"items": [items.start, items.stop], "files": noted, **facts}, indent=1).encode())
 
     @contextmanager
-    def naming(self, i: int, done: int) -> Iterator[None]:
-        """Errors in here say that they are of shard `i`, and that `done` were before it."""
-        where, stand = f"shard {i} of {self.folder} could not be", f"{done} were before it and stand"
+    def naming(self, i: int, what: str, done: int) -> Iterator[None]:
+        """Errors in here say that shard `i` could not be `what`, made or written, and that `done` were before it."""
+        where = f"shard {i} of {self.folder} could not be {what}, {done} were before it and stand"
         try:
             yield
         except OSError as error:
-            text = f"{where} written, {stand}: {error.strerror or error}"
-            raise OSError(error.errno, text, error.filename) from error
+            raise OSError(error.errno, f"{where}: {error.strerror or error}", error.filename) from error
         except FloatingPointError as error:
-            raise FloatingPointError(f"{where} made, {stand}: {error}") from error
+            raise FloatingPointError(f"{where}: {error}") from error
+        except MemoryError as error:
+            raise MemoryError(f"{where}: {error}") from error
 
     def end(self) -> list[dict[str, Any]] | None:
         """The records of all shards, once all are done, whoever made them; their checksums are written down then."""
