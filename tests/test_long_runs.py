@@ -257,6 +257,19 @@ def test_pictures_that_cannot_be_read_at_all_leave_no_list_of_checksums(tmp_path
     assert not (tmp_path / "out" / "SHA256SUMS").exists()
 
 
+def test_a_shard_that_is_made_again_of_nothing_leaves_no_old_file(tmp_path, folder):
+    encoded(folder, tmp_path / "out")
+    for name in ("00002.png", "00003.png"):
+        (folder / name).write_bytes(bytes((folder / name).stat().st_size))
+    (tmp_path / "out" / "00001.json").unlink()
+    assert encoded(folder, tmp_path / "out").made == (1,)
+    assert sorted(p.name for p in (tmp_path / "out").glob("*.safetensors")) == [
+        "00000.safetensors",
+        "00002.safetensors",
+    ]
+    assert "00001" not in (tmp_path / "out" / "SHA256SUMS").read_text()
+
+
 # What cannot be meant
 
 

@@ -119,7 +119,12 @@ class Shards:
         return noted if whole else None
 
     def finish(self, i: int, files: list[Path], **facts: Any) -> None:
-        """Note that shard `i` is done: its `files`, all written whole, and what else is to be said of it."""
+        """Note that shard `i` is done: its `files`, all written whole, and what else is to be said of it.
+
+        Files that it had when it was made before, and has not now, are removed first.
+        """
+        for left in {self.path(i, ".safetensors"), *self.path(i).glob("*.png")}.difference(files):
+            left.unlink(missing_ok=True)
         noted = {path.relative_to(self.folder).as_posix(): _sum(path) for path in files}
         items = self.span(i)
         with written_whole(self.path(i, ".json")) as file:
