@@ -95,6 +95,34 @@ def test_encoding_twice_gives_the_same_bytes(tmp_path, folder):
 
 
 @pytest.mark.parametrize(
+    "said", ["[]", "null", "3", '{"files": {}}', '{"files": []}', '{"items": [2, 4], "files": [1]}']
+)
+def test_a_shard_whose_record_says_something_else_is_made_again(tmp_path, said):
+    drawn(tmp_path)
+    before = contents(tmp_path)
+    (tmp_path / "00001.json").write_text(said)
+    assert drawn(tmp_path).made == (1,)
+    assert contents(tmp_path) == before
+
+
+def test_the_record_of_another_shard_is_not_believed(tmp_path):
+    drawn(tmp_path)
+    before = contents(tmp_path)
+    (tmp_path / "00001.json").write_bytes(before["00000.json"])
+    (tmp_path / "00001.safetensors").unlink()
+    assert drawn(tmp_path).made == (1,)
+    assert contents(tmp_path) == before
+
+
+@pytest.mark.parametrize("said", ["[]", "null", "3", "{"])
+def test_a_manifest_that_is_none_is_refused_by_name(tmp_path, said):
+    drawn(tmp_path)
+    (tmp_path / MANIFEST).write_text(said)
+    with pytest.raises(ValueError, match=r"manifest\.json is damaged .*take another folder"):
+        drawn(tmp_path)
+
+
+@pytest.mark.parametrize(
     ("other", "named"),
     [
         (replace(MODEL, autocast=torch.bfloat16), "autocast: .None. there, .torch.bfloat16. asked"),

@@ -89,7 +89,7 @@ def carry_out(
 
 def _warn_of_places(records: Sequence[Mapping[str, Any]]) -> None:
     """Warns of shards that would have come out with other bits elsewhere in the same run."""
-    places = [r["place"] for r in records]
+    places = [r.get("place", {}) for r in records]
     differ = sorted({k for place in places for k in place if place[k] != places[0].get(k)})
     if differ:
         warnings.warn(

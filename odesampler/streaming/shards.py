@@ -91,10 +91,13 @@ class Shards:
                 raise ValueError(f"{self.folder} holds other files and no {MANIFEST}: take a new or an empty folder")
             with written_whole(path, first=True) as file:
                 file.write(json.dumps(said, indent=1).encode())
+        advice = "bring it back from a copy, or take another folder"
         try:
             begun = json.loads(path.read_text())
         except ValueError as error:
-            raise ValueError(f"{path} is damaged: {error}") from error
+            raise ValueError(f"{path} is damaged ({error}): {advice}") from error
+        if not isinstance(begun, dict):
+            raise ValueError(f"{path} is damaged ({_short(begun)} is no manifest): {advice}")
         other = [k for k in {**said, **begun} if begun.get(k) != said.get(k)]
         if other:
             differ = "; ".join(f"{k}: {_short(begun.get(k))} there, {_short(said.get(k))} asked" for k in other)
@@ -109,12 +112,15 @@ class Shards:
         return [i for i in self.of(world) if self.record(i) is None]
 
     def record(self, i: int) -> dict[str, Any] | None:
-        """What was noted when shard `i` was done; None: it is not, or a file of it is gone or cut short."""
+        """What was noted when shard `i` was done; None: it is not, or what is there is damaged or of another shard."""
+        items = self.span(i)
         try:
             noted: dict[str, Any] = json.loads(self.path(i, ".json").read_text())
-            sizes = {name: (self.folder / name).stat().st_size for name in noted["files"]}
-            whole = all(size == noted["files"][name]["bytes"] for name, size in sizes.items())
-        except (OSError, ValueError, KeyError, TypeError):
+            whole = noted["items"] == [items.start, items.stop] and all(
+                fact["sha256"] and fact["bytes"] == (self.folder / name).stat().st_size
+                for name, fact in noted["files"].items()
+            )
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):  # AttributeError: JSON, not of this shape
             return None
         return noted if whole else None
 
