@@ -204,7 +204,8 @@ def save_grid(images: Tensor, path: str | Path, **options: Any) -> None:
 def save_each(images: Tensor, folder: str | Path, *, first: int = 0, digits: int = 5) -> list[Path]:
     """Write each picture (batch, channels, height, width) as folder/00000.png, ..., which `load` reads in this order.
 
-    The first has the number `first`, written with so many `digits`.
+    The first has the number `first`, written with so many `digits`. One that is NaN is no picture: it is not written,
+    and its number is left out.
 
     Raises:
         OSError: One cannot be written.
@@ -213,10 +214,11 @@ def save_each(images: Tensor, folder: str | Path, *, first: int = 0, digits: int
         >>> [path.name for path in ods.images.save_each(torch.zeros(2, 3, 8, 8), "numbered", first=7)]
         ['00007.png', '00008.png']
     """
-    paths = [Path(folder) / f"{first + i:0{digits}d}.png" for i in range(len(images))]
+    good = (~images.detach().isnan().flatten(1).any(1)).nonzero().flatten().cpu()
+    paths = [Path(folder) / f"{first + i:0{digits}d}.png" for i in good.tolist()]
     Path(folder).mkdir(exist_ok=True)
     with ThreadPoolExecutor(WRITERS) as pool:
-        list(pool.map(_write, to_bytes(images), paths))  # raises the first error, and lets the rest be
+        list(pool.map(_write, to_bytes(images)[good], paths))  # raises the first error, and lets the rest be
     return paths
 
 

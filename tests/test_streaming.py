@@ -201,6 +201,25 @@ def test_samples_that_do_not_arrive_are_listed_and_the_others_stand(tmp_path):
     assert "3 samples did not arrive" in repr(run)
 
 
+def test_samples_that_do_not_arrive_are_no_pictures_and_their_numbers_are_left_out(tmp_path, monkeypatch):
+    written = sample_many._written
+
+    def without_the_third(shards, i, kind, copied, seeds):
+        x = copied()
+        x[[s == 2 for s in seeds]] = torch.nan
+        return written(shards, i, kind, lambda: x, seeds)
+
+    monkeypatch.setattr(sample_many, "_written", without_the_third)
+    for made in ((0, 1), ()):
+        run = ods.sample_many(MODEL, 8, tmp_path, shard_size=4, kind="png", **HOW)
+        assert (run.made, run.complete) == (made, True)
+    assert [p.name for p in sorted((tmp_path / "00000").iterdir())] == [f"{i:08d}.png" for i in (0, 1, 3)]
+    alone = ods.images.to_bytes(ods.sample(MODEL, 8, **HOW).x[[0, 1, 3]])
+    assert torch.equal(ods.images.to_bytes(ods.images.load(tmp_path / "00000", (1, 8, 8))), alone)
+    (tmp_path / "00000" / "00000003.png").unlink()
+    assert ods.sample_many(MODEL, 8, tmp_path, shard_size=4, kind="png", **HOW).made == (0,)
+
+
 def test_pictures_are_written_one_by_one_with_their_number(tmp_path):
     ods.sample_many(MODEL, 12, tmp_path, shard_size=8, kind="png", **HOW)
     alone = ods.images.to_bytes(ods.sample(MODEL, 8, **HOW).x)

@@ -44,6 +44,6 @@ def report_run(run: Run) -> None:
         click.echo(f"skipped {path}: {why}", err=True)
     state = "complete" if run.complete else "the rest is other processes' work"
     skipped = f", {len(run.skipped)} skipped" if run.skipped else ""
-    late = f", {len(run.late)} did not arrive and are NaN" if run.late else ""
+    late = f", {len(run.late)} did not arrive" if run.late else ""
     done = f"{len(run.made)} of {run.shards} shards made"
     click.echo(f"{run.count} items, {done}, {state}{skipped}{late}, {run.seconds:.2f} s: {run.folder}")

@@ -37,7 +37,7 @@ class Run:
     shards: int  # likewise
     made: tuple[int, ...]  # shards that this process made now; the others stood, or are others' work
     complete: bool  # all shards are done
-    late: tuple[int, ...]  # samples of this process that did not arrive, and are NaN
+    late: tuple[int, ...]  # samples of this process that did not arrive: NaN, or no picture
     skipped: Mapping[str, str]  # pictures of this process that could not be read -> why
     seconds: float
 
