@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import errno
 import math
+import re
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -76,16 +77,18 @@ def load(
     """Read pictures as one batch.
 
     Args:
-        paths: Files or folders, or one. Transparent pictures are laid on white.
+        paths: Files or folders, or one. Transparent pictures are laid on white; those that their EXIF data say to turn,
+            as cameras do, are upright.
         shape: (channels, height, width) that they must have; colour is converted (1 is grey, 3 is RGB), size is not.
-        whole: Refuse pictures of which something would be lost so: transparent ones, coloured ones for grey.
+        whole: Refuse pictures of which something would be lost so: transparent ones, coloured ones for grey, those of
+            several frames.
 
     Returns:
         (batch, channels, height, width), float32 in [-1, 1].
 
     Raises:
         FileNotFoundError: A path that does not exist.
-        ValueError: A file that is no picture, or has 16 bits a pixel, another size than `shape` or than the
+        ValueError: A file that is no picture, or has 16 bits a channel, another size than `shape` or than the
             first, or more than is kept (`whole`).
 
     Examples:
@@ -122,13 +125,15 @@ def read(file: IO[bytes], name: str | Path, shape: tuple[int, ...] | None = None
         >>> tuple(picture.shape), picture.min().item()
         ((1, 8, 8), 1.0)
     """
-    from PIL import Image, UnidentifiedImageError
+    from PIL import Image, ImageOps, UnidentifiedImageError
 
     mode = "L" if shape is not None and shape[0] == 1 else "RGB"
     refusal = None
     try:
-        with Image.open(file) as picture:
-            refusal = _refusal(picture, mode, shape, whole)
+        with Image.open(file) as opened:
+            refusal = _refusal(opened, mode, shape, whole)
+            picture = opened if refusal else ImageOps.exif_transpose(opened)
+            refusal = refusal or _other_size(picture, shape)
             if refusal is None and picture.has_transparency_data:
                 white = Image.new("RGBA", picture.size, "white")
                 converted = Image.alpha_composite(white, picture.convert("RGBA")).convert(mode)
@@ -148,14 +153,23 @@ def read(file: IO[bytes], name: str | Path, shape: tuple[int, ...] | None = None
 
 def _refusal(picture: Any, mode: str, shape: tuple[int, ...] | None, whole: bool) -> str | None:
     """Why a picture, opened and not decoded yet, is not taken; None where it is."""
-    if shape is not None and picture.size != (shape[2], shape[1]):
-        size, asked = (f"{width} x {height}" for width, height in (picture.size, (shape[2], shape[1])))
-        return f"is {size} pixels; {asked} are wanted: resize it first"
-    if picture.mode.startswith(("I", "F")):  # Pillow would cut its values off at 255
-        return "has more than 8 bits a pixel: convert it first"
+    if shape is not None and sorted(picture.size) != sorted(shape[1:]):  # turned it may have the other
+        return _other_size(picture, shape)
+    deep = re.search(r";16[BLN]", str(picture.tile))  # so Pillow says of colours what it would cut to 8 bits
+    if deep or picture.mode.startswith(("I", "F")):  # or off at 255
+        return "has more than 8 bits a channel: convert it first"
     if whole and (picture.has_transparency_data or (mode == "L" and picture.mode not in ("1", "L"))):
         return "has transparency, or colours in place of greys, which would be lost"
-    return None
+    frames = getattr(picture, "n_frames", 1) if whole else 1
+    return f"has {frames} frames, all but one of which would be lost" if frames > 1 else None
+
+
+def _other_size(picture: Any, shape: tuple[int, ...] | None) -> str | None:
+    """Why a picture of this size is not taken; None where it is."""
+    if shape is None or picture.size == (shape[2], shape[1]):
+        return None
+    size, asked = (f"{width} x {height}" for width, height in (picture.size, (shape[2], shape[1])))
+    return f"is {size} pixels; {asked} are wanted: resize it first"
 
 
 def grid(images: Tensor, columns: int | None = None, scale: int | None = None, gap: int = 1) -> Tensor:

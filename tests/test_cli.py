@@ -230,7 +230,7 @@ MISTAKES = [
     (["roundtrip", "--solver", "nope"], "unknown solver 'nope'"),
     (["roundtrip", "--num", "0"], "--num must be 1 or more"),
     (["encode", "--num", "1000"], "digits has 360 held-out images"),
-    (["encode", "deep.png"], "more than 8 bits a pixel"),
+    (["encode", "deep.png"], "more than 8 bits a channel"),
     (["encode", "--solver", "adaptive:dopri5(max_steps=3)", "--num", "1"], "did not arrive, so nothing was written"),
     (["sample", "--device", "meta"], "device 'meta' cannot be used"),
     (["sample", "--steps", "100000000000000000000"], "from 1 to 1000000"),

@@ -2,7 +2,9 @@
 
 import errno
 import os
+import struct
 import time
+import zlib
 
 import pytest
 import torch
@@ -120,6 +122,50 @@ def test_a_picture_of_another_size_is_refused_before_it_is_decoded(tmp_path):
     (tmp_path / "a.png").write_bytes((tmp_path / "a.png").read_bytes()[:50])  # the size is there, the pixels are not
     with pytest.raises(ValueError, match=r"a\.png is 30 x 20 pixels; 8 x 8 are wanted"):
         ods.images.load(tmp_path / "a.png", (1, 8, 8))
+
+
+def deep_png(kind, channels):
+    """A PNG of 2 x 2 pixels of 16 bits a channel, which Pillow cannot write."""
+
+    def chunk(name, data):
+        return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+
+    rows = (b"\0" + bytes(range(4 * channels))) * 2
+    header = chunk(b"IHDR", struct.pack(">IIBBBBB", 2, 2, 16, kind, 0, 0, 0))
+    return b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+
+
+@pytest.mark.parametrize(
+    ("kind", "channels"), [(0, 1), (2, 3), (4, 2), (6, 4)], ids=["grey", "colour", "grey, alpha", "colour, alpha"]
+)
+def test_sixteen_bits_are_not_cut_to_eight(tmp_path, kind, channels):
+    (tmp_path / "deep.png").write_bytes(deep_png(kind, channels))
+    with pytest.raises(ValueError, match=r"deep\.png has more than 8 bits a channel"):
+        ods.images.load(tmp_path / "deep.png")
+
+
+@pytest.mark.parametrize("suffix", ["png", "gif"])
+def test_frames_are_not_lost_where_nothing_may_be(tmp_path, suffix):
+    path = tmp_path / f"a.{suffix}"
+    first, *others = (Image.new("L", (2, 2), value) for value in (0, 100, 200))
+    first.save(path, save_all=True, append_images=others)
+    with pytest.raises(ValueError, match="has 3 frames"):
+        ods.images.load(path, whole=True)
+    assert (ods.images.load(path) == -1).all()
+
+
+@pytest.mark.parametrize("suffix", ["png", "jpg"])
+def test_pictures_are_turned_upright(tmp_path, suffix):
+    lying, path = Image.new("L", (16, 8)), tmp_path / f"a.{suffix}"
+    lying.paste(255, (0, 0, 8, 8))  # white on the left
+    exif = Image.Exif()
+    exif[274] = 6  # to be turned by 90 degrees, clockwise
+    lying.save(path, exif=exif, **({"quality": 100} if suffix == "jpg" else {}))
+    upright = ods.images.load(path, (1, 16, 8))[0, 0]
+    assert (upright[:8] == 1).all()
+    assert (upright[8:] == -1).all()
+    with pytest.raises(ValueError, match="is 8 x 16 pixels; 16 x 8 are wanted"):
+        ods.images.load(path, (1, 8, 16))
 
 
 def test_a_folder_whose_pictures_are_in_folders_says_so(tmp_path):
