@@ -4,6 +4,7 @@ import errno
 import json
 import multiprocessing
 import os
+import tracemalloc
 from dataclasses import replace
 
 import pytest
@@ -14,7 +15,8 @@ import odesampler as ods
 from odesampler import files
 from odesampler.streaming import pictures, sample_many, shards
 from odesampler.streaming.pictures import PictureFiles
-from odesampler.streaming.shards import MANIFEST, Shards
+from odesampler.streaming.runs import carry_out
+from odesampler.streaming.shards import MANIFEST, Shards, World
 from tests.lockstep import work
 from tests.test_streaming import contents
 
@@ -192,6 +194,18 @@ def test_what_was_skipped_is_known_after_a_restart_too(tmp_path, folder):
     assert "1 pictures skipped" in repr(after)
 
 
+def test_records_are_not_in_memory_together(tmp_path, monkeypatch):
+    monkeypatch.setattr(os, "fsync", lambda file: None)
+    run = Shards(tmp_path, 200, 1)
+    for i in range(200):
+        run.finish(i, [], place={}, seen="x" * 20_000)
+    tracemalloc.start()
+    assert carry_out(run, World(0, 1), dict, lambda i, items: pytest.fail("made again"), None).complete
+    most = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert most < 10**6
+
+
 # Pictures
 
 
@@ -217,7 +231,7 @@ def test_pictures_whose_times_stand_are_not_read_again(tmp_path, folder, monkeyp
     found = PictureFiles(sorted(folder.iterdir()))
     seen = {found.names[i]: found.read(i, (1, 8, 8), False).seen for i in range(6)}
     monkeypatch.setattr("odesampler.streaming.pictures.sha256", lambda file: pytest.fail("read again"))
-    assert found.changed(seen) is None
+    assert found.changed(range(6), seen) is None
 
 
 def test_pictures_of_one_name_in_two_folders_are_told_apart(tmp_path):

@@ -122,7 +122,7 @@ def _refuse_changed(shards: Shards, world: World, files: PictureFiles) -> None:
     """Raises: ValueError: a picture that was encoded here is another one now."""
     for i in shards.of(world):
         record = shards.record(i) or {}
-        path = files.changed(record.get("seen", {}))
+        path = files.changed(shards.span(i), record.get("seen", {}))
         if path is not None:
             raise ValueError(
                 f"{path} is not the picture that was encoded in shard {i} of {shards.folder}: take another folder, or "

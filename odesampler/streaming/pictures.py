@@ -73,13 +73,13 @@ class PictureFiles:
         except MemoryError as error:
             raise MemoryError(f"no memory to read {path}") from error
 
-    def changed(self, seen: Mapping[str, Mapping[str, Any]]) -> Path | None:
-        """The first that is not what it was when this was `seen` of it, by name."""
-        paths = dict(zip(self.names, self.paths, strict=True))
-        for name, before in seen.items():
-            if not before or paths[name].stat().st_mtime_ns == before["mtime_ns"]:
+    def changed(self, items: range, seen: Mapping[str, Mapping[str, Any]]) -> Path | None:
+        """The first of `items` that is not what it was when this was `seen` of it, by name."""
+        for item in items:
+            path, before = self.paths[item], seen.get(self.names[item])
+            if not before or path.stat().st_mtime_ns == before["mtime_ns"]:
                 continue
-            with open(paths[name], "rb") as file:
+            with open(path, "rb") as file:
                 if sha256(file) != before["sha256"]:
-                    return paths[name]
+                    return path
         return None

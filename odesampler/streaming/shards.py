@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -149,19 +150,20 @@ class Shards:
         except MemoryError as error:
             raise MemoryError(f"{where}: {error}") from error
 
-    def end(self) -> list[dict[str, Any]] | None:
-        """The records of all shards, once all are done, whoever made them; their checksums are written down then."""
-        records = [self.record(i) for i in range(len(self))]
-        done = [r for r in records if r is not None]
-        if len(done) < len(records):
-            return None
-        sums = "".join(f"{fact['sha256']}  {name}\n" for r in done for name, fact in r["files"].items()).encode()
+    def end(self) -> None:
+        """Write down the checksums of all shards, which are done by now: line by line, however many there are."""
         path = self.folder / CHECKSUMS
-        if sums and not (path.exists() and path.read_bytes() == sums):  # a folder that is done may be read only by now
+        with open(path if path.exists() else os.devnull, "rb") as said:
+            stand = all(old == new for old, new in zip_longest(said, self._sums()))
+        if not stand:  # else the folder may be read only by now
             with written_whole(path) as file:
-                file.write(sums)
+                file.writelines(self._sums())
         sweep(self.folder, LEFT)
-        return done
+
+    def _sums(self) -> Iterator[bytes]:
+        for i in range(len(self)):
+            files = json.loads(self.path(i, ".json").read_text())["files"]
+            yield from (f"{fact['sha256']}  {name}\n".encode() for name, fact in files.items())
 
 
 class Beside:
