@@ -48,10 +48,11 @@ def to_bytes(images: Tensor) -> Tensor:
 
 
 def find(paths: Sequence[str | Path]) -> list[Path]:
-    """The PNG and JPEG files among `paths`, folders searched (not their subfolders), sorted within each.
+    """The pictures among `paths`: files of any format as named; of folders (not their subfolders) PNG and JPEG, sorted.
 
     Raises:
         FileNotFoundError: A path that does not exist, or a folder without pictures.
+        ValueError: A file that is no picture by the ending of its name.
 
     Examples:
         >>> paths = ods.images.save_each(torch.zeros(3, 1, 8, 8), "found")
@@ -62,13 +63,28 @@ def find(paths: Sequence[str | Path]) -> list[Path]:
     for path in map(Path, paths):
         if not path.exists():
             raise FileNotFoundError(f"no such file or folder: {path}")
-        inside = sorted(p for p in path.iterdir() if p.suffix.lower() in SUFFIXES) if path.is_dir() else [path]
-        if not inside:
-            below = any(p.is_dir() for p in path.iterdir())
-            advice = f"; folders in it are not searched: name them, as in {path}/*" if below else ""
-            raise FileNotFoundError(f"no {', '.join(SUFFIXES)} files in folder {path}{advice}")
-        found += inside
+        if not path.is_dir() and not _may_be_picture(path):
+            raise ValueError(f"{path} is no picture by its ending: name pictures, or folders of them as in folder/*/")
+        found += _inside(path) if path.is_dir() else [path]
     return found
+
+
+def _inside(folder: Path) -> list[Path]:
+    """The pictures in a folder, sorted."""
+    inside = sorted(p for p in folder.iterdir() if p.suffix.lower() in SUFFIXES)
+    if not inside:
+        below = any(p.is_dir() for p in folder.iterdir())
+        advice = f"; folders in it are not searched: name them, as in {folder}/*/" if below else ""
+        raise FileNotFoundError(f"no {', '.join(SUFFIXES)} files in folder {folder}{advice}")
+    return inside
+
+
+def _may_be_picture(path: Path) -> bool:
+    """Whether Pillow reads files of this ending."""
+    from PIL import Image
+
+    suffix = path.suffix.lower()
+    return suffix in SUFFIXES or Image.registered_extensions().get(suffix) in Image.OPEN
 
 
 def load(
@@ -88,8 +104,8 @@ def load(
 
     Raises:
         FileNotFoundError: A path that does not exist.
-        ValueError: A file that is no picture, or has 16 bits a channel, another size than `shape` or than the
-            first, or more than is kept (`whole`).
+        ValueError: A file that is no picture, by its ending or as it is read, or has 16 bits a channel, another size
+            than `shape` or than the first, or more than is kept (`whole`).
 
     Examples:
         >>> paths = ods.images.save_each(ods.held_out("digits").images[:2], "loaded")

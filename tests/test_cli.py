@@ -463,6 +463,19 @@ def test_sample_into_a_folder_writes_pictures_too(capsys):
     assert torch.equal(ods.images.to_bytes(ods.images.load("many/00000", (1, 8, 8))), alone)
 
 
+def test_what_sample_wrote_is_encoded_as_the_advice_says(capsys):
+    run(capsys, "sample", "--num", 3, "--steps", 2, "--kind", "png", "--shard-size", 2, "--out", "drawn")
+    assert refused(capsys, "encode", "drawn", "--out", "many").endswith("name them, as in drawn/*/\n")
+    assert "drawn/00000.json is no picture" in refused(
+        capsys, "encode", *sorted(Path("drawn").glob("*")), "--out", "many"
+    )
+    code, out, err = run(
+        capsys, "encode", *filter(Path.is_dir, sorted(Path("drawn").glob("*"))), "--steps", 2, "--out", "many"
+    )
+    assert (code, err) == (0, "")
+    assert out.startswith("3 items, 1 of 1 shards made, complete, ")
+
+
 def test_encode_into_a_folder_skips_what_it_cannot_read_and_says_so(capsys):
     ods.images.save_each(ods.held_out("digits").images[:4], "in")
     Path("in/00001.png").write_text("nothing")

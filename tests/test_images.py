@@ -168,10 +168,23 @@ def test_pictures_are_turned_upright(tmp_path, suffix):
         ods.images.load(path, (1, 8, 16))
 
 
+@pytest.mark.parametrize("name", ["00000.json", "SHA256SUMS", "latents.safetensors"])
+def test_a_named_file_that_is_no_picture_by_its_ending_is_refused_before_any_is_read(tmp_path, name):
+    (tmp_path / name).write_text("{}")
+    (tmp_path / "a.png").write_text("would not be read either")
+    with pytest.raises(ValueError, match=f"{name} is no picture by its ending: .*folder/\\*/"):
+        ods.images.load([tmp_path / "a.png", tmp_path / name])
+
+
+def test_a_named_picture_may_be_of_any_format_that_pillow_reads(tmp_path):
+    Image.new("L", (2, 2), 255).save(tmp_path / "a.BMP", format="BMP")
+    assert (ods.images.load(tmp_path / "a.BMP") == 1).all()
+
+
 def test_a_folder_whose_pictures_are_in_folders_says_so(tmp_path):
     (tmp_path / "cats").mkdir()
     Image.new("L", (8, 8)).save(tmp_path / "cats" / "a.png")
-    with pytest.raises(FileNotFoundError, match=r"folders in it are not searched: name them, as in .*/\*"):
+    with pytest.raises(FileNotFoundError, match=r"folders in it are not searched: name them, as in .*/\*/$"):
         ods.images.load(tmp_path)
     with pytest.raises(FileNotFoundError, match=r"no such file or folder: .*dogs"):
         ods.images.load(tmp_path / "dogs")
