@@ -8,6 +8,7 @@ from __future__ import annotations
 import errno
 import math
 import re
+import warnings
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -50,6 +51,8 @@ def to_bytes(images: Tensor) -> Tensor:
 def find(paths: Sequence[str | Path]) -> list[Path]:
     """The pictures among `paths`: files of any format as named; of folders (not their subfolders) PNG and JPEG, sorted.
 
+    Warns of folders and other files that lie beside pictures, and are left out; not of hidden ones.
+
     Raises:
         FileNotFoundError: A path that does not exist, or a folder without pictures.
         ValueError: A file that is no picture by the ending of its name.
@@ -71,11 +74,18 @@ def find(paths: Sequence[str | Path]) -> list[Path]:
 
 def _inside(folder: Path) -> list[Path]:
     """The pictures in a folder, sorted."""
-    inside = sorted(p for p in folder.iterdir() if p.suffix.lower() in SUFFIXES)
+    inside, below, others = list[Path](), 0, 0
+    for path in sorted(folder.iterdir()):
+        if path.suffix.lower() in SUFFIXES:
+            inside.append(path)
+        elif not path.name.startswith("."):
+            below, others = (below + 1, others) if path.is_dir() else (below, others + 1)
     if not inside:
-        below = any(p.is_dir() for p in folder.iterdir())
         advice = f"; folders in it are not searched: name them, as in {folder}/*/" if below else ""
         raise FileNotFoundError(f"no {', '.join(SUFFIXES)} files in folder {folder}{advice}")
+    if below or others:
+        left = f"{below} folders and {others} files of other endings than {', '.join(SUFFIXES)}"
+        warnings.warn(f"{left} in {folder} are left out: those that are meant must be named", stacklevel=4)
     return inside
 
 

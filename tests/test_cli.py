@@ -486,6 +486,18 @@ def test_encode_into_a_folder_skips_what_it_cannot_read_and_says_so(capsys):
     assert len(ods.Latent.load("many/00000.safetensors")) == 2
 
 
+def test_a_run_of_which_every_picture_was_skipped_has_failed(capsys):
+    ods.images.save_each(ods.held_out("digits").images[:2], "in")
+    for path in Path("in").iterdir():
+        path.write_text("nothing")
+    for _ in range(2):
+        code, out, err = run(capsys, "encode", "in", "--steps", 2, "--out", "many")
+        assert code == 2
+        assert "complete, 2 skipped" in out
+        assert "odesampler: no picture could be encoded" in err
+    assert Path("many/00000.json").is_file()
+
+
 def test_what_was_skipped_is_said_in_the_line_and_again_after_a_restart(capsys):
     ods.images.save_each(ods.held_out("digits").images[:3], "in")
     Path("in/00001.png").write_text("nothing")

@@ -181,6 +181,18 @@ def test_a_named_picture_may_be_of_any_format_that_pillow_reads(tmp_path):
     assert (ods.images.load(tmp_path / "a.BMP") == 1).all()
 
 
+def test_what_is_left_out_of_a_folder_with_pictures_is_counted(tmp_path):
+    ods.images.save_each(torch.zeros(2, 1, 2, 2), tmp_path)
+    (tmp_path / ".DS_Store").touch()
+    assert len(ods.images.find([tmp_path])) == 2  # of hidden files nothing is said
+    for name in ("cats", "dogs"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "a.webp").touch()
+    with pytest.warns(UserWarning, match=r"2 folders and 1 files of other endings .* left out") as said:
+        assert ods.images.load(tmp_path).shape[0] == 2
+    assert said[0].filename == __file__
+
+
 def test_a_folder_whose_pictures_are_in_folders_says_so(tmp_path):
     (tmp_path / "cats").mkdir()
     Image.new("L", (8, 8)).save(tmp_path / "cats" / "a.png")

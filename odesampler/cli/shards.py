@@ -39,7 +39,11 @@ def refuse_unused(out: Path, **values: Any) -> None:
 
 
 def report_run(run: Run) -> None:
-    """What became of the run, in a line; and a line for each picture that was skipped, now or earlier."""
+    """What became of the run, in a line; and a line for each picture that was skipped, now or earlier.
+
+    Raises:
+        click.ClickException: All were.
+    """
     for path, why in run.skipped.items():
         click.echo(f"skipped {path}: {why}", err=True)
     state = "complete" if run.complete else "the rest is other processes' work"
@@ -47,3 +51,5 @@ def report_run(run: Run) -> None:
     late = f", {len(run.late)} did not arrive" if run.late else ""
     done = f"{len(run.made)} of {run.shards} shards made"
     click.echo(f"{run.count} items, {done}, {state}{skipped}{late}, {run.seconds:.2f} s: {run.folder}")
+    if len(run.skipped) == run.count:
+        raise click.ClickException(f"no picture could be encoded: each was skipped, as {run.folder} says for good")
