@@ -223,6 +223,8 @@ MISTAKES = [
     (["encode", "empty"], "no .png, .jpg, .jpeg files in folder empty"),
     (["encode", "--solver", "ddpm"], "draws noise"),
     (["decode", "nothing.safetensors"], "no such latent file"),
+    (["decode", "empty"], "empty is a folder; latents are read from a file: name a file in it"),
+    (["decode", "many"], "many is a folder; latents are read from a file: name many/00000.safetensors"),
     (["decode", "text.png"], "not a safetensors file"),
     (["decode", "weights.safetensors"], "not a latent"),
     (["decode", "other.safetensors"], "made with"),
@@ -263,6 +265,9 @@ def test_a_mistake_is_one_line_and_exit_code_2(capsys, arguments, message):
     Image.new("L", (9, 8)).save("large.png")
     Image.new("I;16", (8, 8)).save("deep.png")
     os.mkdir("empty")
+    os.mkdir("many")
+    for i in range(2):
+        Path(f"many/0000{i}.safetensors").touch()
     save_file({"weight": torch.zeros(2)}, "weights.safetensors")
     ring = ods.exact.GaussianMixture.ring()
     ods.encode(ring.model(), ring.sample(2), num_steps=2).save("other.safetensors")

@@ -185,6 +185,17 @@ def test_what_did_not_arrive_is_known_after_a_restart_too(tmp_path):
     assert drawn(tmp_path, **how, rank=1, world=2).late == (2, 3)
 
 
+def test_a_picture_that_was_renamed_is_named(tmp_path, folder):
+    how = {"shard_size": 4}
+    twice = [*sorted(folder.iterdir())[:3], folder / "00000.png", folder / "00004.png"]
+    for paths, out in ((folder, "out"), (twice, "twice")):
+        assert encoded(paths, tmp_path / out, **how).made == (0, 1)
+        assert encoded(paths, tmp_path / out, **how).made == ()
+    (folder / "00004.png").rename(folder / "4.png")
+    with pytest.raises(ValueError, match=r"another run \(pictures: 00004.png there, 00005.png asked\)"):
+        encoded(folder, tmp_path / "out", **how)
+
+
 def test_what_was_skipped_is_known_after_a_restart_too(tmp_path, folder):
     (folder / "00003.png").write_text("no picture")
     before = encoded(folder, tmp_path / "out")

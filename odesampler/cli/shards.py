@@ -52,4 +52,4 @@ def report_run(run: Run) -> None:
     done = f"{len(run.made)} of {run.shards} shards made"
     click.echo(f"{run.count} items, {done}, {state}{skipped}{late}, {run.seconds:.2f} s: {run.folder}")
     if len(run.skipped) == run.count:
-        raise click.ClickException(f"no picture could be encoded: each was skipped, as {run.folder} says for good")
+        raise click.ClickException("no picture could be encoded: all were skipped")

@@ -91,6 +91,7 @@ def encode_many(
         raise ValueError(f"pictures are images, (1 or 3, height, width); {model.name} takes {model.image_shape}")
     shards = Shards(Path(out), len(files.paths), checked_size(shard_size))
     conditions = checked_cond(model, cond, shards.count)
+    _refuse_renamed(shards, here, files)
     shards.begin(
         {
             **{k: repr(how.get(k)) for k in ("convention", "exact", "micro_batch")},
@@ -116,6 +117,18 @@ def encode_many(
         return partial(_saved, latent, shards.path(i, ".safetensors")), {**noted, "late": late}
 
     return carry_out(shards, here, partial(place, model, shards, rows, plan), make, "encoding" if progress else None)
+
+
+def _refuse_renamed(shards: Shards, world: World, files: PictureFiles) -> None:
+    """Raises: ValueError: a picture that is done had another name: the records have them, the manifest a hash."""
+    for i in shards.of(world):
+        seen = (shards.record(i) or {}).get("seen", {})
+        names = dict.fromkeys(files.names[item] for item in shards.span(i))  # one may be named twice
+        for was, name in zip(seen, names, strict=False):
+            if was != name:
+                raise ValueError(
+                    f"{shards.folder} holds another run (pictures: {was} there, {name} asked): take another folder"
+                )
 
 
 def _refuse_changed(shards: Shards, world: World, files: PictureFiles) -> None:
