@@ -550,6 +550,9 @@ def test_each_process_on_a_machine_has_its_own_gpu_under_torchrun_and_slurm(monk
     assert local("cuda") == device
     assert local("cpu") == "cpu"
     assert local("cuda:5") == "cuda:5"
+    monkeypatch.setenv("LOCAL_RANK", "first")
+    with pytest.raises(ValueError, match="LOCAL_RANK in the environment must be a whole number; got 'first'"):
+        local("cuda")
 
 
 @pytest.mark.parametrize(

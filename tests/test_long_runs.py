@@ -33,6 +33,10 @@ def encoded(paths, folder, model=MODEL, **how):
     return ods.encode_many(model, paths, folder, **{**HOW, **how})
 
 
+def full(path, **how):
+    raise OSError(errno.ENOSPC, "No space left on device", str(path))
+
+
 @pytest.fixture
 def folder(tmp_path):
     ods.images.save_each(PICTURES, tmp_path / "in")
@@ -378,10 +382,41 @@ def test_a_file_is_no_folder_for_shards(tmp_path):
     assert (tmp_path / "out").read_text() == "mine"
 
 
-def test_an_error_of_the_disk_says_its_number_once_and_the_file(tmp_path, monkeypatch):
-    def full(path, **how):
-        raise OSError(errno.ENOSPC, "No space left on device", str(path))
+def test_a_link_to_nothing_is_no_folder_for_shards(tmp_path):
+    (tmp_path / "out").symlink_to("nowhere")
+    with pytest.raises(ValueError, match="out is a link to nothing, and shards are written into a folder"):
+        drawn(tmp_path / "out")
 
+
+def test_hidden_files_do_not_make_a_folder_another_ones(tmp_path):
+    (tmp_path / ".DS_Store").touch()
+    assert drawn(tmp_path).complete
+
+
+@pytest.mark.parametrize(("synced", "name"), [(0, "manifest.json"), (5, "SHA256SUMS")])
+def test_a_disk_that_is_full_for_what_is_no_shard_is_said_with_the_folder(tmp_path, monkeypatch, synced, name):
+    fsync, done = os.fsync, []
+
+    def fills(file):
+        if len(done) == synced:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        done.append(fsync(file))
+
+    monkeypatch.setattr(os, "fsync", fills)
+    with pytest.raises(OSError, match=f"{name} of .*{tmp_path.name}/out could not be written: No space left") as caught:
+        drawn(tmp_path / "out")
+    assert caught.value.errno == errno.ENOSPC
+
+
+def test_what_an_earlier_call_made_is_counted_among_what_stands(tmp_path, monkeypatch):
+    drawn(tmp_path, count=6)
+    (tmp_path / "00002.json").unlink()
+    monkeypatch.setattr(sample_many, "written_whole", full)
+    with pytest.raises(OSError, match=r"shard 2 of .* could not be written, 2 were before it and stand"):
+        drawn(tmp_path, count=6)
+
+
+def test_an_error_of_the_disk_says_its_number_once_and_the_file(tmp_path, monkeypatch):
     monkeypatch.setattr(sample_many, "written_whole", full)
     with pytest.raises(OSError, match="shard 0 of") as caught:
         drawn(tmp_path)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,9 +20,11 @@ def local(device: str) -> str:
     """
     import torch
 
-    number = os.environ.get("LOCAL_RANK", os.environ.get("SLURM_LOCALID"))
+    from odesampler.streaming.shards import environment
+
+    numbers = environment("LOCAL_RANK", "SLURM_LOCALID")
     there = torch.cuda.device_count() if device == "cuda" else 0
-    return device if number is None or there == 0 else f"cuda:{int(number) % there}"
+    return f"cuda:{numbers[0] % there}" if numbers and there else device
 
 
 def given(**values: Any) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -60,16 +61,20 @@ def carry_out(
 
     began = time.perf_counter()
     missing = shards.missing(world)
+    stood = len(shards.of(world)) - len(missing)
     total = sum(len(shards.span(i)) for i in missing)
     with tqdm(total=total, desc=progress, disable=progress is None) as bar, Beside() as beside:
 
+        def naming(i: int, what: str, done: int) -> AbstractContextManager[None]:
+            return shards.naming(f"shard {i}", f"{what}, {stood + done} were before it and stand")
+
         def finish(i: int, done: int, write: Write, noted: dict[str, Any]) -> None:
-            with shards.naming(i, "written", done):
+            with naming(i, "written", done):
                 shards.finish(i, write(), **noted)
             bar.update(len(shards.span(i)))
 
         for done, i in enumerate(missing):
-            with shards.naming(i, "made", done):
+            with naming(i, "made", done):
                 write, noted = make(i, shards.span(i))
             beside.begin(partial(finish, i, done, write, {"place": where(), **noted}))
     complete, late, skipped = _ended(shards, world)

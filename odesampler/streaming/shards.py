@@ -21,7 +21,7 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from odesampler.files import is_part, sha256, sweep, written_whole
+from odesampler.files import sha256, sweep, written_whole
 
 MANIFEST = "manifest.json"
 CHECKSUMS = "SHA256SUMS"
@@ -39,20 +39,33 @@ class World(NamedTuple):
         """As given, else as torchrun or Slurm say in the environment, else the only one.
 
         Raises:
-            ValueError: A rank outside the world, or one without the other.
+            ValueError: A rank outside the world, one without the other, or a variable that says no number.
         """
         if (rank is None) != (size is None):
             raise ValueError(f"rank and world belong together; got rank={rank}, world={size}")
         if rank is None or size is None:
-            pairs = (("RANK", "WORLD_SIZE"), ("SLURM_PROCID", "SLURM_NTASKS"))
-            rank, size = next(((int(os.environ[r]), int(os.environ[w])) for r, w in pairs if _both(r, w)), (0, 1))
+            torchrun, slurm = environment("RANK", "WORLD_SIZE"), environment("SLURM_PROCID", "SLURM_NTASKS")
+            if len(torchrun) == 1 and len(slurm) < 2:
+                raise ValueError(
+                    "of RANK and WORLD_SIZE one is in the environment: set both, as torchrun does, or none"
+                )
+            rank, size = next((said for said in (torchrun, slurm) if len(said) == 2), (0, 1))
         if not 0 <= rank < size:
             raise ValueError(f"rank must be one of 0 .. world - 1; got rank={rank}, world={size}")
         return cls(rank, size)
 
 
-def _both(*names: str) -> bool:
-    return all(name in os.environ for name in names)
+def environment(*names: str) -> tuple[int, ...]:
+    """The numbers that these variables of the environment say, of those that say something.
+
+    Raises:
+        ValueError: One says no whole number.
+    """
+    said = {name: os.environ[name] for name in names if os.environ.get(name)}
+    for name, value in said.items():
+        if not value.isdecimal():
+            raise ValueError(f"{name} in the environment must be a whole number; got {value!r}")
+    return tuple(map(int, said.values()))
 
 
 @dataclass(frozen=True)
@@ -83,14 +96,15 @@ class Shards:
         """
         said = json.loads(json.dumps({"count": self.count, "shard size": self.size, **facts}))
         path = self.folder / MANIFEST
-        if self.folder.exists() and not self.folder.is_dir():
-            raise ValueError(f"{self.folder} is a file, and shards are written into a folder: take another name")
+        if os.path.lexists(self.folder) and not self.folder.is_dir():
+            what = "a file" if self.folder.exists() else "a link to nothing"
+            raise ValueError(f"{self.folder} is {what}, and shards are written into a folder: take another name")
         self.folder.mkdir(parents=True, exist_ok=True)
         if not path.exists():
-            foreign = any(not is_part(p) for p in self.folder.iterdir())
+            foreign = any(not p.name.startswith(".") for p in self.folder.iterdir())
             if foreign and not path.exists():  # looked for again: another process may have begun in between
                 raise ValueError(f"{self.folder} holds other files and no {MANIFEST}: take a new or an empty folder")
-            with written_whole(path, first=True) as file:
+            with self.naming(MANIFEST, "written"), written_whole(path, first=True) as file:
                 file.write(json.dumps(said, indent=1).encode())
         advice = "bring it back from a copy, or take another folder"
         try:
@@ -138,9 +152,9 @@ class Shards:
             file.write(json.dumps({"items": [items.start, items.stop], "files": noted, **facts}, indent=1).encode())
 
     @contextmanager
-    def naming(self, i: int, what: str, done: int) -> Iterator[None]:
-        """Errors in here say that shard `i` could not be `what`, made or written, and that `done` were before it."""
-        where = f"shard {i} of {self.folder} could not be {what}, {done} were before it and stand"
+    def naming(self, what: str, done: str) -> Iterator[None]:
+        """Errors in here say that `what` is in this folder, and could not be `done`: written, or made."""
+        where = f"{what} of {self.folder} could not be {done}"
         try:
             yield
         except OSError as error:
@@ -156,7 +170,7 @@ class Shards:
         with open(path if path.exists() else os.devnull, "rb") as said:
             stand = all(old == new for old, new in zip_longest(said, self._sums()))
         if not stand:  # else the folder may be read only by now
-            with written_whole(path) as file:
+            with self.naming(CHECKSUMS, "written"), written_whole(path) as file:
                 file.writelines(self._sums())
         sweep(self.folder, LEFT)
 
