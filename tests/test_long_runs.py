@@ -300,6 +300,18 @@ def test_what_cannot_be_read_now_ends_the_run_by_name_and_is_read_by_the_next(
     assert run.skipped == {}
 
 
+def test_a_picture_that_is_gone_since_the_run_began_ends_it(tmp_path, folder, monkeypatch):
+    convert = Image.Image.convert
+
+    def unmounted(*args, **how):
+        (folder / "00003.png").unlink(missing_ok=True)
+        return convert(*args, **how)
+
+    monkeypatch.setattr(Image.Image, "convert", unmounted)
+    with pytest.raises(FileNotFoundError, match=r"shard 1 of .*made, 1 .*00003\.png"):
+        encoded(folder, tmp_path / "out")
+
+
 def test_a_reason_without_words_is_its_kind(tmp_path, folder, monkeypatch):
     def fails(*args):
         raise ZeroDivisionError

@@ -101,8 +101,8 @@ def test_which_process_this_is_torchrun_and_slurm_say(environment, said, world):
     [
         ({"RANK": "a", "WORLD_SIZE": "2"}, "RANK in the environment must be a whole number; got 'a'"),
         ({"SLURM_PROCID": "0", "SLURM_NTASKS": "-1"}, "SLURM_NTASKS in the environment must be .*'-1'"),
-        ({"WORLD_SIZE": "2"}, "of RANK and WORLD_SIZE one"),
-        ({"RANK": "1", "WORLD_SIZE": ""}, "of RANK and WORLD_SIZE one"),
+        ({"WORLD_SIZE": "2"}, "belong together .* got RANK=None, WORLD_SIZE='2'"),
+        ({"RANK": "1", "WORLD_SIZE": ""}, "belong together .* got RANK='1', WORLD_SIZE=''"),
         ({"RANK": "2", "WORLD_SIZE": "2"}, "rank must be one of"),
     ],
 )

@@ -59,7 +59,7 @@ class PictureFiles:
             MemoryError: There is no room for it.
         """
         path, name, seen = self.paths[item], self.names[item], dict[str, Any]()
-        if not path.is_file():  # to open what is neither file nor folder may wait for ever
+        if os.path.lexists(path) and not path.is_file():  # to open what is neither file nor folder may wait for ever
             return Read(None, f"{name} is no file, or a link to none", seen)
         try:
             with open(path, "rb") as file:

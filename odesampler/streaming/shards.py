@@ -46,8 +46,9 @@ class World(NamedTuple):
         if rank is None or size is None:
             torchrun, slurm = environment("RANK", "WORLD_SIZE"), environment("SLURM_PROCID", "SLURM_NTASKS")
             if len(torchrun) == 1 and len(slurm) < 2:
+                got = ", ".join(f"{name}={os.environ.get(name)!r}" for name in ("RANK", "WORLD_SIZE"))
                 raise ValueError(
-                    "of RANK and WORLD_SIZE one is in the environment: set both, as torchrun does, or none"
+                    f"RANK and WORLD_SIZE belong together in the environment, as torchrun sets them; got {got}"
                 )
             rank, size = next((said for said in (torchrun, slurm) if len(said) == 2), (0, 1))
         if not 0 <= rank < size:
