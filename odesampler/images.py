@@ -5,7 +5,10 @@ A tensor is (batch, channels, height, width), float32, in [-1, 1], the data rang
 
 from __future__ import annotations
 
+import errno
 import math
+import re
+import warnings
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -46,10 +49,13 @@ def to_bytes(images: Tensor) -> Tensor:
 
 
 def find(paths: Sequence[str | Path]) -> list[Path]:
-    """The PNG and JPEG files among `paths`, folders searched (not their subfolders), sorted within each.
+    """The pictures among `paths`: files of any format as named; of folders (not their subfolders) PNG and JPEG, sorted.
+
+    Warns of folders and other files that lie beside pictures, and are left out; not of hidden ones.
 
     Raises:
         FileNotFoundError: A path that does not exist, or a folder without pictures.
+        ValueError: A file that is no picture by the ending of its name.
 
     Examples:
         >>> paths = ods.images.save_each(torch.zeros(3, 1, 8, 8), "found")
@@ -60,13 +66,35 @@ def find(paths: Sequence[str | Path]) -> list[Path]:
     for path in map(Path, paths):
         if not path.exists():
             raise FileNotFoundError(f"no such file or folder: {path}")
-        inside = sorted(p for p in path.iterdir() if p.suffix.lower() in SUFFIXES) if path.is_dir() else [path]
-        if not inside:
-            below = any(p.is_dir() for p in path.iterdir())
-            advice = f"; folders in it are not searched: name them, as in {path}/*" if below else ""
-            raise FileNotFoundError(f"no {', '.join(SUFFIXES)} files in folder {path}{advice}")
-        found += inside
+        if not path.is_dir() and not _may_be_picture(path):
+            raise ValueError(f"{path} is no picture by its ending: name pictures, or folders of them as in folder/*/")
+        found += _inside(path) if path.is_dir() else [path]
     return found
+
+
+def _inside(folder: Path) -> list[Path]:
+    """The pictures in a folder, sorted."""
+    inside, below, others = list[Path](), 0, 0
+    for path in sorted(folder.iterdir()):
+        if path.suffix.lower() in SUFFIXES:
+            inside.append(path)
+        elif not path.name.startswith("."):
+            below, others = (below + 1, others) if path.is_dir() else (below, others + 1)
+    if not inside:
+        advice = f"; folders in it are not searched: name them, as in {folder}/*/" if below else ""
+        raise FileNotFoundError(f"no {', '.join(SUFFIXES)} files in folder {folder}{advice}")
+    if below or others:
+        left = f"{below} folders and {others} files of other endings than {', '.join(SUFFIXES)}"
+        warnings.warn(f"{left} in {folder} are left out: those that are meant must be named", stacklevel=4)
+    return inside
+
+
+def _may_be_picture(path: Path) -> bool:
+    """Whether Pillow reads files of this ending."""
+    from PIL import Image
+
+    suffix = path.suffix.lower()
+    return suffix in SUFFIXES or Image.registered_extensions().get(suffix) in Image.OPEN
 
 
 def load(
@@ -75,17 +103,19 @@ def load(
     """Read pictures as one batch.
 
     Args:
-        paths: Files or folders, or one. Transparent pictures are laid on white.
+        paths: Files or folders, or one. Transparent pictures are laid on white; those that their EXIF data say to turn,
+            as cameras do, are upright.
         shape: (channels, height, width) that they must have; colour is converted (1 is grey, 3 is RGB), size is not.
-        whole: Refuse pictures of which something would be lost so: transparent ones, coloured ones for grey.
+        whole: Refuse pictures of which something would be lost so: transparent ones, coloured ones for grey, those of
+            several frames.
 
     Returns:
         (batch, channels, height, width), float32 in [-1, 1].
 
     Raises:
         FileNotFoundError: A path that does not exist.
-        ValueError: A file that is no picture, or has 16 bits a pixel, another size than `shape` or than the
-            first, or more than is kept (`whole`).
+        ValueError: A file that is no picture, by its ending or as it is read, or has 16 bits a channel, another size
+            than `shape` or than the first, or more than is kept (`whole`).
 
     Examples:
         >>> paths = ods.images.save_each(ods.held_out("digits").images[:2], "loaded")
@@ -112,6 +142,7 @@ def read(file: IO[bytes], name: str | Path, shape: tuple[int, ...] | None = None
 
     Raises:
         ValueError: As for `load`; the size is looked at before the pixels are.
+        OSError: The file cannot be read now, which says nothing of the picture.
 
     Examples:
         >>> paths = ods.images.save_each(torch.ones(1, 3, 8, 8), "read")
@@ -120,13 +151,15 @@ def read(file: IO[bytes], name: str | Path, shape: tuple[int, ...] | None = None
         >>> tuple(picture.shape), picture.min().item()
         ((1, 8, 8), 1.0)
     """
-    from PIL import Image, UnidentifiedImageError
+    from PIL import Image, ImageOps, UnidentifiedImageError
 
     mode = "L" if shape is not None and shape[0] == 1 else "RGB"
     refusal = None
     try:
-        with Image.open(file) as picture:
-            refusal = _refusal(picture, mode, shape, whole)
+        with Image.open(file) as opened:
+            refusal = _refusal(opened, mode, shape, whole)
+            picture = opened if refusal else ImageOps.exif_transpose(opened)
+            refusal = refusal or _other_size(picture, shape)
             if refusal is None and picture.has_transparency_data:
                 white = Image.new("RGBA", picture.size, "white")
                 converted = Image.alpha_composite(white, picture.convert("RGBA")).convert(mode)
@@ -135,7 +168,9 @@ def read(file: IO[bytes], name: str | Path, shape: tuple[int, ...] | None = None
     except UnidentifiedImageError as error:
         raise ValueError(f"cannot read {name} as a picture: no format that Pillow knows, or damaged") from error
     except Exception as error:  # Pillow's readers raise nearly any kind where a file is damaged
-        raise ValueError(f"cannot read {name} as a picture: {error or type(error).__name__}") from error
+        if isinstance(error, MemoryError) or getattr(error, "errno", None) not in (None, errno.EINVAL):
+            raise  # of the machine; EINVAL is what a damaged file asks for, to be read before its beginning
+        raise ValueError(f"cannot read {name} as a picture: {str(error) or type(error).__name__}") from error
     if refusal is not None:
         raise ValueError(f"{name} {refusal}")
     data = torch.frombuffer(bytearray(converted.tobytes()), dtype=torch.uint8)
@@ -144,14 +179,23 @@ def read(file: IO[bytes], name: str | Path, shape: tuple[int, ...] | None = None
 
 def _refusal(picture: Any, mode: str, shape: tuple[int, ...] | None, whole: bool) -> str | None:
     """Why a picture, opened and not decoded yet, is not taken; None where it is."""
-    if shape is not None and picture.size != (shape[2], shape[1]):
-        size, asked = (f"{width} x {height}" for width, height in (picture.size, (shape[2], shape[1])))
-        return f"is {size} pixels; {asked} are wanted: resize it first"
-    if picture.mode.startswith(("I", "F")):  # Pillow would cut its values off at 255
-        return "has more than 8 bits a pixel: convert it first"
+    if shape is not None and sorted(picture.size) != sorted(shape[1:]):  # turned it may have the other
+        return _other_size(picture, shape)
+    deep = re.search(r";16[BLN]", str(picture.tile))  # so Pillow says of colours what it would cut to 8 bits
+    if deep or picture.mode.startswith(("I", "F")):  # or off at 255
+        return "has more than 8 bits a channel: convert it first"
     if whole and (picture.has_transparency_data or (mode == "L" and picture.mode not in ("1", "L"))):
         return "has transparency, or colours in place of greys, which would be lost"
-    return None
+    frames = getattr(picture, "n_frames", 1) if whole else 1
+    return f"has {frames} frames, all but one of which would be lost" if frames > 1 else None
+
+
+def _other_size(picture: Any, shape: tuple[int, ...] | None) -> str | None:
+    """Why a picture of this size is not taken; None where it is."""
+    if shape is None or picture.size == (shape[2], shape[1]):
+        return None
+    size, asked = (f"{width} x {height}" for width, height in (picture.size, (shape[2], shape[1])))
+    return f"is {size} pixels; {asked} are wanted: resize it first"
 
 
 def grid(images: Tensor, columns: int | None = None, scale: int | None = None, gap: int = 1) -> Tensor:
@@ -200,7 +244,8 @@ def save_grid(images: Tensor, path: str | Path, **options: Any) -> None:
 def save_each(images: Tensor, folder: str | Path, *, first: int = 0, digits: int = 5) -> list[Path]:
     """Write each picture (batch, channels, height, width) as folder/00000.png, ..., which `load` reads in this order.
 
-    The first has the number `first`, written with so many `digits`.
+    The first has the number `first`, written with so many `digits`. One that is NaN is no picture: it is not written,
+    and its number is left out.
 
     Raises:
         OSError: One cannot be written.
@@ -209,10 +254,11 @@ def save_each(images: Tensor, folder: str | Path, *, first: int = 0, digits: int
         >>> [path.name for path in ods.images.save_each(torch.zeros(2, 3, 8, 8), "numbered", first=7)]
         ['00007.png', '00008.png']
     """
-    paths = [Path(folder) / f"{first + i:0{digits}d}.png" for i in range(len(images))]
+    good = (~images.detach().isnan().flatten(1).any(1)).nonzero().flatten().cpu()
+    paths = [Path(folder) / f"{first + i:0{digits}d}.png" for i in good.tolist()]
     Path(folder).mkdir(exist_ok=True)
     with ThreadPoolExecutor(WRITERS) as pool:
-        list(pool.map(_write, to_bytes(images), paths))  # raises the first error, and lets the rest be
+        list(pool.map(_write, to_bytes(images)[good], paths))  # raises the first error, and lets the rest be
     return paths
 
 

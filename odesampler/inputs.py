@@ -75,7 +75,7 @@ def checked_cond(model: Model, cond: Mapping[str, Any] | None, batch: int) -> di
     Raises:
         ValueError: A condition that the model does not take, not one value a sample, or a label that does not exist.
     """
-    made = model.usual(batch)
+    made = {key: one.expand(batch, *one.shape[1:]) for key, one in model.usual(1).items()}  # in the memory of one
     if not isinstance(cond, (Mapping, type(None))):
         raise TypeError(f'cond must be a mapping such as {{"label": 3}}; got {cond!r}')
     for key, value in (cond or {}).items():
@@ -94,14 +94,23 @@ def checked_cond(model: Model, cond: Mapping[str, Any] | None, batch: int) -> di
             )
         made[key] = one
     if "label" in made and model.labels:
-        if made["label"].ndim != 1 or made["label"].dtype not in (torch.int32, torch.int64):
-            raise ValueError(f"labels are whole numbers, one a sample; got {made['label'].tolist()}")
-        null = made["label"].new_tensor(model.null_cond.get("label", [])).flatten().tolist()
-        allowed = {*range(len(model.labels)), *null}
-        bad = sorted({*made["label"].tolist()} - allowed)
-        if bad:
-            raise ValueError(f"label {bad[0]} does not exist: {model.name} has 0 .. {len(model.labels) - 1}")
+        _check_labels(model, made["label"])
     return made
+
+
+def _check_labels(model: Model, labels: Tensor) -> None:
+    """Raises: ValueError: not whole numbers, one a sample, or one that `model` does not have."""
+    labels = labels[:1] if labels.stride()[:1] == (0,) else labels  # one for all samples
+    if labels.ndim != 1 or labels.dtype not in (torch.int32, torch.int64):
+        raise ValueError(f"labels are whole numbers, one a sample; got {_some(labels)}")
+    null = labels.new_tensor(model.null_cond.get("label", [])).flatten()
+    bad = labels[((labels < 0) | (labels >= len(model.labels))) & ~torch.isin(labels, null)]
+    if len(bad):
+        raise ValueError(f"label {int(bad.min())} does not exist: {model.name} has 0 .. {len(model.labels) - 1}")
+
+
+def _some(values: Tensor) -> str:
+    return f"{values[:8].tolist()}" + (f" and {len(values) - 8} more" if len(values) > 8 else "")
 
 
 def checked_count(num_samples: int | None, x: Tensor | None) -> int:

@@ -211,6 +211,9 @@ class Latent:
             FileNotFoundError: There is no such file.
             ValueError: It is not a latent of this library, or damaged.
         """
+        if Path(path).is_dir():
+            first = min(Path(path).glob("*.safetensors"), default="a file in it")
+            raise FileNotFoundError(f"{path} is a folder; latents are read from a file: name {first}, for example")
         if not Path(path).is_file():
             raise FileNotFoundError(f"no such latent file: {path}")
         tensors, meta = read_tensors(path, device)

@@ -21,8 +21,9 @@ def work(rank, world, folder, rounds, unnamed, barrier, said):
                     file.write(b"x")
                 shards.finish(k, [shards.path(k, ".bin")])
             barrier.wait()
-            if shards.end() is None:
+            if shards.missing(World(0, 1)):
                 said.put(f"round {i}: not complete")
+            shards.end()
         except Exception:
             said.put(f"round {i}: {traceback.format_exc()}")
             barrier.abort()

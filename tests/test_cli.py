@@ -223,6 +223,8 @@ MISTAKES = [
     (["encode", "empty"], "no .png, .jpg, .jpeg files in folder empty"),
     (["encode", "--solver", "ddpm"], "draws noise"),
     (["decode", "nothing.safetensors"], "no such latent file"),
+    (["decode", "empty"], "empty is a folder; latents are read from a file: name a file in it"),
+    (["decode", "many"], "many is a folder; latents are read from a file: name many/00000.safetensors"),
     (["decode", "text.png"], "not a safetensors file"),
     (["decode", "weights.safetensors"], "not a latent"),
     (["decode", "other.safetensors"], "made with"),
@@ -230,7 +232,7 @@ MISTAKES = [
     (["roundtrip", "--solver", "nope"], "unknown solver 'nope'"),
     (["roundtrip", "--num", "0"], "--num must be 1 or more"),
     (["encode", "--num", "1000"], "digits has 360 held-out images"),
-    (["encode", "deep.png"], "more than 8 bits a pixel"),
+    (["encode", "deep.png"], "more than 8 bits a channel"),
     (["encode", "--solver", "adaptive:dopri5(max_steps=3)", "--num", "1"], "did not arrive, so nothing was written"),
     (["sample", "--device", "meta"], "device 'meta' cannot be used"),
     (["sample", "--steps", "100000000000000000000"], "from 1 to 1000000"),
@@ -263,6 +265,9 @@ def test_a_mistake_is_one_line_and_exit_code_2(capsys, arguments, message):
     Image.new("L", (9, 8)).save("large.png")
     Image.new("I;16", (8, 8)).save("deep.png")
     os.mkdir("empty")
+    os.mkdir("many")
+    for i in range(2):
+        Path(f"many/0000{i}.safetensors").touch()
     save_file({"weight": torch.zeros(2)}, "weights.safetensors")
     ring = ods.exact.GaussianMixture.ring()
     ods.encode(ring.model(), ring.sample(2), num_steps=2).save("other.safetensors")
@@ -463,6 +468,19 @@ def test_sample_into_a_folder_writes_pictures_too(capsys):
     assert torch.equal(ods.images.to_bytes(ods.images.load("many/00000", (1, 8, 8))), alone)
 
 
+def test_what_sample_wrote_is_encoded_as_the_advice_says(capsys):
+    run(capsys, "sample", "--num", 3, "--steps", 2, "--kind", "png", "--shard-size", 2, "--out", "drawn")
+    assert refused(capsys, "encode", "drawn", "--out", "many").endswith("name them, as in drawn/*/\n")
+    assert "drawn/00000.json is no picture" in refused(
+        capsys, "encode", *sorted(Path("drawn").glob("*")), "--out", "many"
+    )
+    code, out, err = run(
+        capsys, "encode", *filter(Path.is_dir, sorted(Path("drawn").glob("*"))), "--steps", 2, "--out", "many"
+    )
+    assert (code, err) == (0, "")
+    assert out.startswith("3 items, 1 of 1 shards made, complete, ")
+
+
 def test_encode_into_a_folder_skips_what_it_cannot_read_and_says_so(capsys):
     ods.images.save_each(ods.held_out("digits").images[:4], "in")
     Path("in/00001.png").write_text("nothing")
@@ -471,6 +489,18 @@ def test_encode_into_a_folder_skips_what_it_cannot_read_and_says_so(capsys):
     assert "4 items, 2 of 2 shards made, complete" in out
     assert "skipped in/00001.png: cannot read" in err
     assert len(ods.Latent.load("many/00000.safetensors")) == 2
+
+
+def test_a_run_of_which_every_picture_was_skipped_has_failed(capsys):
+    ods.images.save_each(ods.held_out("digits").images[:2], "in")
+    for path in Path("in").iterdir():
+        path.write_text("nothing")
+    for _ in range(2):
+        code, out, err = run(capsys, "encode", "in", "--steps", 2, "--out", "many")
+        assert code == 2
+        assert "complete, 2 skipped" in out
+        assert "odesampler: no picture could be encoded" in err
+    assert Path("many/00000.json").is_file()
 
 
 def test_what_was_skipped_is_said_in_the_line_and_again_after_a_restart(capsys):
@@ -520,6 +550,9 @@ def test_each_process_on_a_machine_has_its_own_gpu_under_torchrun_and_slurm(monk
     assert local("cuda") == device
     assert local("cpu") == "cpu"
     assert local("cuda:5") == "cuda:5"
+    monkeypatch.setenv("LOCAL_RANK", "first")
+    with pytest.raises(ValueError, match="LOCAL_RANK in the environment must be a whole number; got 'first'"):
+        local("cuda")
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,9 @@
 
 import errno
 import os
+import struct
 import time
+import zlib
 
 import pytest
 import torch
@@ -122,10 +124,79 @@ def test_a_picture_of_another_size_is_refused_before_it_is_decoded(tmp_path):
         ods.images.load(tmp_path / "a.png", (1, 8, 8))
 
 
+def deep_png(kind, channels):
+    """A PNG of 2 x 2 pixels of 16 bits a channel, which Pillow cannot write."""
+
+    def chunk(name, data):
+        return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+
+    rows = (b"\0" + bytes(range(4 * channels))) * 2
+    header = chunk(b"IHDR", struct.pack(">IIBBBBB", 2, 2, 16, kind, 0, 0, 0))
+    return b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+
+
+@pytest.mark.parametrize(
+    ("kind", "channels"), [(0, 1), (2, 3), (4, 2), (6, 4)], ids=["grey", "colour", "grey, alpha", "colour, alpha"]
+)
+def test_sixteen_bits_are_not_cut_to_eight(tmp_path, kind, channels):
+    (tmp_path / "deep.png").write_bytes(deep_png(kind, channels))
+    with pytest.raises(ValueError, match=r"deep\.png has more than 8 bits a channel"):
+        ods.images.load(tmp_path / "deep.png")
+
+
+@pytest.mark.parametrize("suffix", ["png", "gif"])
+def test_frames_are_not_lost_where_nothing_may_be(tmp_path, suffix):
+    path = tmp_path / f"a.{suffix}"
+    first, *others = (Image.new("L", (2, 2), value) for value in (0, 100, 200))
+    first.save(path, save_all=True, append_images=others)
+    with pytest.raises(ValueError, match="has 3 frames"):
+        ods.images.load(path, whole=True)
+    assert (ods.images.load(path) == -1).all()
+
+
+@pytest.mark.parametrize("suffix", ["png", "jpg"])
+def test_pictures_are_turned_upright(tmp_path, suffix):
+    lying, path = Image.new("L", (16, 8)), tmp_path / f"a.{suffix}"
+    lying.paste(255, (0, 0, 8, 8))  # white on the left
+    exif = Image.Exif()
+    exif[274] = 6  # to be turned by 90 degrees, clockwise
+    lying.save(path, exif=exif, **({"quality": 100} if suffix == "jpg" else {}))
+    upright = ods.images.load(path, (1, 16, 8))[0, 0]
+    assert (upright[:8] == 1).all()
+    assert (upright[8:] == -1).all()
+    with pytest.raises(ValueError, match="is 8 x 16 pixels; 16 x 8 are wanted"):
+        ods.images.load(path, (1, 8, 16))
+
+
+@pytest.mark.parametrize("name", ["00000.json", "SHA256SUMS", "latents.safetensors"])
+def test_a_named_file_that_is_no_picture_by_its_ending_is_refused_before_any_is_read(tmp_path, name):
+    (tmp_path / name).write_text("{}")
+    (tmp_path / "a.png").write_text("would not be read either")
+    with pytest.raises(ValueError, match=f"{name} is no picture by its ending: .*folder/\\*/"):
+        ods.images.load([tmp_path / "a.png", tmp_path / name])
+
+
+def test_a_named_picture_may_be_of_any_format_that_pillow_reads(tmp_path):
+    Image.new("L", (2, 2), 255).save(tmp_path / "a.BMP", format="BMP")
+    assert (ods.images.load(tmp_path / "a.BMP") == 1).all()
+
+
+def test_what_is_left_out_of_a_folder_with_pictures_is_counted(tmp_path):
+    ods.images.save_each(torch.zeros(2, 1, 2, 2), tmp_path)
+    (tmp_path / ".DS_Store").touch()
+    assert len(ods.images.find([tmp_path])) == 2  # of hidden files nothing is said
+    for name in ("cats", "dogs"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "a.webp").touch()
+    with pytest.warns(UserWarning, match=r"2 folders and 1 files of other endings .* left out") as said:
+        assert ods.images.load(tmp_path).shape[0] == 2
+    assert said[0].filename == __file__
+
+
 def test_a_folder_whose_pictures_are_in_folders_says_so(tmp_path):
     (tmp_path / "cats").mkdir()
     Image.new("L", (8, 8)).save(tmp_path / "cats" / "a.png")
-    with pytest.raises(FileNotFoundError, match=r"folders in it are not searched: name them, as in .*/\*"):
+    with pytest.raises(FileNotFoundError, match=r"folders in it are not searched: name them, as in .*/\*/$"):
         ods.images.load(tmp_path)
     with pytest.raises(FileNotFoundError, match=r"no such file or folder: .*dogs"):
         ods.images.load(tmp_path / "dogs")

@@ -4,6 +4,7 @@ import errno
 import json
 import multiprocessing
 import os
+import tracemalloc
 from dataclasses import replace
 
 import pytest
@@ -12,9 +13,10 @@ from PIL import Image
 
 import odesampler as ods
 from odesampler import files
-from odesampler.streaming import sample_many, shards
+from odesampler.streaming import pictures, sample_many, shards
 from odesampler.streaming.pictures import PictureFiles
-from odesampler.streaming.shards import MANIFEST, Shards
+from odesampler.streaming.runs import carry_out
+from odesampler.streaming.shards import MANIFEST, Shards, World
 from tests.lockstep import work
 from tests.test_streaming import contents
 
@@ -29,6 +31,10 @@ def drawn(folder, model=MODEL, count=4, **how):
 
 def encoded(paths, folder, model=MODEL, **how):
     return ods.encode_many(model, paths, folder, **{**HOW, **how})
+
+
+def full(path, **how):
+    raise OSError(errno.ENOSPC, "No space left on device", str(path))
 
 
 @pytest.fixture
@@ -95,6 +101,34 @@ def test_encoding_twice_gives_the_same_bytes(tmp_path, folder):
 
 
 @pytest.mark.parametrize(
+    "said", ["[]", "null", "3", '{"files": {}}', '{"files": []}', '{"items": [2, 4], "files": [1]}']
+)
+def test_a_shard_whose_record_says_something_else_is_made_again(tmp_path, said):
+    drawn(tmp_path)
+    before = contents(tmp_path)
+    (tmp_path / "00001.json").write_text(said)
+    assert drawn(tmp_path).made == (1,)
+    assert contents(tmp_path) == before
+
+
+def test_the_record_of_another_shard_is_not_believed(tmp_path):
+    drawn(tmp_path)
+    before = contents(tmp_path)
+    (tmp_path / "00001.json").write_bytes(before["00000.json"])
+    (tmp_path / "00001.safetensors").unlink()
+    assert drawn(tmp_path).made == (1,)
+    assert contents(tmp_path) == before
+
+
+@pytest.mark.parametrize("said", ["[]", "null", "3", "{"])
+def test_a_manifest_that_is_none_is_refused_by_name(tmp_path, said):
+    drawn(tmp_path)
+    (tmp_path / MANIFEST).write_text(said)
+    with pytest.raises(ValueError, match=r"manifest\.json is damaged .*take another folder"):
+        drawn(tmp_path)
+
+
+@pytest.mark.parametrize(
     ("other", "named"),
     [
         (replace(MODEL, autocast=torch.bfloat16), "autocast: .None. there, .torch.bfloat16. asked"),
@@ -155,6 +189,17 @@ def test_what_did_not_arrive_is_known_after_a_restart_too(tmp_path):
     assert drawn(tmp_path, **how, rank=1, world=2).late == (2, 3)
 
 
+def test_a_picture_that_was_renamed_is_named(tmp_path, folder):
+    how = {"shard_size": 4}
+    twice = [*sorted(folder.iterdir())[:3], folder / "00000.png", folder / "00004.png"]
+    for paths, out in ((folder, "out"), (twice, "twice")):
+        assert encoded(paths, tmp_path / out, **how).made == (0, 1)
+        assert encoded(paths, tmp_path / out, **how).made == ()
+    (folder / "00004.png").rename(folder / "4.png")
+    with pytest.raises(ValueError, match=r"another run \(pictures: 00004.png there, 00005.png asked\)"):
+        encoded(folder, tmp_path / "out", **how)
+
+
 def test_what_was_skipped_is_known_after_a_restart_too(tmp_path, folder):
     (folder / "00003.png").write_text("no picture")
     before = encoded(folder, tmp_path / "out")
@@ -162,6 +207,18 @@ def test_what_was_skipped_is_known_after_a_restart_too(tmp_path, folder):
     assert after.made == ()
     assert after.skipped == before.skipped
     assert "1 pictures skipped" in repr(after)
+
+
+def test_records_are_not_in_memory_together(tmp_path, monkeypatch):
+    monkeypatch.setattr(os, "fsync", lambda file: None)
+    run = Shards(tmp_path, 200, 1)
+    for i in range(200):
+        run.finish(i, [], place={}, seen="x" * 20_000)
+    tracemalloc.start()
+    assert carry_out(run, World(0, 1), dict, lambda i, items: pytest.fail("made again"), None).complete
+    most = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert most < 10**6
 
 
 # Pictures
@@ -189,7 +246,7 @@ def test_pictures_whose_times_stand_are_not_read_again(tmp_path, folder, monkeyp
     found = PictureFiles(sorted(folder.iterdir()))
     seen = {found.names[i]: found.read(i, (1, 8, 8), False).seen for i in range(6)}
     monkeypatch.setattr("odesampler.streaming.pictures.sha256", lambda file: pytest.fail("read again"))
-    assert found.changed(seen) is None
+    assert found.changed(range(6), seen) is None
 
 
 def test_pictures_of_one_name_in_two_folders_are_told_apart(tmp_path):
@@ -217,10 +274,69 @@ def test_odd_entries_of_a_folder_are_skipped_and_a_name_of_any_bytes_is_taken(tm
     assert encoded(folder, tmp_path / "out", shard_size=8).made == ()
 
 
+@pytest.mark.parametrize(
+    "trouble",
+    [OSError(errno.EACCES, "Permission denied"), OSError(errno.EIO, "Input/output error"), MemoryError()],
+    ids=["permission", "disk", "memory"],
+)
+@pytest.mark.parametrize("where", ["opening", "decoding"])
+def test_what_cannot_be_read_now_ends_the_run_by_name_and_is_read_by_the_next(
+    tmp_path, folder, monkeypatch, trouble, where
+):
+    patched, told = (pictures, "sha256") if where == "opening" else (Image.Image, "convert")
+    real, asked = getattr(patched, told), []
+
+    def fails(*args, **how):
+        asked.append(args)
+        if len(asked) == 4:
+            raise trouble
+        return real(*args, **how)
+
+    monkeypatch.setattr(patched, told, fails)
+    with pytest.raises(type(trouble), match=r"shard 1 of .*made, 1 .*00003\.png"):
+        encoded(folder, tmp_path / "out")
+    run = encoded(folder, tmp_path / "out")
+    assert run.made == (1, 2)
+    assert run.skipped == {}
+
+
+def test_a_picture_that_is_gone_since_the_run_began_ends_it(tmp_path, folder, monkeypatch):
+    convert = Image.Image.convert
+
+    def unmounted(*args, **how):
+        (folder / "00003.png").unlink(missing_ok=True)
+        return convert(*args, **how)
+
+    monkeypatch.setattr(Image.Image, "convert", unmounted)
+    with pytest.raises(FileNotFoundError, match=r"shard 1 of .*made, 1 .*00003\.png"):
+        encoded(folder, tmp_path / "out")
+
+
+def test_a_reason_without_words_is_its_kind(tmp_path, folder, monkeypatch):
+    def fails(*args):
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(Image.Image, "convert", fails)
+    assert "as a picture: ZeroDivisionError" in str(encoded(folder, tmp_path / "out").skipped)
+
+
 def test_pictures_that_cannot_be_read_at_all_leave_no_list_of_checksums(tmp_path):
     (tmp_path / "a.png").write_text("no picture")
     assert encoded(tmp_path / "a.png", tmp_path / "out").complete
     assert not (tmp_path / "out" / "SHA256SUMS").exists()
+
+
+def test_a_shard_that_is_made_again_of_nothing_leaves_no_old_file(tmp_path, folder):
+    encoded(folder, tmp_path / "out")
+    for name in ("00002.png", "00003.png"):
+        (folder / name).write_bytes(bytes((folder / name).stat().st_size))
+    (tmp_path / "out" / "00001.json").unlink()
+    assert encoded(folder, tmp_path / "out").made == (1,)
+    assert sorted(p.name for p in (tmp_path / "out").glob("*.safetensors")) == [
+        "00000.safetensors",
+        "00002.safetensors",
+    ]
+    assert "00001" not in (tmp_path / "out" / "SHA256SUMS").read_text()
 
 
 # What cannot be meant
@@ -278,10 +394,41 @@ def test_a_file_is_no_folder_for_shards(tmp_path):
     assert (tmp_path / "out").read_text() == "mine"
 
 
-def test_an_error_of_the_disk_says_its_number_once_and_the_file(tmp_path, monkeypatch):
-    def full(path, **how):
-        raise OSError(errno.ENOSPC, "No space left on device", str(path))
+def test_a_link_to_nothing_is_no_folder_for_shards(tmp_path):
+    (tmp_path / "out").symlink_to("nowhere")
+    with pytest.raises(ValueError, match="out is a link to nothing, and shards are written into a folder"):
+        drawn(tmp_path / "out")
 
+
+def test_hidden_files_do_not_make_a_folder_another_ones(tmp_path):
+    (tmp_path / ".DS_Store").touch()
+    assert drawn(tmp_path).complete
+
+
+@pytest.mark.parametrize(("synced", "name"), [(0, "manifest.json"), (5, "SHA256SUMS")])
+def test_a_disk_that_is_full_for_what_is_no_shard_is_said_with_the_folder(tmp_path, monkeypatch, synced, name):
+    fsync, done = os.fsync, []
+
+    def fills(file):
+        if len(done) == synced:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        done.append(fsync(file))
+
+    monkeypatch.setattr(os, "fsync", fills)
+    with pytest.raises(OSError, match=f"{name} of .*{tmp_path.name}/out could not be written: No space left") as caught:
+        drawn(tmp_path / "out")
+    assert caught.value.errno == errno.ENOSPC
+
+
+def test_what_an_earlier_call_made_is_counted_among_what_stands(tmp_path, monkeypatch):
+    drawn(tmp_path, count=6)
+    (tmp_path / "00002.json").unlink()
+    monkeypatch.setattr(sample_many, "written_whole", full)
+    with pytest.raises(OSError, match=r"shard 2 of .* could not be written, 2 were before it and stand"):
+        drawn(tmp_path, count=6)
+
+
+def test_an_error_of_the_disk_says_its_number_once_and_the_file(tmp_path, monkeypatch):
     monkeypatch.setattr(sample_many, "written_whole", full)
     with pytest.raises(OSError, match="shard 0 of") as caught:
         drawn(tmp_path)

@@ -37,6 +37,19 @@ def one_thread():
     torch.set_num_threads(threads)
 
 
+@pytest.fixture
+def environment(monkeypatch):
+    """Sets what torchrun and Slurm say, and nothing else."""
+
+    def say(said):
+        for name in ("RANK", "WORLD_SIZE", "SLURM_PROCID", "SLURM_NTASKS"):
+            monkeypatch.delenv(name, raising=False)
+        for name, value in said.items():
+            monkeypatch.setenv(name, value)
+
+    return say
+
+
 def counted_calls(model):
     """The same model, and a list that grows by one a call."""
     calls = []
@@ -73,15 +86,30 @@ def test_every_item_is_in_one_shard_and_every_shard_is_one_process(tmp_path_fact
         ({"SLURM_PROCID": "2", "SLURM_NTASKS": "4"}, World(2, 4)),
         ({"RANK": "3", "WORLD_SIZE": "8", "SLURM_PROCID": "2", "SLURM_NTASKS": "4"}, World(3, 8)),
         ({"SLURM_PROCID": "2"}, World(0, 1)),
+        ({"WORLD_SIZE": "4", "SLURM_PROCID": "2", "SLURM_NTASKS": "4"}, World(2, 4)),
+        ({"RANK": "", "WORLD_SIZE": ""}, World(0, 1)),
     ],
 )
-def test_which_process_this_is_torchrun_and_slurm_say(monkeypatch, said, world):
-    for name in ("RANK", "WORLD_SIZE", "SLURM_PROCID", "SLURM_NTASKS"):
-        monkeypatch.delenv(name, raising=False)
-    for name, value in said.items():
-        monkeypatch.setenv(name, value)
+def test_which_process_this_is_torchrun_and_slurm_say(environment, said, world):
+    environment(said)
     assert World.of(None, None) == world
     assert World.of(1, 2) == World(1, 2)
+
+
+@pytest.mark.parametrize(
+    ("said", "words"),
+    [
+        ({"RANK": "a", "WORLD_SIZE": "2"}, "RANK in the environment must be a whole number; got 'a'"),
+        ({"SLURM_PROCID": "0", "SLURM_NTASKS": "-1"}, "SLURM_NTASKS in the environment must be .*'-1'"),
+        ({"WORLD_SIZE": "2"}, "belong together .* got RANK=None, WORLD_SIZE='2'"),
+        ({"RANK": "1", "WORLD_SIZE": ""}, "belong together .* got RANK='1', WORLD_SIZE=''"),
+        ({"RANK": "2", "WORLD_SIZE": "2"}, "rank must be one of"),
+    ],
+)
+def test_an_environment_that_does_not_say_which_process_this_is_is_refused(environment, said, words):
+    environment(said)
+    with pytest.raises(ValueError, match=words):
+        World.of(None, None)
 
 
 def test_shards_hold_what_sample_gives_for_their_seeds(tmp_path):
@@ -199,6 +227,25 @@ def test_samples_that_do_not_arrive_are_listed_and_the_others_stand(tmp_path):
     assert run.late == (0, 1, 2)
     assert run.complete
     assert "3 samples did not arrive" in repr(run)
+
+
+def test_samples_that_do_not_arrive_are_no_pictures_and_their_numbers_are_left_out(tmp_path, monkeypatch):
+    written = sample_many._written
+
+    def without_the_third(shards, i, kind, copied, seeds):
+        x = copied()
+        x[[s == 2 for s in seeds]] = torch.nan
+        return written(shards, i, kind, lambda: x, seeds)
+
+    monkeypatch.setattr(sample_many, "_written", without_the_third)
+    for made in ((0, 1), ()):
+        run = ods.sample_many(MODEL, 8, tmp_path, shard_size=4, kind="png", **HOW)
+        assert (run.made, run.complete) == (made, True)
+    assert [p.name for p in sorted((tmp_path / "00000").iterdir())] == [f"{i:08d}.png" for i in (0, 1, 3)]
+    alone = ods.images.to_bytes(ods.sample(MODEL, 8, **HOW).x[[0, 1, 3]])
+    assert torch.equal(ods.images.to_bytes(ods.images.load(tmp_path / "00000", (1, 8, 8))), alone)
+    (tmp_path / "00000" / "00000003.png").unlink()
+    assert ods.sample_many(MODEL, 8, tmp_path, shard_size=4, kind="png", **HOW).made == (0,)
 
 
 def test_pictures_are_written_one_by_one_with_their_number(tmp_path):

@@ -5,6 +5,8 @@ import tracemalloc
 import pytest
 import torch
 
+import odesampler as ods
+from odesampler.inputs import checked_cond
 from odesampler.streaming import facts
 from odesampler.streaming.facts import fact_of_seeds, hash_of
 
@@ -45,6 +47,29 @@ def test_one_value_repeated_a_thousand_million_times_is_hashed_at_once():
     assert hash_of(long) == hash_of(torch.zeros(1, 77, 64))
     assert tracemalloc.get_traced_memory()[1] < 10**7
     tracemalloc.stop()
+
+
+def test_a_label_for_a_thousand_million_samples_is_looked_at_once():
+    model = ods.load("digits")
+    tracemalloc.start()
+    for cond in ({"label": 3}, None):
+        assert len(checked_cond(model, cond, 10**9)["label"]) == 10**9
+    with pytest.raises(ValueError, match="label 11 does not exist"):
+        checked_cond(model, {"label": 11}, 10**9)
+    assert tracemalloc.get_traced_memory()[1] < 10**6
+    tracemalloc.stop()
+
+
+def test_labels_are_looked_at_where_they_lie():
+    model, labels = ods.load("digits"), torch.full((10**6,), 10)  # the null label, among others
+    labels[:9] = torch.arange(9)
+    tracemalloc.start()
+    assert checked_cond(model, {"label": labels}, 10**6)["label"] is labels
+    assert tracemalloc.get_traced_memory()[1] < 10**6
+    tracemalloc.stop()
+    labels[77_777], labels[88_888] = -3, 11
+    with pytest.raises(ValueError, match="label -3 does not exist"):
+        checked_cond(model, {"label": labels}, 10**6)
 
 
 @pytest.mark.parametrize(("seeds", "said"), [(range(5, 9), "from 5"), ([5, 6, 7, 8], "from 5"), ([5], "from 5")])

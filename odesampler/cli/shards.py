@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,9 +20,11 @@ def local(device: str) -> str:
     """
     import torch
 
-    number = os.environ.get("LOCAL_RANK", os.environ.get("SLURM_LOCALID"))
+    from odesampler.streaming.shards import environment
+
+    numbers = environment("LOCAL_RANK", "SLURM_LOCALID")
     there = torch.cuda.device_count() if device == "cuda" else 0
-    return device if number is None or there == 0 else f"cuda:{int(number) % there}"
+    return f"cuda:{numbers[0] % there}" if numbers and there else device
 
 
 def given(**values: Any) -> dict[str, Any]:
@@ -39,11 +40,17 @@ def refuse_unused(out: Path, **values: Any) -> None:
 
 
 def report_run(run: Run) -> None:
-    """What became of the run, in a line; and a line for each picture that was skipped, now or earlier."""
+    """What became of the run, in a line; and a line for each picture that was skipped, now or earlier.
+
+    Raises:
+        click.ClickException: All were.
+    """
     for path, why in run.skipped.items():
         click.echo(f"skipped {path}: {why}", err=True)
     state = "complete" if run.complete else "the rest is other processes' work"
     skipped = f", {len(run.skipped)} skipped" if run.skipped else ""
-    late = f", {len(run.late)} did not arrive and are NaN" if run.late else ""
+    late = f", {len(run.late)} did not arrive" if run.late else ""
     done = f"{len(run.made)} of {run.shards} shards made"
     click.echo(f"{run.count} items, {done}, {state}{skipped}{late}, {run.seconds:.2f} s: {run.folder}")
+    if len(run.skipped) == run.count:
+        raise click.ClickException("no picture could be encoded: all were skipped")

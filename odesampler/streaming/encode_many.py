@@ -61,7 +61,7 @@ def encode_many(
         FileNotFoundError: A path that does not exist.
         ValueError: What cannot be meant, before the model is called; a folder that holds another run, or a picture that
             is not the one that was encoded.
-        OSError: The disk is full, or the folder cannot be written; what is done stands.
+        OSError: The disk is full, the folder cannot be written or a picture not be read now; what is done stands.
 
     Examples:
         >>> files = ods.images.save_each(ods.held_out("digits").images[:5], "pictures")
@@ -91,6 +91,7 @@ def encode_many(
         raise ValueError(f"pictures are images, (1 or 3, height, width); {model.name} takes {model.image_shape}")
     shards = Shards(Path(out), len(files.paths), checked_size(shard_size))
     conditions = checked_cond(model, cond, shards.count)
+    _refuse_renamed(shards, here, files)
     shards.begin(
         {
             **{k: repr(how.get(k)) for k in ("convention", "exact", "micro_batch")},
@@ -118,11 +119,23 @@ def encode_many(
     return carry_out(shards, here, partial(place, model, shards, rows, plan), make, "encoding" if progress else None)
 
 
+def _refuse_renamed(shards: Shards, world: World, files: PictureFiles) -> None:
+    """Raises: ValueError: a picture that is done had another name: the records have them, the manifest a hash."""
+    for i in shards.of(world):
+        seen = (shards.record(i) or {}).get("seen", {})
+        names = dict.fromkeys(files.names[item] for item in shards.span(i))  # one may be named twice
+        for was, name in zip(seen, names, strict=False):
+            if was != name:
+                raise ValueError(
+                    f"{shards.folder} holds another run (pictures: {was} there, {name} asked): take another folder"
+                )
+
+
 def _refuse_changed(shards: Shards, world: World, files: PictureFiles) -> None:
     """Raises: ValueError: a picture that was encoded here is another one now."""
     for i in shards.of(world):
         record = shards.record(i) or {}
-        path = files.changed(record.get("seen", {}))
+        path = files.changed(shards.span(i), record.get("seen", {}))
         if path is not None:
             raise ValueError(
                 f"{path} is not the picture that was encoded in shard {i} of {shards.folder}: take another folder, or "

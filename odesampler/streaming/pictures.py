@@ -52,25 +52,34 @@ class PictureFiles:
         return digest.hexdigest()[:16]
 
     def read(self, item: int, shape: tuple[int, ...] | None, whole: bool) -> Read:
-        """Picture `item`, as `images.read` takes it, or why it is none."""
+        """Picture `item`, as `images.read` takes it, or why it is none.
+
+        Raises:
+            OSError: The file cannot be read now; the picture may be good.
+            MemoryError: There is no room for it.
+        """
         path, name, seen = self.paths[item], self.names[item], dict[str, Any]()
-        if not path.is_file():  # to open what is neither file nor folder may wait for ever
+        if os.path.lexists(path) and not path.is_file():  # to open what is neither file nor folder may wait for ever
             return Read(None, f"{name} is no file, or a link to none", seen)
         try:
             with open(path, "rb") as file:
                 seen = {"mtime_ns": os.fstat(file.fileno()).st_mtime_ns, "sha256": sha256(file)}
                 file.seek(0)
                 return Read(images.read(file, name, shape, whole=whole), "", seen)
-        except (ValueError, OSError) as error:
+        except ValueError as error:
             return Read(None, str(error), seen)
+        except OSError as error:
+            raise OSError(error.errno, error.strerror, os.fspath(path)) from error
+        except MemoryError as error:
+            raise MemoryError(f"no memory to read {path}") from error
 
-    def changed(self, seen: Mapping[str, Mapping[str, Any]]) -> Path | None:
-        """The first that is not what it was when this was `seen` of it, by name."""
-        paths = dict(zip(self.names, self.paths, strict=True))
-        for name, before in seen.items():
-            if not before or paths[name].stat().st_mtime_ns == before["mtime_ns"]:
+    def changed(self, items: range, seen: Mapping[str, Mapping[str, Any]]) -> Path | None:
+        """The first of `items` that is not what it was when this was `seen` of it, by name."""
+        for item in items:
+            path, before = self.paths[item], seen.get(self.names[item])
+            if not before or path.stat().st_mtime_ns == before["mtime_ns"]:
                 continue
-            with open(paths[name], "rb") as file:
+            with open(path, "rb") as file:
                 if sha256(file) != before["sha256"]:
-                    return paths[name]
+                    return path
         return None

@@ -10,6 +10,7 @@ from __future__ import annotations
 import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -37,7 +38,7 @@ class Run:
     shards: int  # likewise
     made: tuple[int, ...]  # shards that this process made now; the others stood, or are others' work
     complete: bool  # all shards are done
-    late: tuple[int, ...]  # samples of this process that did not arrive, and are NaN
+    late: tuple[int, ...]  # samples of this process that did not arrive: NaN, or no picture
     skipped: Mapping[str, str]  # pictures of this process that could not be read -> why
     seconds: float
 
@@ -60,42 +61,57 @@ def carry_out(
 
     began = time.perf_counter()
     missing = shards.missing(world)
+    stood = len(shards.of(world)) - len(missing)
     total = sum(len(shards.span(i)) for i in missing)
     with tqdm(total=total, desc=progress, disable=progress is None) as bar, Beside() as beside:
 
+        def naming(i: int, what: str, done: int) -> AbstractContextManager[None]:
+            return shards.naming(f"shard {i}", f"{what}, {stood + done} were before it and stand")
+
         def finish(i: int, done: int, write: Write, noted: dict[str, Any]) -> None:
-            with shards.naming(i, done):
+            with naming(i, "written", done):
                 shards.finish(i, write(), **noted)
             bar.update(len(shards.span(i)))
 
         for done, i in enumerate(missing):
-            with shards.naming(i, done):
+            with naming(i, "made", done):
                 write, noted = make(i, shards.span(i))
             beside.begin(partial(finish, i, done, write, {"place": where(), **noted}))
-    records = shards.end()
-    _warn_of_places(records or [])
-    mine = [record for i in shards.of(world) if (record := shards.record(i))]
-    return Run(
-        shards.folder,
-        shards.count,
-        len(shards),
-        tuple(missing),
-        records is not None,
-        tuple(item for record in mine for item in record.get("late", [])),
-        {path: why for record in mine for path, why in record.get("skipped", {}).items()},
-        time.perf_counter() - began,
-    )
+    complete, late, skipped = _ended(shards, world)
+    seconds = time.perf_counter() - began
+    return Run(shards.folder, shards.count, len(shards), tuple(missing), complete, late, skipped, seconds)
 
 
-def _warn_of_places(records: Sequence[Mapping[str, Any]]) -> None:
+def _ended(shards: Shards, world: World) -> tuple[bool, tuple[int, ...], dict[str, str]]:
+    """Whether all shards are done, whoever made them, which ends the run; what is late or skipped in those of `world`.
+
+    One record after another is read, and let go: together they are as long as the run.
+    """
+    complete, late, skipped, places = True, list[int](), dict[str, str](), list[Mapping[str, Any]]()
+    for i in range(len(shards)):
+        record = shards.record(i)
+        if record is None:
+            complete = False
+            continue
+        if i in shards.of(world):
+            late += record.get("late", [])
+            skipped |= record.get("skipped", {})
+        if (place := record.get("place", {})) not in places:
+            places.append(place)
+    if complete:
+        shards.end()
+        _warn_of_places(places)
+    return complete, tuple(late), skipped
+
+
+def _warn_of_places(places: Sequence[Mapping[str, Any]]) -> None:
     """Warns of shards that would have come out with other bits elsewhere in the same run."""
-    places = [r["place"] for r in records]
     differ = sorted({k for place in places for k in place if place[k] != places[0].get(k)})
     if differ:
         warnings.warn(
             f"the shards of this run were made on machines or settings that differ in {', '.join(differ)}: "
             "made again elsewhere they may differ in their last bits",
-            stacklevel=4,
+            stacklevel=5,
         )
 
 

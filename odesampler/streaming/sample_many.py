@@ -51,7 +51,7 @@ def sample_many(
         out: The folder: new, empty, or that of this very run.
         shard_size: Samples a file; two files of them are in memory at once.
         kind: "safetensors", tensors `x` (n, *shape) and `seed` (n,) in 00000.safetensors, ...; or "png", pictures
-            00000/00000000.png, ...
+            00000/00000000.png, ... of the samples that arrived.
         seed: As for `sample`.
         cond: As for `sample`, one value or `num_samples`.
         max_batch: As for `sample`. The last bits depend on it: a number makes them the same in every run.
@@ -61,7 +61,7 @@ def sample_many(
         **how: solver, num_steps, grid, noise, guidance_scale, rtol, atol, clip_denoised, state_dtype, as for `sample`.
 
     Returns:
-        A `Run`. Samples that did not arrive are NaN, and listed.
+        A `Run`. Samples that did not arrive are listed; as tensors they are NaN, as pictures left out.
 
     Raises:
         ValueError: What cannot be meant, before the model is called; a folder that holds another run.

@@ -17,10 +17,11 @@ from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from odesampler.files import is_part, sha256, sweep, written_whole
+from odesampler.files import sha256, sweep, written_whole
 
 MANIFEST = "manifest.json"
 CHECKSUMS = "SHA256SUMS"
@@ -38,20 +39,34 @@ class World(NamedTuple):
         """As given, else as torchrun or Slurm say in the environment, else the only one.
 
         Raises:
-            ValueError: A rank outside the world, or one without the other.
+            ValueError: A rank outside the world, one without the other, or a variable that says no number.
         """
         if (rank is None) != (size is None):
             raise ValueError(f"rank and world belong together; got rank={rank}, world={size}")
         if rank is None or size is None:
-            pairs = (("RANK", "WORLD_SIZE"), ("SLURM_PROCID", "SLURM_NTASKS"))
-            rank, size = next(((int(os.environ[r]), int(os.environ[w])) for r, w in pairs if _both(r, w)), (0, 1))
+            torchrun, slurm = environment("RANK", "WORLD_SIZE"), environment("SLURM_PROCID", "SLURM_NTASKS")
+            if len(torchrun) == 1 and len(slurm) < 2:
+                got = ", ".join(f"{name}={os.environ.get(name)!r}" for name in ("RANK", "WORLD_SIZE"))
+                raise ValueError(
+                    f"RANK and WORLD_SIZE belong together in the environment, as torchrun sets them; got {got}"
+                )
+            rank, size = next((said for said in (torchrun, slurm) if len(said) == 2), (0, 1))
         if not 0 <= rank < size:
             raise ValueError(f"rank must be one of 0 .. world - 1; got rank={rank}, world={size}")
         return cls(rank, size)
 
 
-def _both(*names: str) -> bool:
-    return all(name in os.environ for name in names)
+def environment(*names: str) -> tuple[int, ...]:
+    """The numbers that these variables of the environment say, of those that say something.
+
+    Raises:
+        ValueError: One says no whole number.
+    """
+    said = {name: os.environ[name] for name in names if os.environ.get(name)}
+    for name, value in said.items():
+        if not value.isdecimal():
+            raise ValueError(f"{name} in the environment must be a whole number; got {value!r}")
+    return tuple(map(int, said.values()))
 
 
 @dataclass(frozen=True)
@@ -82,19 +97,23 @@ class Shards:
         """
         said = json.loads(json.dumps({"count": self.count, "shard size": self.size, **facts}))
         path = self.folder / MANIFEST
-        if self.folder.exists() and not self.folder.is_dir():
-            raise ValueError(f"{self.folder} is a file, and shards are written into a folder: take another name")
+        if os.path.lexists(self.folder) and not self.folder.is_dir():
+            what = "a file" if self.folder.exists() else "a link to nothing"
+            raise ValueError(f"{self.folder} is {what}, and shards are written into a folder: take another name")
         self.folder.mkdir(parents=True, exist_ok=True)
         if not path.exists():
-            foreign = any(not is_part(p) for p in self.folder.iterdir())
+            foreign = any(not p.name.startswith(".") for p in self.folder.iterdir())
             if foreign and not path.exists():  # looked for again: another process may have begun in between
                 raise ValueError(f"{self.folder} holds other files and no {MANIFEST}: take a new or an empty folder")
-            with written_whole(path, first=True) as file:
+            with self.naming(MANIFEST, "written"), written_whole(path, first=True) as file:
                 file.write(json.dumps(said, indent=1).encode())
+        advice = "bring it back from a copy, or take another folder"
         try:
             begun = json.loads(path.read_text())
         except ValueError as error:
-            raise ValueError(f"{path} is damaged: {error}") from error
+            raise ValueError(f"{path} is damaged ({error}): {advice}") from error
+        if not isinstance(begun, dict):
+            raise ValueError(f"{path} is damaged ({_short(begun)} is no manifest): {advice}")
         other = [k for k in {**said, **begun} if begun.get(k) != said.get(k)]
         if other:
             differ = "; ".join(f"{k}: {_short(begun.get(k))} there, {_short(said.get(k))} asked" for k in other)
@@ -109,47 +128,57 @@ class Shards:
         return [i for i in self.of(world) if self.record(i) is None]
 
     def record(self, i: int) -> dict[str, Any] | None:
-        """What was noted when shard `i` was done; None: it is not, or a file of it is gone or cut short."""
+        """What was noted when shard `i` was done; None: it is not, or what is there is damaged or of another shard."""
+        items = self.span(i)
         try:
             noted: dict[str, Any] = json.loads(self.path(i, ".json").read_text())
-            sizes = {name: (self.folder / name).stat().st_size for name in noted["files"]}
-            whole = all(size == noted["files"][name]["bytes"] for name, size in sizes.items())
-        except (OSError, ValueError, KeyError, TypeError):
+            whole = noted["items"] == [items.start, items.stop] and all(
+                fact["sha256"] and fact["bytes"] == (self.folder / name).stat().st_size
+                for name, fact in noted["files"].items()
+            )
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):  # AttributeError: JSON, not of this shape
             return None
         return noted if whole else None
 
     def finish(self, i: int, files: list[Path], **facts: Any) -> None:
-        """Note that shard `i` is done: its `files`, all written whole, and what else is to be said of it."""
+        """Note that shard `i` is done: its `files`, all written whole, and what else is to be said of it.
+
+        Files that it had when it was made before, and has not now, are removed first.
+        """
+        for left in {self.path(i, ".safetensors"), *self.path(i).glob("*.png")}.difference(files):
+            left.unlink(missing_ok=True)
         noted = {path.relative_to(self.folder).as_posix(): _sum(path) for path in files}
         items = self.span(i)
         with written_whole(self.path(i, ".json")) as file:
             file.write(json.dumps({"items": [items.start, items.stop], "files": noted, **facts}, indent=1).encode())
 
     @contextmanager
-    def naming(self, i: int, done: int) -> Iterator[None]:
-        """Errors in here say that they are of shard `i`, and that `done` were before it."""
-        where, stand = f"shard {i} of {self.folder} could not be", f"{done} were before it and stand"
+    def naming(self, what: str, done: str) -> Iterator[None]:
+        """Errors in here say that `what` is in this folder, and could not be `done`: written, or made."""
+        where = f"{what} of {self.folder} could not be {done}"
         try:
             yield
         except OSError as error:
-            text = f"{where} written, {stand}: {error.strerror or error}"
-            raise OSError(error.errno, text, error.filename) from error
+            raise OSError(error.errno, f"{where}: {error.strerror or error}", error.filename) from error
         except FloatingPointError as error:
-            raise FloatingPointError(f"{where} made, {stand}: {error}") from error
+            raise FloatingPointError(f"{where}: {error}") from error
+        except MemoryError as error:
+            raise MemoryError(f"{where}: {error}") from error
 
-    def end(self) -> list[dict[str, Any]] | None:
-        """The records of all shards, once all are done, whoever made them; their checksums are written down then."""
-        records = [self.record(i) for i in range(len(self))]
-        done = [r for r in records if r is not None]
-        if len(done) < len(records):
-            return None
-        sums = "".join(f"{fact['sha256']}  {name}\n" for r in done for name, fact in r["files"].items()).encode()
+    def end(self) -> None:
+        """Write down the checksums of all shards, which are done by now: line by line, however many there are."""
         path = self.folder / CHECKSUMS
-        if sums and not (path.exists() and path.read_bytes() == sums):  # a folder that is done may be read only by now
-            with written_whole(path) as file:
-                file.write(sums)
+        with open(path if path.exists() else os.devnull, "rb") as said:
+            stand = all(old == new for old, new in zip_longest(said, self._sums()))
+        if not stand:  # else the folder may be read only by now
+            with self.naming(CHECKSUMS, "written"), written_whole(path) as file:
+                file.writelines(self._sums())
         sweep(self.folder, LEFT)
-        return done
+
+    def _sums(self) -> Iterator[bytes]:
+        for i in range(len(self)):
+            files = json.loads(self.path(i, ".json").read_text())["files"]
+            yield from (f"{fact['sha256']}  {name}\n".encode() for name, fact in files.items())
 
 
 class Beside:
