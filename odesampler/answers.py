@@ -1,41 +1,50 @@
 """Answers: a network's, made their caller's own.
 
-    its first two of one shape lie at the same place in memory  ->  every answer is copied
-    else                                                        ->  none is, from then on
+    its first two of a shape lie at the same place in memory  ->  all of that shape are copied
+    else                                                      ->  none is, from then on
 
 CUDA graphs and engines with buffers of their own write each answer over the one before, which a solver of more than one
 stage, or a batch in chunks, still has to read. The first answer is kept until the second has come, so that its place
-cannot be given out again by chance.
+cannot be given out again by chance. Not found out is who begins so later, or takes several buffers by turns.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
+import torch
 from torch import Tensor
+
+WAITING = 4  # shapes whose second answer is waited for: as many first ones are kept
 
 
 @dataclass(eq=False)
 class Answers:
-    """Finds out whether a network answers where it answered before. A model owns one."""
+    """Finds out whether a network answers where it answered before. A model owns one, and a copy of it another."""
 
-    again: bool | None = None  # None: not known yet, and every answer is copied
-    first: tuple[int, Tensor] | None = None  # with its place, which CUDA graphs no longer tell of a replaced one
+    again: dict[torch.Size, bool] = field(default_factory=dict)  # until a shape is in it, its answers are copied
+    first: dict[torch.Size, tuple[int, Tensor]] = field(default_factory=dict)  # places too: CUDA graphs hide them later
 
     def own(self, answer: Tensor) -> Tensor:
         """`answer`, or a copy of it where the next one might replace it."""
-        if self.again is None:
+        shape = answer.shape
+        if shape not in self.again:
             self._compare(answer)
-        return answer if self.again is False else answer.clone()
+        return answer if self.again.get(shape) is False else answer.clone()
+
+    def __reduce__(self) -> tuple[type[Answers], tuple[()]]:
+        return Answers, ()
 
     def _compare(self, answer: Tensor) -> None:
-        first, place = self.first, _place(answer)
+        place, shape = _place(answer), answer.shape
         if not place:
             return
-        if first is not None and first[1].shape == answer.shape:
-            self.first, self.again = None, first[0] == place
-        else:
-            self.first = place, answer.detach()
+        if shape in self.first:
+            self.again[shape] = self.first.pop(shape)[0] == place
+            return
+        while len(self.first) >= WAITING:
+            self.first.pop(next(iter(self.first)))
+        self.first[shape] = place, answer.detach()
 
 
 def _place(tensor: Tensor) -> int:

@@ -252,8 +252,8 @@ class Model:
     def fingerprint(self) -> str:
         """A short hash of schedule, prediction, range and weights, by which a latent knows its model.
 
-        Of weights and code what `traits` reads. A module whose answers depend on more than its weights says so itself:
-        what its method `odesampler_traits()` gives, numbers, words, tensors or functions, belongs to the hash.
+        Of modules their weights, of functions their code and the modules and functions that they name. What a module's
+        method `odesampler_traits()` gives, numbers, words, tensors, functions, in tuples or mappings, belongs to it.
         """
         facts = [self.schedule.describe(), self.prediction, self.range, self.data_shape, self.round_t]
         digest = hashlib.sha256(json.dumps(facts, default=str).encode())
@@ -265,11 +265,11 @@ class Model:
         """The network's answer (batch, *shape) to x_t (batch, *shape) at t, one or (batch,), in the dtype of `x_t`."""
         dtype = self.network_dtype or x_t.dtype
         clock = self._clock(t, x_t, at_least_single(dtype))
-        told = cond.keys() >= self.null_cond.keys() and cond.keys() >= self.cond.keys()
-        given = cond if told else {**self.nothing(x_t.shape[0]), **cond}
+        whole = cond.keys() >= self.null_cond.keys() and cond.keys() >= self.cond.keys()
+        given = cond if whole else {**self.nothing(x_t.shape[0]), **cond}
         plain = dtype == x_t.dtype and self._format is None  # a change to what it is would still be a call of torch
         if self.compile is not False:
-            given = {key: value.contiguous() for key, value in given.items()}  # other strides are compiled anew
+            given = {k: v.contiguous() if isinstance(v, Tensor) else v for k, v in given.items()}  # for one layout
         asked = x_t if plain else x_t.to(dtype, memory_format=self._format or torch.preserve_format)
         before = None if self.prediction == "eps" or x_t.is_inference() else x_t._version
         out = self._called(asked, clock, **given)

@@ -1,6 +1,7 @@
 """Answers: networks that write each over the one before, or over their question; what is no answer."""
 
 import copy
+import pickle
 from dataclasses import replace
 
 import pytest
@@ -67,26 +68,39 @@ class Copies(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-def test_other_answers_are_copied_once_in_the_life_of_a_model():
-    model, x = Model(lambda x_t, t: x_t.neg(), VP.linear()), noise()
+def copies_of(model, *batches):
+    """How many copies each of some questions makes."""
     counts = []
-    for _ in range(4):
+    for batch in batches:
         with Copies() as copies:
-            model(x, 1.5)
+            model(noise(batch), 1.5)
         counts.append(copies.found)
-    assert counts == [1, 0, 0, 0]
-    assert model.answers.first is None, "nothing is kept"
-    with Copies() as copies:
-        model(noise(5), 1.5)
-    assert copies.found == 0
+    return counts
 
 
-def test_copies_of_a_model_find_out_for_themselves():
+def test_other_answers_are_copied_once_for_each_shape():
     model = Model(lambda x_t, t: x_t.neg(), VP.linear())
-    model(noise(), 1.0)
-    other = copy.deepcopy(model)
-    model(noise(), 1.0)
-    assert (model.answers.again, other.answers.again) == (False, None)
+    assert copies_of(model, 6, 6, 6, 6) == [1, 0, 0, 0]
+    assert copies_of(model, 4, 2, 4, 2, 4, 2, 6) == [1, 1, 0, 0, 0, 0, 0]
+    assert not model.answers.first, "nothing is kept"
+
+
+def test_of_many_shapes_few_answers_are_kept():
+    """As adaptive steps have them, whose samples leave one by one."""
+    model = Model(lambda x_t, t: x_t.neg(), VP.linear())
+    copies_of(model, *range(1, 40))
+    assert len(model.answers.first) <= 4
+
+
+@pytest.mark.parametrize("copied", [copy.copy, copy.deepcopy, lambda model: pickle.loads(pickle.dumps(model))])
+def test_copies_of_a_model_find_out_for_themselves(copied):
+    """In the middle, when one answer has been kept to compare the next with."""
+    model = replace(DIGITS, network=OnePlace(DIGITS.network))
+    how = {"solver": "rk4", "num_steps": 3, "state_dtype": torch.float64}
+    ods.sample(model, 4, solver="ddim", num_steps=1)
+    other = replace(copied(model), network=copied(model).network)
+    for each in (copied(model), other, model):
+        assert torch.equal(ods.sample(each, 4, **how).x, ods.sample(DIGITS, 4, **how).x)
 
 
 @pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated")  # which torch.func.jvp imports
@@ -99,7 +113,7 @@ def test_torch_func_and_tensors_without_memory_pass():
     hollow = Model(lambda x_t, t: x_t.sin(), VP.linear())
     for _ in range(3):
         assert hollow(x.to("meta"), 1.5).is_meta
-    assert hollow.answers.again is None
+    assert not hollow.answers.again
 
 
 @pytest.mark.parametrize("prediction", ["eps", "v", "denoised", "flow"])

@@ -101,6 +101,11 @@ def test_a_size_is_compiled_once_however_its_conditions_and_images_lie_in_memory
     assert backend.compiled == len(sizes)
 
 
+def test_a_condition_may_be_a_number_where_a_model_is_called_by_hand():
+    model = Model(lambda x_t, t, by: x_t * by, VE(), compile={"backend": Counting()})
+    torch.testing.assert_close(model(noise(2), 1.0, by=2.0), noise(2) * 2)
+
+
 def test_no_size_is_given_up_where_there_are_many():
     backend = Counting()
     model = modelled({"backend": backend})

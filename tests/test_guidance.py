@@ -169,6 +169,15 @@ def test_outside_the_interval_a_call_takes_as_many_samples_as_it_has_room_for(cl
     assert rows == [4, 4, 4, 4], "one call above, two inside, one below"
 
 
+def test_so_it_is_where_solves_are_compared():
+    rows = []
+    handle = DIGITS.network.register_forward_pre_hook(lambda _, inputs: rows.append(len(inputs[0])))
+    how = {"guidance_scale": Guidance(3.0, interval=(0.5, 5.0)), "cond": LABELLED, "reference": torch.zeros(4, 1, 8, 8)}
+    ods.compare(DIGITS, "ddim", grid=ods.Grid((20.0, 5.0, 0.4, 0.0), "mine"), num_samples=4, max_batch=4, **how)
+    handle.remove()
+    assert rows == [4, 4, 4, 4]
+
+
 def test_each_sample_is_guided_where_its_own_sigma_is_inside():
     sigma = torch.tensor([0.99, 1.0, 1.5, 2.0, 2.01], dtype=torch.float64)
     x, label = noise(5), torch.ones(5, dtype=torch.float64)

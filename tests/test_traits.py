@@ -5,14 +5,12 @@ import sys
 from dataclasses import replace
 from functools import partial
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
 import odesampler as ods
-
-SCALE = 2.0
-WEIGHT = torch.ones(3)
 
 
 def print_of(network):
@@ -24,98 +22,154 @@ def linear(seed):
     return nn.Linear(2, 2)
 
 
+NET = linear(0)
+
+
 def around(net):
     return lambda x_t, t: net(x_t)
 
 
-def scaled(by):
-    def inner(x):
-        return x * by
-
-    return lambda x_t, t: inner(x_t)
-
-
-def picked(letters):
-    def network(x_t, t):
-        return x_t if "b" in {"a", "b", "c"} else t
-
-    return network
+def twice_around(net):
+    inner = around(net)
+    return lambda x_t, t: inner(x_t, t)
 
 
 class Method:
-    def __init__(self, net, calls=0):
-        self.net, self.calls = net, calls
-
-    def __call__(self, x_t, t):
-        self.calls += 1
-        return self.net(x_t)
+    def __init__(self, net):
+        self.net, self.calls = net, 0
 
     def ask(self, x_t, t):
         return self.net(x_t)
 
 
+class Callable(Method):
+    def __call__(self, x_t, t):
+        self.calls += 1
+        self.table = t
+        return self.net(x_t)
+
+
 def named(x_t, t):
-    return x_t * SCALE + WEIGHT[0]
+    return helper(x_t)
+
+
+def helper(x):
+    return NET(x)
 
 
 def plain(x_t, t, by=1.0):
     return x_t * by
 
 
+MAKES = [
+    around,
+    twice_around,
+    lambda net: around(net.forward),
+    lambda net: around(partial(net)),
+    lambda net: around(Callable(net)),
+    lambda net: around([net, net]),
+    lambda net: Method(net).ask,
+    Callable,
+    partial,
+]
+
+
+@pytest.mark.parametrize("make", MAKES)
+def test_a_network_is_known_by_the_modules_that_it_asks(make):
+    assert print_of(make(linear(0))) == print_of(make(linear(0)))
+    assert print_of(make(linear(0))) != print_of(make(linear(1)))
+
+
 @pytest.mark.parametrize(
-    ("one", "same", "other"),
+    ("one", "other"),
     [
-        (around(linear(0)), around(linear(0)), around(linear(1))),
-        (scaled(0.5), scaled(0.5), scaled(0.25)),
-        (scaled(WEIGHT), scaled(torch.ones(3)), scaled(torch.zeros(3))),
-        (lambda x_t, t: x_t.sin(), None, lambda x_t, t: x_t.cos()),
-        (lambda x_t, t: [y.sin() for y in x_t], None, lambda x_t, t: [y.cos() for y in x_t]),
-        (partial(plain, by=0.5), partial(plain, by=0.5), partial(plain, by=0.25)),
-        (Method(linear(0)).ask, Method(linear(0)).ask, Method(linear(1)).ask),
-        (Method(linear(0)), Method(linear(0), calls=7), Method(linear(1))),
+        (lambda x_t, t: x_t.sin(), lambda x_t, t: x_t.cos()),
+        (lambda x_t, t: [y.sin() for y in x_t], lambda x_t, t: [y.cos() for y in x_t]),
+        (partial(plain, by=0.5), partial(plain, by=0.25)),
+        (partial(plain, by=torch.ones(2)), partial(plain, by=torch.zeros(2))),
+        (partial(plain, by=torch.float32), partial(plain, by=torch.float64)),
     ],
 )
-def test_networks_are_told_apart_by_what_they_compute_with(one, same, other):
-    assert print_of(one) == print_of(one if same is None else same)
+def test_a_network_is_known_by_its_code_and_arguments(one, other):
     assert print_of(one) != print_of(other)
 
 
-@pytest.mark.parametrize(("name", "value"), [("SCALE", 3.0), ("WEIGHT", torch.zeros(3))])
-def test_what_a_function_names_in_its_file_belongs_to_it(monkeypatch, name, value):
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        (partial(plain, a=1, b=2), partial(plain, b=2, a=1)),
+        (partial(plain, by=2), partial(plain, by=2.0)),
+        (partial(plain, by=2), partial(plain, by=np.float32(2))),
+    ],
+)
+def test_one_network_has_one_fingerprint_however_it_is_written(one, other):
+    assert print_of(one) == print_of(other)
+
+
+def test_what_a_function_names_in_its_file_belongs_to_it(monkeypatch):
     before = print_of(named)
     assert print_of(named) == before
-    monkeypatch.setitem(globals(), name, value)
+    monkeypatch.setitem(globals(), "NET", linear(1))
     assert print_of(named) != before
 
 
-def test_counters_logs_and_what_is_not_there_do_not():
+def test_buffers_caches_counters_logs_and_what_is_not_there_do_not():
+    """A network that is asked stays the one that it is."""
+
     def network(x_t, t):
-        nonlocal calls
+        nonlocal calls, table
         calls += 1
         seen.append(calls)
-        return x_t if verbose else gone(x_t)  # noqa: F821
+        table = table if table.shape == x_t.shape else x_t.clone()
+        place.copy_(x_t)
+        return place if verbose else gone(x_t)  # noqa: F821
 
-    calls, seen, verbose, gone = 0, [], True, None
+    calls, seen, verbose, gone, table, place = 0, [], True, None, torch.zeros(1), torch.zeros(2, 2)
     del gone
-    before = print_of(network)
-    network(torch.zeros(1), 0)
-    assert (calls, print_of(network)) == (1, before)
+    asked = Callable(linear(0))
+    before = print_of(network), print_of(asked)
+    for each in (network, asked):
+        each(torch.ones(2, 2), 1)
+    assert (calls, asked.calls) == (1, 1)
+    assert (print_of(network), print_of(asked)) == before
 
 
-def test_functions_that_name_themselves_and_each_other_end():
-    def back(x_t, t):
-        return forth(x_t, t)
+def test_a_latent_of_a_network_with_a_buffer_of_its_own_is_decoded():
+    def network(x_t, t):
+        return place.copy_(net(x_t) * 0.1)
 
-    def forth(x_t, t):
-        return back(x_t, t) if t else x_t
+    place, net = torch.zeros(4, 2, dtype=torch.float64), linear(0).double()
+    model = ods.Model(network, ods.VP.linear(), data_shape=(2,))
+    images = torch.ones(4, 2, dtype=torch.float64)
+    latent = ods.encode(model, images, num_steps=5)
+    torch.testing.assert_close(ods.decode(model, latent).x, images, rtol=0, atol=1e-4)
 
-    assert print_of(back) == print_of(back)
-    assert print_of(back) != print_of(forth)
+
+def test_functions_that_name_themselves_and_each_other_are_read_once():
+    reads = []
+
+    class Counted(nn.Module):
+        def state_dict(self, *args, **kwargs):
+            reads.append(1)
+            return super().state_dict(*args, **kwargs)
+
+    def first(x_t, t):
+        return second(x_t, t), third(x_t, t), net(x_t)
+
+    def second(x_t, t):
+        return first(x_t, t), third(x_t, t), net(x_t)
+
+    def third(x_t, t):
+        return first(x_t, t), second(x_t, t), net(x_t)
+
+    net = Counted()
+    assert len({print_of(each) for each in (first, second, third)}) == 3
+    assert len(reads) == 3
 
 
 def test_a_set_in_the_code_is_the_same_in_every_process():
     """Words lie in sets in an order of the process's own."""
-    code = "from tests.test_traits import picked, print_of; print(print_of(picked('')))"
+    code = "from tests.test_traits import picked, print_of; print(print_of(picked))"
     found = {
         subprocess.run(
             [sys.executable, "-W", "ignore", "-c", code],
@@ -127,18 +181,32 @@ def test_a_set_in_the_code_is_the_same_in_every_process():
     assert len(found) == 1
 
 
+def picked(x_t, t):
+    return x_t if t in {"a", "b", "c"} else t
+
+
 def guided_diffusion(**options):
-    adapter, torch_net = ods.adapters.guided_diffusion, linear(0)
-    return adapter.from_network(lambda x_t, t, y=None: torch_net(x_t), data_shape=(2,), num_classes=4, **options)
+    return ods.adapters.guided_diffusion.from_network(linear(0), data_shape=(2,), **{"num_classes": 4, **options})
 
 
 def edm(**options):
     return ods.adapters.edm.from_raw(linear(0), data_shape=(2,), **options)
 
 
+def edm_net(**options):
+    return ods.adapters.edm.from_net(linear(0), data_shape=(2,), sigma_min=0.1, sigma_max=10.0, **options)
+
+
 def kdiffusion(**extra):
     from_denoiser = ods.adapters.kdiffusion.from_denoiser
     return from_denoiser(linear(0), sigma_min=0.1, sigma_max=10.0, data_shape=(2,), extra_args=extra)
+
+
+def diffusers(**scales):
+    from odesampler.adapters.diffusers.networks import Preconditioned
+    from odesampler.adapters.diffusers.schedules import Preconditioning
+
+    return ods.Model(Preconditioned(linear(0), Preconditioning(**scales)), ods.VE(), "denoised")
 
 
 CLASSIFIERS = [linear(1), linear(2)]
@@ -150,6 +218,11 @@ CLASSIFIERS = [linear(1), linear(2)]
         (guided_diffusion, {"classifier": CLASSIFIERS[0]}, {"classifier": CLASSIFIERS[1]}),
         (guided_diffusion, {"classifier": plain, "classifier_scale": 10.0}, {"classifier": plain}),
         (guided_diffusion, {"classifier": plain}, {"classifier": named}),
+        (guided_diffusion, {"num_classes": 4}, {"num_classes": 5}),
+        (guided_diffusion, {"null_label": 4}, {"null_label": None}),
+        (edm_net, {"label_dim": 4}, {"label_dim": 5}),
+        (diffusers, {"data": 0.5, "sign": 1.0}, {"data": 0.5, "sign": -1.0}),
+        (diffusers, {"data": 0.5, "sign": 1.0}, {"data": 1.0, "sign": 1.0}),
         (edm, {"sigma_data": 0.5}, {"sigma_data": 1.0}),
         (edm, {"kind": "edm"}, {"kind": "iddpm", "sigma_min": 0.002, "sigma_max": 80.0}),
         (kdiffusion, {"strength": 1.0}, {"strength": 0.3}),

@@ -129,6 +129,7 @@ class _Forgiving:
     def __init__(self, eps: Callable[..., Tensor], solves: int, batch: int, device: torch.device) -> None:
         self.eps, self.batch = eps, batch
         self.width, self.base = getattr(eps, "width", 1), getattr(eps, "base", None)  # as the driver asks of wrappers
+        self.width_at = getattr(eps, "width_at", None)
         self.where = torch.full((solves * batch,), math.nan, dtype=finest_dtype(device), device=device)  # (rows,) sigma
         self.calls = torch.zeros(solves, dtype=torch.int64, device=device)
 

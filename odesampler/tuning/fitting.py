@@ -95,6 +95,7 @@ class Recomputed:
     def __init__(self, eps: Eps) -> None:
         self.eps = eps
         self.width, self.base = getattr(eps, "width", 1), getattr(eps, "base", None)  # as the driver asks of wrappers
+        self.width_at = getattr(eps, "width_at", None)
 
     def __call__(self, *place: Any, **cond: Any) -> Tensor:
         ask = partial(self.eps, **cond)
