@@ -51,7 +51,7 @@ def to_bytes(images: Tensor) -> Tensor:
 def find(paths: Sequence[str | Path]) -> list[Path]:
     """The pictures among `paths`: files of any format as named; of folders (not their subfolders) PNG and JPEG, sorted.
 
-    Warns of folders and other files that lie beside pictures, and are left out; not of hidden ones.
+    Warns of folders and other files that lie beside pictures, and are left out; hidden ones are not looked at.
 
     Raises:
         FileNotFoundError: A path that does not exist, or a folder without pictures.
@@ -76,9 +76,11 @@ def _inside(folder: Path) -> list[Path]:
     """The pictures in a folder, sorted."""
     inside, below, others = list[Path](), 0, 0
     for path in sorted(folder.iterdir()):
+        if path.name.startswith("."):
+            continue
         if path.suffix.lower() in SUFFIXES:
             inside.append(path)
-        elif not path.name.startswith("."):
+        else:
             below, others = (below + 1, others) if path.is_dir() else (below, others + 1)
     if not inside:
         advice = f"; folders in it are not searched: name them, as in {folder}/*/" if below else ""
@@ -151,14 +153,14 @@ def read(file: IO[bytes], name: str | Path, shape: tuple[int, ...] | None = None
         >>> tuple(picture.shape), picture.min().item()
         ((1, 8, 8), 1.0)
     """
-    from PIL import Image, ImageOps, UnidentifiedImageError
+    from PIL import Image, UnidentifiedImageError
 
     mode = "L" if shape is not None and shape[0] == 1 else "RGB"
     refusal = None
     try:
         with Image.open(file) as opened:
             refusal = _refusal(opened, mode, shape, whole)
-            picture = opened if refusal else ImageOps.exif_transpose(opened)
+            picture = opened if refusal else _upright(opened)
             refusal = refusal or _other_size(picture, shape)
             if refusal is None and picture.has_transparency_data:
                 white = Image.new("RGBA", picture.size, "white")
@@ -168,13 +170,31 @@ def read(file: IO[bytes], name: str | Path, shape: tuple[int, ...] | None = None
     except UnidentifiedImageError as error:
         raise ValueError(f"cannot read {name} as a picture: no format that Pillow knows, or damaged") from error
     except Exception as error:  # Pillow's readers raise nearly any kind where a file is damaged
-        if isinstance(error, MemoryError) or getattr(error, "errno", None) not in (None, errno.EINVAL):
-            raise  # of the machine; EINVAL is what a damaged file asks for, to be read before its beginning
+        if _of_the_machine(error):
+            raise
         raise ValueError(f"cannot read {name} as a picture: {str(error) or type(error).__name__}") from error
     if refusal is not None:
         raise ValueError(f"{name} {refusal}")
     data = torch.frombuffer(bytearray(converted.tobytes()), dtype=torch.uint8)
     return to_float(data.reshape(converted.height, converted.width, -1).permute(2, 0, 1))
+
+
+def _upright(picture: Any) -> Any:
+    """A picture, opened, turned as its EXIF data say; as it lies where they are damaged, which its pixels are not."""
+    from PIL import ExifTags, ImageOps
+
+    try:
+        orientation = picture.getexif().get(ExifTags.Base.Orientation, 1)
+    except Exception as error:
+        if _of_the_machine(error):
+            raise
+        return picture
+    return picture if orientation == 1 else ImageOps.exif_transpose(picture)
+
+
+def _of_the_machine(error: Exception) -> bool:
+    """Not of the file. EINVAL is what a damaged one asks for: to be read before its beginning."""
+    return isinstance(error, MemoryError) or getattr(error, "errno", None) not in (None, errno.EINVAL)
 
 
 def _refusal(picture: Any, mode: str, shape: tuple[int, ...] | None, whole: bool) -> str | None:

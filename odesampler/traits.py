@@ -1,74 +1,106 @@
 """Traits: what tells one network from another, to be hashed.
 
     module      name, shape, dtype and some 256 values of each weight; what `odesampler_traits()` of its parts gives
-    function    its code and defaults; modules and functions that it names from outside itself
-    object      that can be called, or whose method is: its modules
+    function    its code; modules and functions that it names from outside itself; its defaults
+    object      modules and functions among its attributes
 
-What else a function or an object holds may be a cache, a buffer or a count of calls, with which it would be another
-network at every call. Numbers, words and tensors count where they are said to: in `odesampler_traits()`, in defaults
-and as arguments of a partial. Knows nothing of schedules, scales and models.
+What else is found in a function or an object may be a cache, a buffer or a count of calls, with which it would be
+another network at every call. Of defaults and arguments of a partial, numbers and words count too, which cannot change
+in place; in `odesampler_traits()` all does. Knows nothing of schedules, scales and models.
 """
 
 from __future__ import annotations
 
 import dis
+import sys
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from functools import partial
 from numbers import Real
-from types import CodeType, FunctionType, MethodType
-from typing import Any, cast
+from types import CodeType, FunctionType, MethodType, ModuleType
+from typing import Any, TypeAlias, cast
 
 import torch
 from torch import Tensor, nn
 
 VALUES = 256  # of a weight, about, evenly spaced: two checkpoints differ in nearly all of them
+LIBRARIES = sys.stdlib_module_names | {"odesampler", "torch"}
+Seen: TypeAlias = dict[int, Any]  # what has been read, by identity; kept, or another could have its identity
 
 
 def traits(network: Any) -> Iterator[bytes]:
-    """What tells `network` from others. The same in every process, for the same files and versions of Python."""
-    return _of(network, {})
+    """What tells `network` from others. The same in every process, for the same files and version of Python."""
+    if isinstance(network, FunctionType) and _of_library(network):
+        yield from _code(network)  # elsewhere a name is enough, and does not change with each version
+    yield from _found(network, {})
 
 
-def _of(value: Any, seen: dict[int, Any]) -> Iterator[bytes]:
-    """Of anything; what has been `seen`, by identity, is said once."""
+def _said(value: Any, seen: Seen) -> Iterator[bytes]:
+    """Of what belongs to a network because it says so."""
     if isinstance(value, Tensor):
         yield _weight("", value)
     elif isinstance(value, Mapping):
-        yield from _of([item for _, item in sorted((repr(item[0]), item) for item in value.items())], seen)
+        yield from _said(sorted(value.items(), key=repr), seen)
     elif isinstance(value, (list, tuple)):
         yield f"{len(value)}".encode()
         for each in value:
-            yield from _of(each, seen)
-    elif isinstance(value, Real) and not isinstance(value, bool):
+            yield from _said(each, seen)
+    else:
+        yield from _constant(value, seen)
+
+
+def _constant(value: Any, seen: Seen) -> Iterator[bytes]:
+    """Of a default, or an argument: what cannot change in place, and what is found in all else."""
+    if isinstance(value, Real) and not isinstance(value, bool):
         yield repr(float(value)).encode()  # however it is written
     elif value is None or isinstance(value, (bool, str, bytes, torch.dtype)):
         yield repr(value).encode()
-    elif id(value) not in seen:
-        seen[id(value)] = value  # kept, or another could have its identity
+    else:
+        yield from _found(value, seen)
+
+
+def _found(value: Any, seen: Seen) -> Iterator[bytes]:
+    """Of the network itself, and of modules, functions and what can be called, wherever they are; of nothing else."""
+    if id(value) in seen or isinstance(value, (type, ModuleType, Tensor)):
+        return
+    seen[id(value)] = value
+    if isinstance(value, nn.Module):
+        yield from _module(value, seen)
+    elif isinstance(value, FunctionType):
+        yield from _function(value, seen)
+    elif isinstance(value, partial):
+        yield from _found(value.func, seen)
+        for each in (*value.args, *(v for _, v in sorted(value.keywords.items()))):
+            yield from _constant(each, seen)
+    elif isinstance(value, (Mapping, list, tuple)):
+        for each in [*value.values()] if isinstance(value, Mapping) else [*value]:
+            yield from _found(each, seen)
+    elif isinstance(value, MethodType):
+        yield from _found([value.__func__, value.__self__], seen)
+    elif type(value).__module__.partition(".")[0] not in LIBRARIES:  # whose objects remember what was compiled
+        yield from _found(getattr(value, "__dict__", {}), seen)
+    yield from _found(getattr(value, "__wrapped__", ()), seen)
+    if callable(value):
         kind: Any = value if hasattr(value, "__qualname__") else type(value)
         yield f"{kind.__module__}.{kind.__qualname__}".encode()
-        yield from _inside(value, seen)
 
 
-def _inside(value: Any, seen: dict[int, Any]) -> Iterator[bytes]:
-    if isinstance(value, nn.Module):
-        for name, tensor in value.state_dict().items():
-            yield _weight(name, tensor)
-        parts = [*value.modules()]
-        seen.update((id(part), part) for part in parts)
-        for part in parts:
-            if hasattr(part, "odesampler_traits"):
-                yield from _of(cast(Any, part).odesampler_traits(), seen)
-    elif isinstance(value, FunctionType):
-        yield from _code(value)
-        yield from _of((value.__defaults__, value.__kwdefaults__, *_named(value)), seen)
-    elif isinstance(value, MethodType):
-        yield from _of((value.__func__, value.__self__), seen)
-    elif isinstance(value, partial):
-        yield from _of((value.func, value.args, value.keywords), seen)
-    else:
-        yield from _of([v for v in getattr(value, "__dict__", {}).values() if _has_modules(v)], seen)
+def _module(module: nn.Module, seen: Seen) -> Iterator[bytes]:
+    for name, tensor in module.state_dict().items():
+        yield _weight(name, tensor)
+    parts = [*module.modules()]
+    seen.update((id(part), part) for part in parts)
+    for part in parts:
+        if hasattr(part, "odesampler_traits"):
+            yield from _said(cast(Any, part).odesampler_traits(), seen)
+
+
+def _function(function: FunctionType, seen: Seen) -> Iterator[bytes]:
+    if not _of_library(function):
+        yield from _code(function)
+    for default in (*(function.__defaults__ or ()), *(function.__kwdefaults__ or {}).values()):
+        yield from _constant(default, seen)
+    yield from _found(_named(function), seen)
 
 
 def _weight(name: str, tensor: Tensor) -> bytes:
@@ -78,7 +110,7 @@ def _weight(name: str, tensor: Tensor) -> bytes:
 
 
 def _code(function: FunctionType) -> Iterator[bytes]:
-    """What it does, and with which names and constants; of functions inside it too."""
+    """What it does, with which names and constants; functions inside it too."""
     for code in _codes(function.__code__):
         yield code.co_code + repr(code.co_names).encode()
         for constant in code.co_consts:
@@ -96,21 +128,16 @@ def _codes(code: CodeType) -> Iterator[CodeType]:
 
 
 def _named(function: FunctionType) -> list[Any]:
-    """What it names from outside itself, where that belongs to it. Functions of other files, by name, are libraries."""
+    """What it names from outside itself."""
     steps = [step for code in _codes(function.__code__) for step in dis.get_instructions(code)]
     known = {step.argval for step in steps if step.opname == "LOAD_GLOBAL"} & function.__globals__.keys()
     values = [function.__globals__[name] for name in sorted(known)]
-    values = [v for v in values if not isinstance(v, FunctionType) or v.__module__ == function.__module__]
     for cell in function.__closure__ or ():
         with suppress(ValueError):  # nothing is there yet, or any more
             values.append(cell.cell_contents)
-    return [v for v in values if isinstance(v, (FunctionType, MethodType, partial)) or _has_modules(v)]
+    return values
 
 
-def _has_modules(value: Any) -> bool:
-    """Whether `value` is a module, some of them, or an object that calls one."""
-    if isinstance(value, (list, tuple)):
-        return any(isinstance(v, nn.Module) for v in value)
-    if isinstance(value, (nn.Module, type)):
-        return isinstance(value, nn.Module)
-    return callable(value) and any(map(_has_modules, getattr(value, "__dict__", {}).values()))
+def _of_library(function: FunctionType) -> bool:
+    file, package = function.__code__.co_filename, (function.__module__ or "").partition(".")[0]
+    return package in LIBRARIES or any(folder in file for folder in ("site-packages", "dist-packages"))

@@ -2,6 +2,8 @@
 
 import copy
 import pickle
+import sys
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import pytest
@@ -90,6 +92,19 @@ def test_of_many_shapes_few_answers_are_kept():
     model = Model(lambda x_t, t: x_t.neg(), VP.linear())
     copies_of(model, *range(1, 40))
     assert len(model.answers.first) <= 4
+
+
+def test_threads_may_ask_one_model():
+    model = Model(lambda x_t, t: x_t.neg(), VP.linear())
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        with ThreadPoolExecutor(8) as pool:
+            for asked in [pool.submit(copies_of, model, *range(1 + i % 3, 60)) for i in range(24)]:
+                asked.result()
+    finally:
+        sys.setswitchinterval(before)
+    assert not any(model.answers.again.values())
 
 
 @pytest.mark.parametrize("copied", [copy.copy, copy.deepcopy, lambda model: pickle.loads(pickle.dumps(model))])

@@ -550,9 +550,17 @@ def test_each_process_on_a_machine_has_its_own_gpu_under_torchrun_and_slurm(monk
     assert local("cuda") == device
     assert local("cpu") == "cpu"
     assert local("cuda:5") == "cuda:5"
-    monkeypatch.setenv("LOCAL_RANK", "first")
-    with pytest.raises(ValueError, match="LOCAL_RANK in the environment must be a whole number; got 'first'"):
+
+
+@pytest.mark.parametrize("said", ["first", "-1"])
+def test_what_says_no_number_of_a_gpu_is_named_where_there_are_any(monkeypatch, said):
+    monkeypatch.setenv("LOCAL_RANK", said)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    with pytest.raises(
+        ValueError, match=f"LOCAL_RANK in the environment must be a whole number, not below 0; got '{said}'"
+    ):
         local("cuda")
+    assert local("cpu") == "cpu"
 
 
 @pytest.mark.parametrize(

@@ -181,9 +181,16 @@ def test_a_named_picture_may_be_of_any_format_that_pillow_reads(tmp_path):
     assert (ods.images.load(tmp_path / "a.BMP") == 1).all()
 
 
+@pytest.mark.parametrize("exif", [b"Exif\0\0garbage!!", b"Exif\0\0XX\0*\0\0\0\x08"])
+def test_damaged_exif_is_no_damaged_picture(tmp_path, exif):
+    Image.new("L", (8, 8), 255).save(tmp_path / "a.png", exif=exif)
+    assert (ods.images.load(tmp_path / "a.png") == 1).all()
+
+
 def test_what_is_left_out_of_a_folder_with_pictures_is_counted(tmp_path):
     ods.images.save_each(torch.zeros(2, 1, 2, 2), tmp_path)
     (tmp_path / ".DS_Store").touch()
+    (tmp_path / "._00000.png").touch()
     assert len(ods.images.find([tmp_path])) == 2  # of hidden files nothing is said
     for name in ("cats", "dogs"):
         (tmp_path / name).mkdir()

@@ -331,7 +331,11 @@ def test_a_shard_that_is_made_again_of_nothing_leaves_no_old_file(tmp_path, fold
     for name in ("00002.png", "00003.png"):
         (folder / name).write_bytes(bytes((folder / name).stat().st_size))
     (tmp_path / "out" / "00001.json").unlink()
+    mine = tmp_path / "out" / "00001" / "mine.png"  # which the run has not written
+    mine.parent.mkdir()
+    mine.touch()
     assert encoded(folder, tmp_path / "out").made == (1,)
+    assert mine.exists()
     assert sorted(p.name for p in (tmp_path / "out").glob("*.safetensors")) == [
         "00000.safetensors",
         "00002.safetensors",

@@ -99,7 +99,7 @@ def test_which_process_this_is_torchrun_and_slurm_say(environment, said, world):
 @pytest.mark.parametrize(
     ("said", "words"),
     [
-        ({"RANK": "a", "WORLD_SIZE": "2"}, "RANK in the environment must be a whole number; got 'a'"),
+        ({"RANK": "a", "WORLD_SIZE": "2"}, "RANK in the environment must be a whole number, not below 0; got 'a'"),
         ({"SLURM_PROCID": "0", "SLURM_NTASKS": "-1"}, "SLURM_NTASKS in the environment must be .*'-1'"),
         ({"WORLD_SIZE": "2"}, "belong together .* got RANK=None, WORLD_SIZE='2'"),
         ({"RANK": "1", "WORLD_SIZE": ""}, "belong together .* got RANK='1', WORLD_SIZE=''"),
@@ -245,7 +245,13 @@ def test_samples_that_do_not_arrive_are_no_pictures_and_their_numbers_are_left_o
     alone = ods.images.to_bytes(ods.sample(MODEL, 8, **HOW).x[[0, 1, 3]])
     assert torch.equal(ods.images.to_bytes(ods.images.load(tmp_path / "00000", (1, 8, 8))), alone)
     (tmp_path / "00000" / "00000003.png").unlink()
+    for name in ("00000002.png", "00000009.png", "mine.png"):  # the first is of a making in which it arrived
+        (tmp_path / "00000" / name).touch()
+    (tmp_path / "00000.safetensors").touch()
     assert ods.sample_many(MODEL, 8, tmp_path, shard_size=4, kind="png", **HOW).made == (0,)
+    left = {p.name for p in (tmp_path / "00000").iterdir()}
+    assert left == {*(f"{i:08d}.png" for i in (0, 1, 3, 9)), "mine.png"}, "what the run did not write is not its own"
+    assert (tmp_path / "00000.safetensors").exists()
 
 
 def test_pictures_are_written_one_by_one_with_their_number(tmp_path):

@@ -22,9 +22,9 @@ def local(device: str) -> str:
 
     from odesampler.streaming.shards import environment
 
-    numbers = environment("LOCAL_RANK", "SLURM_LOCALID")
     there = torch.cuda.device_count() if device == "cuda" else 0
-    return f"cuda:{numbers[0] % there}" if numbers and there else device
+    numbers = environment("LOCAL_RANK", "SLURM_LOCALID") if there else ()
+    return f"cuda:{numbers[0] % there}" if numbers else device
 
 
 def given(**values: Any) -> dict[str, Any]:

@@ -110,7 +110,7 @@ def encode_many(
             "seen": {files.names[item]: found.seen for item, found in read.items()},
         }
         if not good:
-            return list, noted
+            return partial(_removed, shards.path(i, ".safetensors")), noted
         mine = {k: v[list(good)] for k, v in conditions.items()}
         latent = encode(model, torch.stack([*good.values()]), cond=mine, max_batch=max_batch, **how)
         late = [item for item, x in zip(good, latent.x, strict=True) if not bool(x.isfinite().all())]
@@ -141,6 +141,12 @@ def _refuse_changed(shards: Shards, world: World, files: PictureFiles) -> None:
                 f"{path} is not the picture that was encoded in shard {i} of {shards.folder}: take another folder, or "
                 f"remove {shards.path(i, '.json')}, and the shard is made again"
             )
+
+
+def _removed(path: Path) -> list[Path]:
+    """No files: what is there is of an earlier making, when pictures of the shard were good."""
+    path.unlink(missing_ok=True)
+    return []
 
 
 def _saved(latent: Latent, path: Path) -> list[Path]:

@@ -116,7 +116,10 @@ def _written(shards: Shards, i: int, kind: str, copied: Callable[[], Tensor], se
     """The samples of shard `i`, in files that are whole."""
     x = copied()
     if kind == "png":
-        return images.save_each(x, shards.path(i), first=shards.span(i).start, digits=8)
+        paths = images.save_each(x, shards.path(i), first=shards.span(i).start, digits=8)
+        for late in {shards.path(i) / f"{item:08d}.png" for item in shards.span(i)}.difference(paths):
+            late.unlink(missing_ok=True)  # of an earlier making, that did arrive
+        return paths
     path = shards.path(i, ".safetensors")
     with written_whole(path) as file:
         write_tensors(file, {"x": x, "seed": torch.tensor(seeds)})

@@ -65,7 +65,7 @@ def environment(*names: str) -> tuple[int, ...]:
     said = {name: os.environ[name] for name in names if os.environ.get(name)}
     for name, value in said.items():
         if not value.isdecimal():
-            raise ValueError(f"{name} in the environment must be a whole number; got {value!r}")
+            raise ValueError(f"{name} in the environment must be a whole number, not below 0; got {value!r}")
     return tuple(map(int, said.values()))
 
 
@@ -141,12 +141,7 @@ class Shards:
         return noted if whole else None
 
     def finish(self, i: int, files: list[Path], **facts: Any) -> None:
-        """Note that shard `i` is done: its `files`, all written whole, and what else is to be said of it.
-
-        Files that it had when it was made before, and has not now, are removed first.
-        """
-        for left in {self.path(i, ".safetensors"), *self.path(i).glob("*.png")}.difference(files):
-            left.unlink(missing_ok=True)
+        """Note that shard `i` is done: its `files`, all written whole, and what else is to be said of it."""
         noted = {path.relative_to(self.folder).as_posix(): _sum(path) for path in files}
         items = self.span(i)
         with written_whole(self.path(i, ".json")) as file:
