@@ -554,11 +554,11 @@ def test_each_process_on_a_machine_has_its_own_gpu_under_torchrun_and_slurm(monk
 
 @pytest.mark.parametrize("said", ["first", "-1"])
 def test_what_says_no_number_of_a_gpu_is_named_where_there_are_any(monkeypatch, said):
+    from odesampler.cli.shards import local
+
     monkeypatch.setenv("LOCAL_RANK", said)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
-    with pytest.raises(
-        ValueError, match=f"LOCAL_RANK in the environment must be a whole number, not below 0; got '{said}'"
-    ):
+    with pytest.raises(ValueError, match=f"LOCAL_RANK in the environment must be a whole number, .* got '{said}'"):
         local("cuda")
     assert local("cpu") == "cpu"
 
