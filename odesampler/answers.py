@@ -22,15 +22,15 @@ WAITING = 4  # shapes whose second answer is waited for: as many first ones are 
 class Answers:
     """Finds out whether a network answers where it answered before. A model owns one, and a copy of it another."""
 
-    again: dict[torch.Size, bool] = field(default_factory=dict)  # until a shape is in it, its answers are copied
+    fresh: set[torch.Size] = field(default_factory=set)  # shapes whose answers lie in a new place each time
+    same: set[torch.Size] = field(default_factory=set)  # and those whose answers do not; others are not known yet
     first: dict[torch.Size, tuple[int, Tensor]] = field(default_factory=dict)  # places too: CUDA graphs hide them later
 
     def own(self, answer: Tensor) -> Tensor:
         """`answer`, or a copy of it where the next one might replace it."""
-        shape = answer.shape
-        if shape not in self.again:
+        if answer.shape not in self.fresh and answer.shape not in self.same:
             self._compare(answer)
-        return answer if self.again.get(shape) is False else answer.clone()
+        return answer if answer.shape in self.fresh else answer.clone()
 
     def __reduce__(self) -> tuple[type[Answers], tuple[()]]:
         return Answers, ()
@@ -41,7 +41,7 @@ class Answers:
             return
         before = self.first.pop(shape, None)  # whatever other threads do meanwhile
         if before is not None:
-            self.again[shape] = before[0] == place
+            (self.same if before[0] == place else self.fresh).add(shape)
             return
         for other in list(self.first)[: 1 - WAITING]:
             self.first.pop(other, None)

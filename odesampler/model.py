@@ -206,8 +206,7 @@ class Model:
         """Predicted noise at `x` (batch, *shape), `sigma` (a number, or one a sample, (batch,)): dx/dsigma.
 
         At sigma = infinity `x` is x_t itself, its eps is known without asking, and the answer is the denoised image.
-        The network is told the clock of `sigma`, or that of another level, `told`: all else is taken at `sigma`. None
-        of the three has a name, which a condition may have.
+        The network is told the clock of `sigma`, or that of another level, `told`: all else is taken at `sigma`.
 
         Raises:
             TypeError: The network's answer is no tensor of floating-point numbers.
@@ -273,21 +272,22 @@ class Model:
         asked = x_t if plain else x_t.to(dtype, memory_format=self._format or torch.preserve_format)
         before = None if self.prediction == "eps" or x_t.is_inference() else x_t._version
         out = self._called(asked, clock, **given)
-        if not isinstance(out, Tensor) or out.shape != x_t.shape or not out.is_floating_point():
+        if not isinstance(out, Tensor) or (shape := out.shape) != x_t.shape:
             self._refuse(out, x_t, t)
         if before is not None and x_t._version != before:  # eps alone does not read it again
             raise ValueError(f"{self.name} changed its question x_t in place: let the network work on a copy of it")
         if plain and out.dtype == dtype:
-            return self.answers.own(out)
+            return out if shape in self.answers.fresh else self.answers.own(out)
+        if not out.is_floating_point():
+            self._refuse(out, x_t, t)
         own = torch.contiguous_format if self.channels_last else torch.preserve_format  # states stay contiguous
         answer = out.to(x_t.dtype, copy=self.compile is not False, memory_format=own)  # compiled: perhaps CUDA graphs
         return self.answers.own(answer) if answer is out else answer
 
     def _refuse(self, out: Any, x_t: Tensor, t: float | Tensor) -> NoReturn:
-        if not isinstance(out, Tensor):
-            raise TypeError(f"{self.name} answered with {type(out).__name__}; a network must answer with a tensor")
-        if not out.is_floating_point():
-            raise TypeError(f"{self.name} answered in {out.dtype}; a network must answer in floating-point numbers")
+        if not isinstance(out, Tensor) or not out.is_floating_point():
+            kind = out.dtype if isinstance(out, Tensor) else type(out).__name__
+            raise TypeError(f"{self.name} answered with {kind}; a network must answer with a tensor of floats")
         sigma = self.schedule.sigma(torch.as_tensor(t).flatten()[0]).item()
         raise ValueError(
             f"{self.name} was asked at sigma = {sigma:g} with x of shape {tuple(x_t.shape)} "

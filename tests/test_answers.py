@@ -104,7 +104,7 @@ def test_threads_may_ask_one_model():
                 asked.result()
     finally:
         sys.setswitchinterval(before)
-    assert not any(model.answers.again.values())
+    assert not model.answers.same
 
 
 @pytest.mark.parametrize("copied", [copy.copy, copy.deepcopy, lambda model: pickle.loads(pickle.dumps(model))])
@@ -128,7 +128,7 @@ def test_torch_func_and_tensors_without_memory_pass():
     hollow = Model(lambda x_t, t: x_t.sin(), VP.linear())
     for _ in range(3):
         assert hollow(x.to("meta"), 1.5).is_meta
-    assert not hollow.answers.again
+    assert not hollow.answers.fresh
 
 
 @pytest.mark.parametrize("prediction", ["eps", "v", "denoised", "flow"])
@@ -154,5 +154,5 @@ def test_a_network_that_changes_its_question_is_refused_where_that_is_read_again
 @pytest.mark.parametrize("dtype", [torch.complex64, torch.int64, torch.bool])
 def test_an_answer_that_is_no_floating_point_number_is_refused(dtype):
     model = Model(lambda x_t, t: x_t.to(dtype), VP.linear(), name="net")
-    with pytest.raises(TypeError, match=f"net answered in {dtype}; a network must answer in floating-point numbers"):
+    with pytest.raises(TypeError, match=f"net answered with {dtype}; a network must answer with a tensor of floats"):
         model(noise(), 1.5)
