@@ -54,10 +54,10 @@ class Callable(Method):
 
 
 def named(x_t, t):
-    return helper(x_t)
+    return inner(x_t)
 
 
-def helper(x):
+def inner(x):
     return NET(x)
 
 
