@@ -2,8 +2,6 @@
 
 import copy
 import pickle
-import sys
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import pytest
@@ -94,16 +92,20 @@ def test_of_many_shapes_few_answers_are_kept():
     assert len(model.answers.first) <= 4
 
 
-def test_threads_may_ask_one_model():
+class Raced(dict):
+    """What one thread has seen here is gone when it takes it: another was faster."""
+
+    def pop(self, key, *default):
+        super().pop(key, None)
+        return super().pop(key, *default)
+
+
+def test_threads_may_ask_one_model_about_many_shapes():
     model = Model(lambda x_t, t: x_t.neg(), VP.linear())
-    before = sys.getswitchinterval()
-    sys.setswitchinterval(1e-6)
-    try:
-        with ThreadPoolExecutor(8) as pool:
-            for asked in [pool.submit(copies_of, model, *range(1 + i % 3, 60)) for i in range(24)]:
-                asked.result()
-    finally:
-        sys.setswitchinterval(before)
+    model.answers.first = Raced()
+    for batch in (*range(1, 9), *range(1, 9)):
+        x = noise(batch)
+        assert torch.equal(model(x, 1.0), -x / 2**0.5)
     assert not model.answers.same
 
 

@@ -9,6 +9,7 @@ import odesampler as ods
 from odesampler.inputs import checked_cond
 from odesampler.streaming import facts
 from odesampler.streaming.facts import fact_of_seeds, hash_of
+from tests.counting import Live
 
 
 def test_the_hash_of_one_value_repeated_does_not_depend_on_how_often_or_how_it_was_said():
@@ -52,11 +53,12 @@ def test_one_value_repeated_a_thousand_million_times_is_hashed_at_once():
 def test_a_label_for_a_thousand_million_samples_is_looked_at_once():
     model = ods.load("digits")
     tracemalloc.start()
-    for cond in ({"label": 3}, None):
-        assert len(checked_cond(model, cond, 10**9)["label"]) == 10**9
-    with pytest.raises(ValueError, match="label 11 does not exist"):
-        checked_cond(model, {"label": 11}, 10**9)
-    assert tracemalloc.get_traced_memory()[1] < 10**6
+    with Live() as tensors:
+        for cond in ({"label": 3}, None):
+            assert len(checked_cond(model, cond, 10**9)["label"]) == 10**9
+        with pytest.raises(ValueError, match="label 11 does not exist"):
+            checked_cond(model, {"label": 11}, 10**9)
+    assert tensors.peak + tracemalloc.get_traced_memory()[1] < 10**6
     tracemalloc.stop()
 
 
