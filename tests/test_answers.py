@@ -103,7 +103,7 @@ class Raced(dict):
 def test_threads_may_ask_one_model_about_many_shapes():
     model = Model(lambda x_t, t: x_t.neg(), VP.linear())
     model.answers.first = Raced()
-    for batch in (*range(1, 9), *range(1, 9)):
+    for batch in (1, 1, *range(2, 9), 8):
         x = noise(batch)
         torch.testing.assert_close(model(x, 1.0), -x / 2**0.5)
     assert not model.answers.same
